@@ -1,0 +1,32 @@
+# Two commands do everything on a fresh machine: `make demo` and `make test`.
+PYTHON ?= python3
+BIN := .venv/bin
+OUT ?= demo-results
+RUN := $(BIN)/accelerate launch --num_processes 1 --num_machines 1 --mixed_precision no --dynamo_backend no
+FLAGS := --data digits --output-dir $(OUT) --overwrite
+
+.PHONY: demo test lint clean
+
+$(BIN)/.installed: requirements.txt requirements-dev.txt
+	$(PYTHON) -m venv .venv
+	$(BIN)/pip install --quiet --upgrade pip
+	$(BIN)/pip install --quiet -r requirements.txt -r requirements-dev.txt
+	touch $@
+
+# The three stages on the embedded digits, the control of stage 2, and one table of all of them.
+demo: $(BIN)/.installed
+	$(RUN) gen_condense.py $(FLAGS) --tag gan --steps 1500
+	$(RUN) pool_match.py $(FLAGS) --tag match --weight $(OUT)/gan --steps 300
+	$(RUN) pool_match.py $(FLAGS) --tag control --weight $(OUT)/gan --control-of $(OUT)/match
+	$(RUN) validate.py $(FLAGS) --tag test --ipc 50 --sampling fresh \
+	    --pretrain-weight stage1=$(OUT)/gan stage2=$(OUT)/match control=$(OUT)/control
+	$(BIN)/python sample.py --pretrain-weight $(OUT)/match --ipc 10 --seed 0 --output-dir $(OUT)/ipc10
+
+lint: $(BIN)/.installed
+	$(BIN)/ruff check .
+
+test: lint
+	$(BIN)/python -m pytest
+
+clean:
+	rm -rf .venv demo-results results

@@ -1,0 +1,57 @@
+"""What the hardware is asked to do: memory, precision and the Accelerator."""
+
+import contextlib
+import ctypes
+import platform
+from pathlib import Path
+
+import torch
+from accelerate import Accelerator
+
+from common.errors import UserError
+
+_M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_MAX = -1, -2, -4
+
+
+def keep_freed_memory():
+    """Tell glibc to keep freed memory instead of returning it to the kernel; elsewhere do nothing.
+
+    A training step on a CPU frees and asks for the same hundreds of megabytes again and again, and the kernel clears every
+    page that it hands out: often slower than the arithmetic done on it.
+    """
+    if platform.system() != "Linux" or platform.libc_ver()[0] != "glibc":
+        return
+    libc = ctypes.CDLL(None)
+    libc.mallopt(_M_MMAP_MAX, 0)
+    libc.mallopt(_M_TRIM_THRESHOLD, 2**31 - 1)
+    libc.mallopt(_M_TOP_PAD, 256 << 20)
+
+
+def native_bf16(device):
+    """True where `device` multiplies bfloat16 in hardware: CUDA sm_80 and newer, CPUs with AMX or AVX512-BF16."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_capability(device) >= (8, 0)
+    if device.type == "cpu" and Path("/proc/cpuinfo").exists():
+        return any(flag in Path("/proc/cpuinfo").read_text() for flag in (" amx_bf16", " avx512_bf16"))
+    return False
+
+
+def make_accelerator(precision="auto"):
+    """An `Accelerator` for `precision` (see `common.cli.PRECISIONS`), with memory and kernels set up for training."""
+    keep_freed_memory()
+    device = Accelerator().device
+    if precision == "auto":
+        precision = "bf16" if native_bf16(device) else "fp32"
+    if precision == "fp16" and device.type != "cuda":
+        raise UserError("--precision fp16 needs a GPU: use bf16 or fp32 here")
+    if device.type == "cuda":
+        torch.backends.cudnn.benchmark = True
+        torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = True
+    return Accelerator(mixed_precision={"fp32": "no"}.get(precision, precision))
+
+
+def autocast(accelerator):
+    """The accelerator's mixed precision as a context."""
+    if accelerator.mixed_precision == "no":
+        return contextlib.nullcontext()
+    return accelerator.autocast()

@@ -1,0 +1,18 @@
+"""Judging what was distilled: sources of images, students trained on them, statistics and reports."""
+
+from evaluation.sources import DistilledDataset, RealImages, balanced_labels, draw_set, load_source
+from evaluation.students import PROTOCOLS, SAMPLINGS, Protocol, Result, evaluate, evaluate_full
+
+__all__ = [
+    "PROTOCOLS",
+    "SAMPLINGS",
+    "DistilledDataset",
+    "Protocol",
+    "RealImages",
+    "Result",
+    "balanced_labels",
+    "draw_set",
+    "evaluate",
+    "evaluate_full",
+    "load_source",
+]

@@ -1,0 +1,44 @@
+"""What every conditional generator offers: rebuilding itself from its own files, and sampling that nothing can disturb."""
+
+import torch
+from diffusers import ConfigMixin, ModelMixin
+
+from common.rng import counter_normal
+
+SAMPLE_BATCH = 256
+
+
+def index_within_class(labels):
+    """How many earlier entries of `labels` [B] equal each entry: int64 [B]."""
+    order = torch.argsort(labels, stable=True)
+    ordered = labels[order]
+    position = torch.arange(len(labels), device=labels.device)
+    first = torch.searchsorted(ordered, ordered)  # where the run of equal labels begins
+    return torch.empty_like(position).scatter_(0, order, position - first)
+
+
+class ConditionalGenerator(ModelMixin, ConfigMixin):
+    """forward(noise [B, Z], labels [B]) -> images [B, C, H, W] in [-1, 1].
+
+    A diffusers model: `save_pretrained` writes config.json and safetensors, `from_pretrained` rebuilds it with no flags.
+    A subclass's `__init__` takes (size, channels, num_classes, dim_noise, ...) and calls `_describe` with the first four.
+    """
+
+    config_name = "config.json"
+
+    def _describe(self, size, channels, num_classes, dim_noise):
+        self.size, self.channels, self.num_classes, self.dim_noise = size, channels, num_classes, dim_noise
+
+    @torch.no_grad()
+    def sample(self, labels, seed):
+        """Images [B, C, H, W] in [-1, 1] for `labels` int64 [B], each a function of (seed, class, index within the class).
+
+        The batch, the number of processes and the other labels change nothing but the last bits of a float. The network
+        is used in eval mode and left as it was found.
+        """
+        was_training = self.training
+        self.eval()
+        noise = counter_normal(seed, labels, index_within_class(labels), self.dim_noise)
+        images = [self(z, y) for z, y in zip(noise.split(SAMPLE_BATCH), labels.split(SAMPLE_BATCH))]
+        self.train(was_training)
+        return torch.cat(images).float()

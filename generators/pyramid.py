@@ -1,0 +1,118 @@
+"""A residual generator and projection critic whose width shrinks as the resolution grows: the default.
+
+Residual blocks after SNGAN (Miyato et al., ICLR 2018), the critic's class term after Miyato and Koyama (ICLR 2018), the
+class-conditional normalisation of the generator after SAGAN and BigGAN with group statistics instead of the batch's, so that an
+image depends on its own noise alone, in training as in use.
+"""
+
+import math
+
+import torch
+from diffusers.configuration_utils import register_to_config
+from torch import nn
+from torch.nn import functional as F
+from torch.nn.utils.parametrizations import spectral_norm
+
+from generators.base import ConditionalGenerator
+
+
+def doublings(size):
+    """How often a grid of 4 to 7 pixels is doubled to reach `size`."""
+    return max(1, math.ceil(math.log2(size / 7)))
+
+
+def level_widths(size, width):
+    """Channels from the coarsest grid to the full resolution: `width` first, halved at each doubling, at least an eighth."""
+    return [max(width >> level, width // 8) for level in range(doublings(size) + 1)]
+
+
+class ConditionalNorm(nn.Module):
+    """Group norm whose gain and bias are looked up by class."""
+
+    def __init__(self, channels, num_classes):
+        super().__init__()
+        self.norm = nn.GroupNorm(math.gcd(channels, 8), channels, affine=False)
+        self.affine = nn.Embedding(num_classes, 2 * channels)
+        nn.init.normal_(self.affine.weight, 0, 0.02)
+
+    def forward(self, x, labels):
+        gain, bias = self.affine(labels)[:, :, None, None].chunk(2, dim=1)
+        return torch.addcmul(bias, self.norm(x), 1 + gain)  # [B, C, H, W]
+
+
+class UpBlock(nn.Module):
+    """norm, ReLU, double, 3×3, norm, ReLU, 3×3, beside a doubled 1×1 shortcut."""
+
+    def __init__(self, inputs, outputs, num_classes):
+        super().__init__()
+        self.norm1, self.norm2 = ConditionalNorm(inputs, num_classes), ConditionalNorm(outputs, num_classes)
+        self.conv1, self.conv2 = nn.Conv2d(inputs, outputs, 3, padding=1), nn.Conv2d(outputs, outputs, 3, padding=1)
+        self.shortcut = nn.Conv2d(inputs, outputs, 1)
+
+    def forward(self, x, labels):
+        h = F.interpolate(F.relu(self.norm1(x, labels)), scale_factor=2)
+        h = self.conv2(F.relu(self.norm2(self.conv1(h), labels)))
+        return h + F.interpolate(self.shortcut(x), scale_factor=2)  # [B, outputs, 2H, 2W]
+
+
+class PyramidGenerator(ConditionalGenerator):
+    """Noise and a class embedding to a grid of 4 to 7 pixels, then one residual block per doubling."""
+
+    @register_to_config
+    def __init__(self, size=32, channels=3, num_classes=10, dim_noise=100, width=128):
+        super().__init__()
+        self._describe(size, channels, num_classes, dim_noise)
+        widths = level_widths(size, width)
+        self.grid = -(-size // 2 ** doublings(size))
+        self.embed = nn.Embedding(num_classes, dim_noise)
+        self.linear = nn.Linear(2 * dim_noise, widths[0] * self.grid**2)
+        self.blocks = nn.ModuleList(UpBlock(a, b, num_classes) for a, b in zip(widths, widths[1:]))
+        self.norm = ConditionalNorm(widths[-1], num_classes)
+        self.to_image = nn.Conv2d(widths[-1], channels, 3, padding=1)
+
+    def forward(self, noise, labels):
+        """noise [B, Z], labels int64 [B] -> images [B, C, H, W] in [-1, 1]."""
+        x = self.linear(torch.cat([noise, self.embed(labels)], dim=1))
+        x = x.view(len(noise), -1, self.grid, self.grid)
+        for block in self.blocks:
+            x = block(x, labels)
+        x = torch.tanh(self.to_image(F.relu(self.norm(x, labels))))
+        top = (x.shape[-1] - self.size) // 2
+        return x[..., top : top + self.size, top : top + self.size]  # [B, C, H, W]
+
+
+class DownBlock(nn.Module):
+    """ReLU, 3×3, ReLU, 3×3, halve, beside a halved 1×1 shortcut; every convolution spectrally normalised."""
+
+    def __init__(self, inputs, outputs, first=False):
+        super().__init__()
+        self.first = first
+        self.conv1 = spectral_norm(nn.Conv2d(inputs, outputs, 3, padding=1))
+        self.conv2 = spectral_norm(nn.Conv2d(outputs, outputs, 3, padding=1))
+        self.shortcut = spectral_norm(nn.Conv2d(inputs, outputs, 1))
+
+    def forward(self, x):
+        h = x if self.first else F.relu(x)
+        h = self.conv2(F.relu(self.conv1(h)))
+        h = F.avg_pool2d(h, 2, ceil_mode=True)
+        return h + self.shortcut(F.avg_pool2d(x, 2, ceil_mode=True))  # [B, outputs, H/2, W/2]
+
+
+class PyramidCritic(nn.Module):
+    """One residual block per halving, one more at the coarsest grid, and a score that knows the class by projection."""
+
+    def __init__(self, size=32, channels=3, num_classes=10, width=128):
+        super().__init__()
+        widths = [channels] + level_widths(size, width)[::-1][1:]
+        self.blocks = nn.ModuleList(DownBlock(a, b, first=index == 0) for index, (a, b) in enumerate(zip(widths, widths[1:])))
+        self.last = spectral_norm(nn.Conv2d(width, width, 3, padding=1))
+        self.score = spectral_norm(nn.Linear(width, 1))
+        self.project = spectral_norm(nn.Embedding(num_classes, width))
+
+    def forward(self, images, labels):
+        """images [B, C, H, W] in [-1, 1], labels int64 [B] -> (score [B], None): there is no auxiliary classifier."""
+        x = images
+        for block in self.blocks:
+            x = block(x)
+        x = F.relu(x + self.last(F.relu(x))).sum(dim=(2, 3))  # [B, width]
+        return self.score(x)[:, 0] + (self.project(labels) * x).sum(1), None

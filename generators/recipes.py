@@ -1,0 +1,47 @@
+"""Named recipes: which networks, which losses and which schedule. A flag overrides any one field."""
+
+from dataclasses import dataclass, replace
+
+from common.errors import UserError
+from generators.dim import DiMCritic, DiMGenerator
+from generators.pyramid import PyramidCritic, PyramidGenerator
+
+NETWORKS = {"dim": (DiMGenerator, DiMCritic), "pyramid": (PyramidGenerator, PyramidCritic)}
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """One row of the table; the field names are the flags of `gen_condense.py`."""
+
+    generator: str          # a key of NETWORKS; its critic comes with it
+    loss: str               # a key of losses.CRITIC_LOSSES
+    gradient_penalty: float  # weight of the penalty, 0 for none
+    lr: float               # Adam's learning rate of the generator
+    lr_critic: float        # and of the critic
+    beta2: float            # Adam's second beta; the first is 0
+    batch_size: int         # images a step, over all processes
+    width: int              # channels of the generator's coarsest grid (dim: of every layer)
+    dim_noise: int          # entries of the noise vector
+    ema: float              # decay of the averaged weights, 0 for none
+    gan_aug: str            # differentiable augmentation of what the critic sees (Zhao et al., NeurIPS 2020)
+    epochs: int             # passes over the real images
+
+
+RECIPES = {
+    "pyramid": Recipe("pyramid", "hinge", 0.0, 2e-4, 4e-4, 0.99, 64, 128, 100, 0.999, "color_crop_cutout", 200),
+    "dim": Recipe("dim", "wgan-gp", 10.0, 1e-4, 1e-4, 0.9, 128, 196, 100, 0.0, "none", 150),
+}
+
+
+def recipe_of(state, path):
+    """The recipe of a training state: the one saved with it, or `dim` with the widths of a published checkpoint's tensors.
+
+    Raises UserError, naming `path`, for a state that is neither.
+    """
+    try:
+        if "recipe" in state:
+            return Recipe(**state["recipe"])
+        linear, image = list(state["generator"].values())[0], list(state["generator"].values())[-2]
+        return replace(RECIPES["dim"], width=image.shape[1], dim_noise=linear.shape[1])
+    except (KeyError, TypeError, IndexError, AttributeError):
+        raise UserError(f"{path} is not a checkpoint of this suite or of the published DiM code") from None

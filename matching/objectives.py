@@ -1,0 +1,147 @@
+"""Objectives: what a classifier must see alike in real and synthetic images.
+
+Each is called as `objective(classifier, real, fake, labels)` with standardised images real, fake [k, n, C, H, W], n of each of k
+classes, and labels int64 [k], and returns a 0-dim loss: the mean over the k classes. Only `fake` carries a gradient.
+"""
+
+from dataclasses import dataclass
+from typing import Callable
+
+import torch
+from torch.func import functional_call, grad, vmap
+from torch.nn import functional as F
+
+
+def log_probabilities(real, fake):
+    """Mean squared difference of log-softmax, image by image: real, fake [..., K] (DiM, eq. 5; its code weights it by 0.01)."""
+    return (F.log_softmax(real, -1) - F.log_softmax(fake, -1)).square().mean()
+
+
+def moments(real, fake):
+    """Difference of per-class mean and standard deviation, in units of the real images' spread: real, fake [k, n, D]."""
+    spread = real.var(dim=1, correction=0).mean(dim=0) + 1e-6  # [D], of a class around its own mean
+    means = (real.mean(1) - fake.mean(1)).square() / spread
+    deviations = (_deviation(real) - _deviation(fake)).square() / spread
+    return (means + deviations).mean()
+
+
+def _deviation(x):
+    return (x.var(dim=1, correction=0) + 1e-6).sqrt()
+
+
+def class_means(real, fake):
+    """Squared distance of the class means, summed over features: real, fake [k, n, D] (DM, arXiv 2110.04181, eq. 5)."""
+    return (real.mean(1) - fake.mean(1)).square().sum(-1).mean()
+
+
+def energy(real, fake):
+    """Energy distance of each class's two samples, relative to the real sample's own spread: real, fake [k, n, D].
+
+    2 E|x-y| - E|x-x'| - E|y-y'| (Székely and Rizzo, 2013), which is zero only where the distributions agree.
+    """
+    n, m = real.shape[1], fake.shape[1]
+    within_real = torch.cdist(real, real).sum((1, 2)) / (n * (n - 1))
+    # cdist has no gradient at distance zero, which is where the diagonal lies: sqrt of a floored square has one.
+    squares = (fake.unsqueeze(2) - fake.unsqueeze(1)).square().sum(-1) if fake.shape[-1] <= 16 else _squares(fake)
+    within_fake = (squares + 1e-8).sqrt().sum((1, 2)) / (m * (m - 1))
+    return ((2 * torch.cdist(real, fake).mean((1, 2)) - within_real - within_fake) / within_real).mean()
+
+
+def _squares(x):
+    norms = x.square().sum(-1)
+    return (norms.unsqueeze(2) + norms.unsqueeze(1) - 2 * x @ x.transpose(1, 2)).clamp_min(0)
+
+
+def distance(x, y, metric):
+    """Distance of two tensors as the published gradient-matching code takes it.
+
+    dc: 1 - cosine per output neuron, summed, nothing for 1-d tensors (DC, ICLR 2021, appendix A) · cos: the same without the
+    reshaping, with every 1-d element a row of its own (IDC) · mse, l1: summed · l1_mean: averaged per first index, summed.
+    """
+    if metric == "mse":
+        return (x - y).square().sum()
+    if metric == "l1":
+        return (x - y).abs().sum()
+    rows = x.shape[0]
+    if metric == "l1_mean":
+        return (x - y).abs().reshape(rows, -1).mean(-1).sum()
+    if metric == "dc":
+        if x.dim() == 1:
+            return (x - y).sum() * 0
+        if x.dim() == 3:  # LayerNorm [C, H, W]
+            x, y = x.flatten(1), y.flatten(1)
+    x, y = x.reshape(rows, -1), y.reshape(rows, -1)
+    return (1 - (x * y).sum(-1) / (x.norm(dim=-1) * y.norm(dim=-1) + 1e-6)).sum()
+
+
+METRICS = ("l1", "mse", "cos", "dc", "l1_mean")
+
+
+def gradients(classifier, images, labels):
+    """The classifier's gradient of the mean cross-entropy, per class: a list of [k, *parameter], images [k, n, C, H, W]."""
+    parameters = {name: value.detach() for name, value in classifier.named_parameters()}
+    buffers = dict(classifier.named_buffers())
+
+    def loss(parameters, batch, label):
+        logits = functional_call(classifier, (parameters, buffers), (batch,))
+        return F.cross_entropy(logits, label.expand(len(batch)))
+
+    return list(vmap(grad(loss), in_dims=(None, 0, 0))(parameters, images, labels).values())
+
+
+def gradient_distance(real, fake, metric):
+    """Sum over parameter tensors of `distance`; every metric but dc leaves out biases, norms and the last layer, as IDC does."""
+    return sum(distance(x, y, metric) for x, y in zip(real, fake) if metric == "dc" or x.dim() > 2)
+
+
+def _match_logit(classifier, real, fake, labels):
+    return log_probabilities(*_see(classifier, classifier.forward, real, fake))
+
+
+def _match_embeddings(criterion):
+    def objective(classifier, real, fake, labels):
+        return criterion(*_see(classifier, classifier.embed, real, fake))
+
+    return objective
+
+
+def _see(classifier, view, real, fake):
+    """`view` of both batches in one dtype: [k, n, ...] each, the real one without a graph."""
+    with torch.no_grad():
+        seen = view(real.flatten(0, 1)).float().unflatten(0, real.shape[:2])
+    return seen, view(fake.flatten(0, 1)).float().unflatten(0, fake.shape[:2])
+
+
+def _match_feature(classifier, real, fake, labels):
+    """Class means of every block's activations, l1, summed (IDC's feature matching, per class)."""
+    with torch.no_grad():
+        targets = [x.float().unflatten(0, real.shape[:2]).mean(1) for x in classifier.features(real.flatten(0, 1))]
+    seen = [x.float().unflatten(0, fake.shape[:2]).mean(1) for x in classifier.features(fake.flatten(0, 1))]
+    return sum((x - y).abs().sum() for x, y in zip(targets, seen)) / len(real)
+
+
+def _match_gradient(classifier, real, fake, labels, metric="l1"):
+    with torch.no_grad():
+        target = [g.detach() for g in gradients(classifier, real, labels)]
+    seen = gradients(classifier, fake, labels)
+    per_class = vmap(lambda x, y: gradient_distance(x, y, metric))(target, seen)
+    return per_class.mean()
+
+
+@dataclass(frozen=True)
+class Objective:
+    """A row of the table: the function, and the weight that it has beside the adversarial loss unless a flag says otherwise."""
+
+    function: Callable
+    weight: float
+    source: str
+
+
+OBJECTIVES = {
+    "logit": Objective(_match_logit, 0.01, "DiM"),
+    "feature": Objective(_match_feature, 0.001, "DiM, IDC"),
+    "grad": Objective(_match_gradient, 0.001, "DiM, IDC"),
+    "mean": Objective(_match_embeddings(class_means), 1.0, "DM"),
+    "moments": Objective(_match_embeddings(moments), 1.0, "mean and standard deviation of embeddings, per class"),
+    "energy": Objective(_match_embeddings(energy), 1.0, "energy distance of embeddings, per class"),
+}

@@ -1,0 +1,106 @@
+"""Selectors: which real images a matching step compares with."""
+
+import torch
+
+from common.rng import stream
+from pools import embed_images
+
+
+def kmeans(points, k, generator=None, centroids=None, iterations=100, tolerance=1e-4):
+    """Lloyd's algorithm for G groups at once, from k-means++ starts (Arthur and Vassilvitskii, 2007).
+
+    points [G, N, D]; k clusters; `centroids` [G, k, D], if given, are the start. Stops when the centroids' squared movement,
+    summed, falls below `tolerance` in every group. Returns (centroids [G, k, D], assignment int64 [G, N]); the assignment is
+    to the centroids returned, and an empty cluster keeps its centroid.
+    """
+    groups, count, dim = points.shape
+    centroids = _plus_plus(points, k, generator) if centroids is None else centroids
+    for _ in range(iterations):
+        assignment = _nearest(points, centroids)
+        slots = assignment.unsqueeze(-1).expand(-1, -1, dim)
+        sums = torch.zeros_like(centroids).scatter_add_(1, slots, points)
+        sizes = torch.zeros(groups, k, device=points.device).scatter_add_(1, assignment, torch.ones_like(points[..., 0]))
+        moved = torch.where(sizes.unsqueeze(-1) > 0, sums / sizes.clamp_min(1).unsqueeze(-1), centroids)
+        movement = (moved - centroids).square().sum((1, 2)).max()
+        centroids = moved
+        if movement < tolerance:
+            break
+    return centroids, _nearest(points, centroids)
+
+
+def _distances(points, centroids):
+    """Squared distances [G, N, k] less the points' own squares, which no comparison of centroids needs."""
+    return centroids.square().sum(-1).unsqueeze(1) - 2 * points @ centroids.transpose(1, 2)
+
+
+def _nearest(points, centroids):
+    return _distances(points, centroids).argmin(-1)
+
+
+def _plus_plus(points, k, generator):
+    groups, count, _ = points.shape
+    rows = torch.arange(groups, device=points.device)
+    draw = lambda: torch.rand(groups, generator=generator).to(points.device)
+    chosen = [points[rows, (draw() * count).long()]]
+    gap = (points - chosen[0].unsqueeze(1)).square().sum(-1)  # [G, N], to the nearest start so far
+    for _ in range(k - 1):
+        steps = gap.double().cumsum(1)
+        next_row = torch.searchsorted(steps, (draw().double() * steps[:, -1]).unsqueeze(1)).squeeze(1).clamp_max(count - 1)
+        chosen.append(points[rows, next_row])
+        gap = torch.minimum(gap, (points - chosen[-1].unsqueeze(1)).square().sum(-1))
+    return torch.stack(chosen, 1)
+
+
+def representatives(points, k, generator):
+    """The rows nearest to the k centroids of each group (DREAM, arXiv 2302.14416): int64 [G, k] for points [G, N, D]."""
+    centroids, _ = kmeans(points, k, generator, iterations=30)
+    return (_distances(points, centroids)).argmin(1)
+
+
+class Uniform:
+    """`count` real images of a class, drawn without replacement while they last, anew at every step."""
+
+    def __init__(self, split, num_classes, count, seed, **unused):
+        self.split, self.count, self.seed = split, count, seed
+        self.rows = [torch.nonzero(split.labels == label)[:, 0].cpu() for label in range(num_classes)]
+
+    def indices(self, classes, step):
+        """Rows of the split for `classes` (a list of k labels): int64 [k, count]."""
+        return torch.stack([self._draw(label, self.count, step) for label in classes])
+
+    def _draw(self, label, count, step):
+        rows, generator = self.rows[label], stream(self.seed, "select", label, step)
+        if count <= len(rows):
+            return rows[torch.randperm(len(rows), generator=generator)[:count]]
+        return rows[torch.randint(len(rows), (count,), generator=generator)]
+
+
+class Dream(Uniform):
+    """The images nearest to the centroids of a clustering of each class, refreshed every `interval` steps.
+
+    Each refresh embeds `candidates` images of every class, drawn uniformly, as one member of the pool sees them.
+    """
+
+    def __init__(self, split, num_classes, count, seed, *, pool, interval, candidates, spec):
+        super().__init__(split, num_classes, count, seed)
+        self.pool, self.interval, self.spec = pool, interval, spec
+        self.candidates = min(candidates, min(len(rows) for rows in self.rows))
+        self._epoch, self._selected = None, None
+
+    def indices(self, classes, step):
+        if self.candidates <= self.count:  # too few images to choose from
+            return super().indices(classes, step)
+        if step // self.interval != self._epoch:
+            self._epoch = step // self.interval
+            self._selected = self._select(self._epoch * self.interval)
+        return self._selected[classes]
+
+    def _select(self, step):
+        generator = stream(self.seed, "dream", step)
+        rows = torch.stack([self._draw(label, self.candidates, step) for label in range(len(self.rows))])
+        images = self.split.images[rows.flatten().to(self.split.images.device)]
+        points = embed_images(self.pool.draw(generator), images, self.spec).float().unflatten(0, rows.shape)
+        return rows.gather(1, representatives(points, self.count, generator).cpu())
+
+
+SELECTORS = {"dream": Dream, "random": Uniform}

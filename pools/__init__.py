@@ -1,0 +1,16 @@
+"""Classifiers, the loop that trains them, and the pool that pretrains, keeps and draws them."""
+
+from pools.classifiers import CLASSIFIERS, build_classifier
+from pools.pool import ClassifierPool
+from pools.training import SCHEDULES, accuracy, embed_images, epoch_batches, train_classifier
+
+__all__ = [
+    "CLASSIFIERS",
+    "SCHEDULES",
+    "ClassifierPool",
+    "accuracy",
+    "build_classifier",
+    "embed_images",
+    "epoch_batches",
+    "train_classifier",
+]

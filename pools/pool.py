@@ -1,0 +1,169 @@
+"""The pool: classifiers pretrained on the real images and kept, from early to late in their training, on disk."""
+
+import hashlib
+import json
+import os
+from dataclasses import asdict
+from functools import partial
+from pathlib import Path
+
+import safetensors.torch
+import torch
+from tqdm.auto import tqdm
+
+from common.device import autocast
+from common.errors import UserError
+from common.rng import stream
+from common.run import read_json, write_json
+from data import Augment
+from pools.classifiers import build_classifier
+from pools.training import accuracy, epoch_batches, split_batches, train_classifier
+
+_FORMAT = 1  # raise it when the same definition comes to mean other weights
+_FIRST_SNAPSHOT = 1 / 16  # of the training steps
+
+
+class ClassifierPool:
+    """Snapshots of pretrained classifiers, `len(pool)` in all; `pool[i]` is one of them, on the device, frozen, in eval mode.
+
+    Args:
+        dataset: a `Dataset`; members learn from `train` and are scored on `held_out`.
+        folder: the pool lies in a folder of its own inside, named by a hash of all that defines the pool, as pool.json and
+            safetensors. A pool that is there already is used as it is; only members that miss a sound file are trained.
+        accelerator: the Accelerate `Accelerator`; its main process trains and writes while the others wait.
+        names: keys of `CLASSIFIERS`.
+        members: networks of each name, different in weights and in order of the images.
+        epochs, batch_size (images), lr, aug_type: of the pretraining.
+        snapshots: kept of each member, at steps that grow geometrically from a sixteenth of its training to all of it.
+        seed: of all draws.
+        options: keywords of `build_classifier` for a name, e.g. `{"convnet": {"width": 64}}`.
+    Raises UserError for bad options and a folder that cannot be written.
+    """
+
+    def __init__(self, dataset, folder, accelerator, *, names=("convnet",), members=4, epochs=20, snapshots=5, batch_size=64,
+                 lr=0.01, aug_type="color_crop_cutout_flip_scale_rotate", seed=0, options=None):
+        self.spec, self.device = dataset.spec, accelerator.device
+        self.definition = {
+            "format": _FORMAT, "data": asdict(dataset.spec), "images": _fingerprint(dataset.train), "names": list(names),
+            "members": members, "epochs": epochs, "snapshots": snapshots, "batch_size": batch_size, "lr": lr,
+            "aug_type": aug_type, "seed": seed, "options": options or {},
+        }
+        self.dir = Path(folder) / _digest(json.dumps(self.definition, sort_keys=True).encode())
+        self._members = [name for name in names for _ in range(members)]
+        steps_per_epoch = len(split_batches(torch.arange(len(dataset.train)), batch_size))
+        self._steps = snapshot_steps(epochs * steps_per_epoch, snapshots)
+        self._models = {}
+        if accelerator.is_main_process:
+            try:
+                self._pretrain(dataset, accelerator)
+            except OSError as error:
+                raise UserError(f"the classifier pool {self.dir} cannot be written ({error.strerror}): choose another folder")
+        accelerator.wait_for_everyone()
+        self._rows = read_json(self.dir / "pool.json")["snapshots"]
+
+    def __len__(self):
+        return len(self._rows)
+
+    def __getitem__(self, index):
+        if index not in self._models:
+            row = self._rows[index]
+            model = self._build(row["member"])
+            model.load_state_dict(safetensors.torch.load_file(self.dir / row["file"]))
+            self._models[index] = model.to(self.device).eval().requires_grad_(False)
+        return self._models[index]
+
+    def draw(self, generator):
+        """A member and snapshot, all equally likely, by the next draw of `generator`."""
+        return self[int(torch.randint(len(self), (), generator=generator, device=generator.device))]
+
+    def table(self):
+        """One dict per snapshot, in the order of the indices: member, name, step, held_out_accuracy (per cent), file, digest."""
+        return [dict(row) for row in self._rows]
+
+    def _build(self, member):
+        name, spec = self._members[member], self.spec
+        return build_classifier(name, spec.channels, spec.size, spec.num_classes,
+                                generator=stream(self.definition["seed"], "pool", member, "weights"),
+                                **self.definition["options"].get(name, {}))
+
+    def _pretrain(self, dataset, accelerator):
+        """Train the members that lack a sound snapshot, and record each as soon as it is done."""
+        rows = self._sound_rows()
+        complete = [[row["step"] for row in rows if row["member"] == member] == self._steps
+                    for member in range(len(self._members))]
+        missing = [member for member, done in enumerate(complete) if not done]
+        if not missing:
+            return
+        self.dir.mkdir(parents=True, exist_ok=True)
+        dataset = dataset.to(self.device)
+        with tqdm(total=len(missing) * self._steps[-1], desc="pretraining the pool", unit="step") as progress:
+            for member in missing:
+                rows = [row for row in rows if row["member"] != member]
+                rows += self._train_member(member, dataset, partial(autocast, accelerator), progress)
+                rows.sort(key=lambda row: (row["member"], row["step"]))
+                write_json(self.dir / "pool.json", {**self.definition, "snapshots": rows})
+
+    def _train_member(self, member, dataset, context, progress):
+        """Train one member, write its snapshots and return their rows."""
+        settings, spec = self.definition, self.spec
+        model = self._build(member).to(self.device)
+        augment = Augment(settings["aug_type"], spec)
+        rows = []
+
+        def batches(epoch):
+            generator = stream(settings["seed"], "pool", member, "epoch", epoch)
+            return epoch_batches(dataset.train.images, dataset.train.labels, spec, augment, settings["batch_size"], generator)
+
+        def on_step(step):
+            progress.update()
+            if step in self._steps:
+                file = f"{member:02d}-{self._members[member]}-{step:06d}.safetensors"
+                scored = accuracy(model, dataset.held_out.images, dataset.held_out.labels, spec, autocast=context)
+                rows.append({"member": member, "name": self._members[member], "step": step, "held_out_accuracy": scored,
+                             "file": file, "digest": _write_weights(self.dir / file, model)})
+
+        train_classifier(model, batches, epochs=settings["epochs"], lr=settings["lr"], autocast=context, on_step=on_step)
+        return [{**row, "held_out_accuracy": row["held_out_accuracy"].item()} for row in rows]
+
+    def _sound_rows(self):
+        """The rows of pool.json whose file is as it was written."""
+        try:
+            rows = read_json(self.dir / "pool.json")["snapshots"]
+            return [row for row in rows if (self.dir / row["file"]).is_file()
+                    and _digest((self.dir / row["file"]).read_bytes()) == row["digest"]]
+        except (UserError, KeyError, TypeError):  # no pool.json yet, or a damaged one
+            return []
+
+
+def snapshot_steps(total, count):
+    """`count` different steps up to `total`, growing geometrically from a sixteenth of it; only the last one if `count` is 1.
+
+    Raises UserError if there are fewer steps than that.
+    """
+    if total < count:
+        raise UserError(f"a classifier of the pool is trained for {total} steps only, which cannot give {count} snapshots: "
+                        "train it for more epochs or keep fewer snapshots")
+    steps = []
+    for index in range(count):
+        wanted = round(total * _FIRST_SNAPSHOT ** (1 - index / (count - 1))) if count > 1 else total
+        earliest, latest = (steps[-1] if steps else 0) + 1, total - (count - 1 - index)
+        steps.append(min(max(wanted, earliest), latest))
+    return steps
+
+
+def _digest(data):
+    return hashlib.blake2b(data, digest_size=16).hexdigest()
+
+
+def _fingerprint(split):
+    """A digest of the images and labels of a `Split`."""
+    return _digest(split.images.cpu().numpy().tobytes() + split.labels.cpu().numpy().tobytes())
+
+
+def _write_weights(path, model):
+    """Write the weights so that a reader sees all of the file or nothing, and return the digest of its bytes."""
+    data = safetensors.torch.save({name: value.detach().cpu().contiguous() for name, value in model.state_dict().items()})
+    partial_file = path.with_name(path.name + ".partial")
+    partial_file.write_bytes(data)
+    os.replace(partial_file, path)
+    return _digest(data)

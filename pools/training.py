@@ -1,0 +1,119 @@
+"""The one loop that trains a classifier, be it a member of the pool or a student of the evaluation, and what reads it out."""
+
+import math
+from contextlib import nullcontext
+
+import torch
+import torch.nn.functional as F
+
+from common.errors import UserError
+from data.images import standardise, to_signed
+
+SCHEDULES = {
+    "cosine": lambda progress: (1 + math.cos(math.pi * progress)) / 2,
+    "step": lambda progress: 0.2 ** ((progress >= 2 / 3) + (progress >= 5 / 6)),
+    "constant": lambda progress: 1.0,
+}
+"""The learning rate as a multiple of its first value, by the fraction of the epochs done; "step" is IDC's."""
+
+_CHECK_INTERVAL = 50  # steps at least between looks at the loss, each of which makes the host wait for the device
+
+
+def train_classifier(model, batches, *, epochs, lr=0.01, momentum=0.9, weight_decay=5e-4, schedule="cosine",
+                     autocast=nullcontext, on_epoch=None, on_step=None):
+    """Train `model` in place by cross-entropy with SGD, and return the mean loss of the last epoch, a 0-dim tensor.
+
+    Args:
+        model: images `[B, C, H, W]` -> logits `[B, K]`; left in train mode.
+        batches: `batches(epoch)` yields (standardised and augmented images, int64 labels `[B]`) on the model's device.
+        epochs: number of calls of `batches`, at least 1.
+        schedule: a key of `SCHEDULES`; the learning rate changes between epochs.
+        autocast: makes the context of each forward pass.
+        on_epoch: called after each epoch with (epochs done, mean loss as a 0-dim tensor).
+        on_step: called after each step with the number of steps done.
+    Raises UserError when the loss is no longer finite.
+    """
+    optimizer = torch.optim.SGD(model.parameters(), lr, momentum=momentum, weight_decay=weight_decay)
+    scaler = _loss_scaler(next(model.parameters()).device.type, autocast)
+    factor = SCHEDULES[schedule]
+    step = last_check = 0
+    for epoch in range(epochs):
+        model.train()
+        optimizer.param_groups[0]["lr"] = lr * factor(epoch / epochs)
+        total, count = 0, 0
+        for images, labels in batches(epoch):
+            with autocast():
+                logits = model(images)  # B,K
+            loss = F.cross_entropy(logits.float(), labels)
+            optimizer.zero_grad()
+            scaler.scale(loss).backward()
+            scaler.step(optimizer)
+            scaler.update()
+            total, count, step = total + loss.detach() * len(labels), count + len(labels), step + 1
+            if on_step:
+                on_step(step)
+        mean = total / count
+        if step - last_check >= _CHECK_INTERVAL or epoch == epochs - 1:
+            # A loss that is not finite leaves weights that are not finite, so a later look sees it too.
+            if not torch.isfinite(mean):
+                raise UserError(f"the loss of a classifier is {mean.item()} after {step} steps: lower its --lr, now {lr:g}")
+            last_check = step
+        if on_epoch:
+            on_epoch(epoch + 1, mean)
+    return mean
+
+
+def _loss_scaler(device_type, autocast):
+    """The gradient scaler that float16 needs and that other precisions pass through."""
+    with autocast():
+        half = torch.is_autocast_enabled(device_type) and torch.get_autocast_dtype(device_type) == torch.float16
+    return torch.amp.GradScaler(device_type, enabled=half)
+
+
+def epoch_batches(images, labels, spec, augment, batch_size, generator):
+    """Yield one epoch of (standardised and augmented images, labels) in an order drawn from `generator`, every image once.
+
+    Args: images, uint8 `[N, C, H, W]`; labels, int64 `[N]`; augment, an `Augment` or None.
+    """
+    order = torch.randperm(len(labels), generator=generator, device=generator.device).to(labels.device)
+    for rows in split_batches(order, batch_size):
+        batch = standardise(to_signed(images[rows]), spec)  # B,C,H,W
+        yield augment(batch, generator) if augment else batch, labels[rows]
+
+
+def split_batches(order, batch_size):
+    """Cut a tensor into pieces of `batch_size`, of which the last may be short.
+
+    A last piece of one element joins the piece before it: batch norm cannot be trained on a single image.
+    """
+    pieces = list(order.split(batch_size))
+    if len(pieces) > 1 and len(pieces[-1]) == 1:
+        pieces[-2:] = [torch.cat(pieces[-2:])]
+    return pieces
+
+
+def accuracy(model, images, labels, spec, batch_size=512, autocast=nullcontext):
+    """Percentage of `images` (uint8 `[N, C, H, W]`) that `model` classifies as `labels`, in eval mode: a 0-dim tensor.
+
+    The model's own mode is restored.
+    """
+    logits = _outputs(model, model.__call__, images, spec, batch_size, autocast)  # N,K
+    return (logits.argmax(1) == labels).float().mean() * 100
+
+
+def embed_images(model, images, spec, batch_size=512, autocast=nullcontext):
+    """Embeddings of `images` (uint8 `[N, C, H, W]`) by `model` in eval mode: float32 `[N, D]`, without gradient.
+
+    The model's own mode is restored.
+    """
+    return _outputs(model, model.embed, images, spec, batch_size, autocast).float()
+
+
+@torch.no_grad()
+def _outputs(model, function, images, spec, batch_size, autocast):
+    training = model.training
+    model.eval()
+    with autocast():
+        outputs = [function(standardise(to_signed(batch), spec)) for batch in images.split(batch_size)]
+    model.train(training)
+    return torch.cat(outputs)

@@ -1,0 +1,98 @@
+"""Export a distilled set: IPC images of every class as pictures, as one tensor file and as a contact sheet.
+
+    python sample.py --pretrain-weight results/match --ipc 10 --seed 0 --output-dir results/set
+
+The seed names the set: the same command writes the same bytes. (It always draws on the CPU, because a GPU may round otherwise
+from one run to the next.)
+"""
+
+import json
+import re
+import shutil
+from pathlib import Path
+
+from PIL import Image
+from safetensors.torch import save_file
+from torchvision.utils import make_grid
+from tqdm import tqdm
+
+from common.cli import COUNT, SEED, Parser, run_script
+from common.errors import UserError
+from common.run import find_run, read_json
+from evaluation import draw_set, load_source
+
+
+def parse_args(argv=None):
+    parser = Parser(description=__doc__.split("\n")[0])
+    parser.add_argument("--pretrain-weight", type=Path, required=True, metavar="PATH",
+                        help="a run's folder, a saved model's folder or a checkpoint file of the published DiM code")
+    parser.add_argument("--ipc", type=COUNT, default=10, help="images per class")
+    parser.add_argument("--seed", type=SEED, default=0, help="name of the set: another seed, other images")
+    parser.add_argument("--output-dir", type=Path, default=Path("results/set"), help="folder for images/, set.safetensors "
+                        "and sheet.png; an earlier set there is replaced")
+    return parser.parse_args(argv)
+
+
+def describe(path, num_classes):
+    """What is known of the data set that the source at `path` was distilled from: a dict with `classes` at least."""
+    folder = find_run(path)
+    spec = read_json(folder / "config.json").get("dataset") if folder else None
+    if isinstance(spec, dict) and len(spec.get("classes", ())) == num_classes:
+        return spec
+    return {"classes": [f"{label:0{len(str(num_classes - 1))}d}" for label in range(num_classes)]}
+
+
+def folder_names(classes):
+    """The classes' names as folders that any file system takes, all different."""
+    names = [re.sub(r"[^\w.-]+", "_", str(name)).strip(".")[:100] for name in classes]
+    if "" in names or len({name.lower() for name in names}) < len(names):
+        names = [f"{label:0{len(str(len(names) - 1))}d}_{name}" for label, name in enumerate(names)]
+    return names
+
+
+def to_picture(image):
+    """A uint8 tensor [C, H, W] as a PIL image."""
+    return Image.fromarray((image[0] if len(image) == 1 else image.permute(1, 2, 0)).contiguous().numpy())
+
+
+def prepare(folder):
+    """Make the output folder, and remove the set that an earlier call left in it."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"--output-dir {folder} cannot be made ({error.strerror}): name another folder")
+    if (folder / "images").exists():
+        if not (folder / "set.safetensors").exists():
+            raise UserError(f"--output-dir {folder} holds images that are not an earlier set: name another folder")
+        shutil.rmtree(folder / "images")
+
+
+def main():
+    args = parse_args()
+    source = load_source(args.pretrain_weight)
+    if source.channels not in (1, 3):
+        raise UserError(f"--pretrain-weight {args.pretrain_weight} makes images of {source.channels} channels: "
+                        "pictures are grey or RGB")
+    prepare(args.output_dir)
+    images, labels = draw_set(source, args.ipc, args.seed)
+    facts = describe(args.pretrain_weight, source.num_classes) | {"seed": args.seed, "ipc": args.ipc}
+
+    # One entry, because the file keeps several in no particular order.
+    save_file({"images": images, "labels": labels}, args.output_dir / "set.safetensors",
+              metadata={"set": json.dumps(facts, sort_keys=True)})
+    by_class = images.unflatten(0, (source.num_classes, args.ipc))  # K,N,C,H,W
+    for name, members in zip(folder_names(facts["classes"]), tqdm(by_class, "sample", unit="class")):
+        folder = args.output_dir / "images" / name
+        folder.mkdir(parents=True)
+        for index, image in enumerate(members):
+            to_picture(image).save(folder / f"{index:05d}.png")
+    columns = min(args.ipc, 10)
+    zoom = max(1, 32 // source.size)  # tiny images are shown in larger pixels
+    shown = by_class[:, :columns].flatten(0, 1).repeat_interleave(zoom, 2).repeat_interleave(zoom, 3)
+    sheet = make_grid(shown, nrow=columns, padding=2)
+    to_picture(sheet).save(args.output_dir / "sheet.png")
+    print(f"{len(labels)} images: {args.output_dir}")
+
+
+if __name__ == "__main__":
+    run_script(main)

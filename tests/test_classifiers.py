@@ -1,0 +1,130 @@
+"""Classifiers: parity with the published networks, every image size, and the training loop."""
+
+import pytest
+import torch
+from parity_fixtures import (
+    VARIANTS,
+    assert_close,
+    fixture_input,
+    fixture_names,
+    fixture_outputs,
+    fixture_state,
+    load_positionally,
+    uniform_hash,
+)
+
+from common.errors import UserError
+from pools import CLASSIFIERS, build_classifier
+
+FULL = {"width": 64, "stem": "large"}
+CONVNET_OPTIONS = {
+    "norm_batch": {"norm": "batch"}, "norm_layer": {"norm": "layer"}, "norm_group": {"norm": "group"},
+    "norm_none": {"norm": "none"}, "depth1": {"depth": 1}, "depth2": {"depth": 2}, "depth4": {"depth": 4},
+    "depth5": {"depth": 5}, "im64_depth4": {"depth": 4}, "width32": {"width": 32}, "width64": {"width": 64},
+    "width256": {"width": 256}, "sigmoid": {"activation": "sigmoid"}, "leakyrelu": {"activation": "leakyrelu"},
+    "maxpool": {"pooling": "max"}, "nopool": {"pooling": "none"}, "c1_28": {}, "": {},
+}
+RESNET_OPTIONS = {
+    "cifar10": {}, "cifar10_instance": {"norm": "instance"}, "svhn_dim": FULL, "mnist_dim": FULL,
+    "svhn_size32_instance": {"width": 64, "norm": "instance"},
+}
+
+
+def published(name):
+    """The classifier's name and options that rebuild a fixture's network."""
+    kind, _, rest = name.removeprefix("cls_").partition("_")
+    if kind == "convnet":
+        return kind, CONVNET_OPTIONS[rest]
+    if kind == "densenet":
+        return kind, {}
+    return (f"resnet{kind.removeprefix('resnetap')}_ap" if "ap" in kind else kind), RESNET_OPTIONS[rest]
+
+
+def test_the_hash_formula():
+    for j, t, value in ((0, 0, 0.7459310027770698), (1, 0, 0.8391114501282573), (0, 1, -0.42703496338799596),
+                        (7, 5, 0.3618832123465836), (123456, 1000003, 0.6972718928009272)):
+        assert uniform_hash(j + 1, t)[j] == value
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.parametrize("name", fixture_names("cls_"))
+def test_parity(name, variant):
+    kind, options = published(name)
+    images = fixture_input(name, variant)
+    model = build_classifier(kind, images.shape[1], images.shape[2], 10, **options)
+    load_positionally(model, fixture_state(name, variant)).eval()
+    with torch.no_grad():
+        outputs = {"logits": model(images), "features": model.embed(images)}
+    for output, (expected, tol) in fixture_outputs(name, variant).items():
+        assert_close(outputs[output], expected, tol)
+
+
+@pytest.mark.parametrize(("name", "activation"), [("vico_ConvNet_c3", "relu"), ("vico_ConvNetASwish_c3", "swish")])
+def test_parity_of_the_interleaved_convnet(name, activation):
+    model = build_classifier("convnet", 3, 32, 10, activation=activation)
+    load_positionally(model, fixture_state(name, "hash", convs_first=True)).eval()
+    images = fixture_input(name, "hash")
+    outputs = {"logits": model(images), "embed": model.embed(images)}
+    for output, (expected, tol) in fixture_outputs(name, "hash").items():
+        assert_close(outputs[output], expected, tol)
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+@pytest.mark.parametrize("size", [8, 20, 28, 32, 64])
+@pytest.mark.parametrize("name", CLASSIFIERS)
+def test_every_size_and_channel_count(name, size, channels):
+    model = build_classifier(name, channels, size, 2)
+    images = torch.randn(2, channels, size, size)
+    logits = model(images)
+    assert logits.shape == (2, 2)
+    logits.sum().backward()
+    assert all(parameter.grad is not None for parameter in model.parameters())
+    with torch.no_grad():
+        model.eval()
+        embedding = model.embed(images)
+        assert torch.equal(model.classifier(embedding), model(images))
+        assert all(maps.shape[0] == 2 and maps.dim() == 4 for maps in model.features(images))
+
+
+@pytest.mark.parametrize("depth", range(1, 7))
+def test_convnet_sees_its_images_at_any_size_and_depth(depth):
+    for size in range(8, 65):
+        model = build_classifier("convnet", 1, size, 3, depth=depth, width=4)
+        logits = model(torch.randn(2, 1, size, size))
+        assert logits.shape == (2, 3)
+        assert not torch.allclose(logits[0], logits[1]), f"size {size}: every image has the same logits"
+
+
+def test_convnet_pads_28_to_32_and_nothing_else_that_divides():
+    sides = {size: build_classifier("convnet", 3, size, 10).features(torch.zeros(1, 3, size, size))[0].shape[-1] * 2
+             for size in (8, 20, 28, 32, 64)}
+    assert sides == {8: 8, 20: 24, 28: 32, 32: 32, 64: 64}
+
+
+@pytest.mark.parametrize("stem", ["small", "mid", "large"])
+@pytest.mark.parametrize("name", ["resnet10", "resnet10_ap"])
+def test_resnet_stems_run_on_small_images(name, stem):
+    for size in (8, 28):
+        assert build_classifier(name, 1, size, 5, stem=stem, width=4)(torch.randn(2, 1, size, size)).shape == (2, 5)
+
+
+def test_bad_names_and_options():
+    with pytest.raises(UserError, match="convnet, resnet10"):
+        build_classifier("vgg", 3, 32, 10)
+    with pytest.raises(UserError, match="norm 'batches'"):
+        build_classifier("resnet18", 3, 32, 10, norm="batches")
+    with pytest.raises(UserError, match="one pixel"):
+        build_classifier("resnet18", 3, 8, 10, norm="instance")
+    with pytest.raises(UserError, match="activation 'gelu'"):
+        build_classifier("convnet", 3, 32, 10, activation="gelu")
+
+
+def test_the_generator_decides_the_weights():
+    def weights(seed):
+        model = build_classifier("convnet", 1, 8, 10, generator=torch.Generator().manual_seed(seed))
+        return torch.cat([value.flatten() for value in model.state_dict().values()])
+
+    before = torch.get_rng_state()
+    assert torch.equal(weights(1), weights(1))
+    assert not torch.equal(weights(1), weights(2))
+    assert torch.equal(before, torch.get_rng_state())

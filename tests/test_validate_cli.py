@@ -1,0 +1,185 @@
+"""The command lines of validate.py and sample.py."""
+
+import json
+import shutil
+import sys
+
+import pytest
+import torch
+from accelerate.state import AcceleratorState
+from PIL import Image
+from safetensors import safe_open
+from safetensors.torch import load_file
+from torchvision.datasets import ImageFolder
+
+import sample
+import validate
+from common.cli import run_script
+from evaluation import DistilledDataset
+from evaluation.report import KEYS
+from generators import MODEL, NETWORKS
+
+
+@pytest.fixture(scope="module")
+def gan(tmp_path_factory):
+    """A small untrained generator of digits, as a saved model's folder."""
+    folder = tmp_path_factory.mktemp("models") / "gan"
+    torch.manual_seed(0)
+    NETWORKS["pyramid"][0](size=8, channels=1, num_classes=10, dim_noise=16, width=8).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture
+def call(monkeypatch, tmp_path):
+    """Run a script's main() with these words as its command line, in an empty folder."""
+    monkeypatch.chdir(tmp_path)
+
+    def run(script, *words):
+        AcceleratorState._reset_state()
+        monkeypatch.setattr(sys, "argv", [f"{script.__name__}.py", *map(str, words)])
+        run_script(script.main)
+
+    return run
+
+
+QUICK = ("--epochs", 1, "--min-steps", 2, "--num-eval", 2, "--aug-type", "color_crop")
+
+
+def test_report(call, gan, tmp_path, capsys):
+    call(validate, "--tag", "t", "--pretrain-weight", gan, "--ipc", 3, "--sampling", "fixed", "fresh", "--compare",
+         "--full-epochs", 1, *QUICK)
+    folder = tmp_path / "results" / "t"
+    rows = json.loads((folder / "report.json").read_text())
+    assert all(set(KEYS) <= set(row) for row in rows)
+    assert {(row["source"], row["sampling"], row["ipc"]) for row in rows} == {
+        (source, sampling, 3) for source in ("gan", "random real images") for sampling in ("fixed", "fresh")
+    } | {("whole training set", "all", None)}
+    assert {(row["data"], row["n"], row["model"], row["scored_on"]) for row in rows} == {("digits", 2, "convnet", "test")}
+    assert all(0 <= row["mean"] <= 100 and row["steps"] >= 2 and row["seconds"] > 0 for row in rows)
+    assert {row["images"] for row in rows} == {30, 1437}
+    table = (folder / "report.md").read_text()
+    assert "--full-epochs 1" in table
+    assert table.split("\n`")[0].strip() in capsys.readouterr().out
+    assert (folder / "accuracy.png").stat().st_size > 1000
+    assert (folder / "config.json").exists()
+
+
+def test_rows_survive_an_interruption(call, gan, tmp_path, monkeypatch, capsys):
+    judge, calls = validate.evaluate, []
+
+    def interrupted(*args, **kwargs):
+        calls.append(args)
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+        return judge(*args, **kwargs)
+
+    monkeypatch.setattr(validate, "evaluate", interrupted)
+    with pytest.raises(SystemExit) as leaving:
+        call(validate, "--pretrain-weight", gan, "--ipc", 1, 2, *QUICK)
+    assert leaving.value.code == 130
+    assert [row["ipc"] for row in json.loads((tmp_path / "results/test/report.json").read_text())] == [1]
+
+
+def test_published_protocol_is_labelled(call, gan, tmp_path):
+    call(validate, "--pretrain-weight", f"mine={gan}", "--ipc", 1, "--protocol", "dim", "--epochs", 5, "--num-eval", 1)
+    row, = json.loads((tmp_path / "results/test/report.json").read_text())
+    assert (row["source"], row["protocol"], row["steps"], row["images"]) == ("mine", "dim", 5, 128)
+    assert "best accuracy seen in five looks" in (tmp_path / "results/test/report.md").read_text()
+
+
+def test_too_small_classes_drop_the_real_rows_only(call, gan, tmp_path, capsys):
+    call(validate, "--compare", "--ipc", 1, 900, "--full-epochs", 1, *QUICK, "--num-eval", 1)
+    rows = json.loads((tmp_path / "results/test/report.json").read_text())
+    assert [(row["source"], row["ipc"]) for row in rows] == [("random real images", 1), ("whole training set", None)]
+    assert "no row of random real images above --ipc" in capsys.readouterr().out
+
+
+def test_export(call, gan, tmp_path):
+    call(sample, "--pretrain-weight", gan, "--ipc", 3, "--seed", 4, "--output-dir", "set")
+    tensors = load_file(tmp_path / "set" / "set.safetensors")
+    ours = DistilledDataset(gan, ipc=3, seed=4, transform=lambda image: image)
+    assert torch.equal(tensors["images"], torch.stack([image for image, _ in ours]))
+    assert tensors["labels"].tolist() == [label for _, label in ours]
+    assert tensors["images"].dtype == torch.uint8
+    with safe_open(tmp_path / "set" / "set.safetensors", "pt") as file:
+        facts = json.loads(file.metadata()["set"])
+    assert (facts["seed"], facts["ipc"], facts["classes"]) == (4, 3, list("0123456789"))
+    pictures = ImageFolder(tmp_path / "set" / "images", loader=Image.open)
+    assert pictures.classes == list("0123456789")
+    assert [label for _, label in pictures] == tensors["labels"].tolist()
+    for (picture, _), image in zip(pictures, tensors["images"]):
+        assert picture.mode == "L"
+        assert list(picture.tobytes()) == image.flatten().tolist()
+    with Image.open(tmp_path / "set" / "sheet.png") as sheet:
+        assert sheet.size == (2 + 3 * 34, 2 + 10 * 34)
+
+
+def read_all(folder):
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def test_the_same_command_writes_the_same_bytes(call, gan, tmp_path):
+    def export(folder, seed, ipc):
+        call(sample, "--pretrain-weight", gan, "--ipc", ipc, "--seed", seed, "--output-dir", folder)
+
+    export("a", 1, 2)
+    export("b", 2, 5)
+    assert read_all(tmp_path / "a")["sheet.png"] != read_all(tmp_path / "b")["sheet.png"]
+    export("b", 1, 2)  # replaces the larger set, and leaves nothing of it
+    assert read_all(tmp_path / "a") == read_all(tmp_path / "b")
+
+
+def test_class_names_of_the_run_become_folders(call, gan, tmp_path):
+    run = tmp_path / "run"
+    names = ["T-shirt/top", "a b", "..", *"3456789"]
+    shutil.copytree(gan, run / MODEL)
+    (run / "config.json").write_text(json.dumps({"command": "gen_condense.py", "dataset": {"classes": names}}))
+    call(sample, "--pretrain-weight", run, "--ipc", 1, "--output-dir", "set")
+    folders = sorted(path.name for path in (tmp_path / "set" / "images").iterdir())
+    assert folders[:3] == ["0_T-shirt_top", "1_a_b", "2_"]
+    with safe_open(tmp_path / "set" / "set.safetensors", "pt") as file:
+        assert json.loads(file.metadata()["set"])["classes"] == names
+
+
+def test_images_of_someone_else_are_left_alone(call, gan, tmp_path, capsys):
+    (tmp_path / "set" / "images").mkdir(parents=True)
+    with pytest.raises(SystemExit) as leaving:
+        call(sample, "--pretrain-weight", gan, "--output-dir", "set")
+    assert leaving.value.code == 2
+    assert "name another folder" in capsys.readouterr().err
+
+
+BAD = [
+    (validate, ["--ipc", "1"], "nothing to judge"),
+    (validate, ["--pretrain-weight", "nowhere"], "nowhere does not exist"),
+    (validate, ["--pretrain-weight", "{gan}", "--ipc", "0"], "--ipc: 0 is out of range"),
+    (validate, ["--pretrain-weight", "{gan}", "--ipc", "2.5"], "'2.5' is not a whole number"),
+    (validate, ["--pretrain-weight", "{gan}", "--num-eval", "0"], "--num-eval"),
+    (validate, ["--pretrain-weight", "{gan}", "--lr", "0"], "--lr"),
+    (validate, ["--pretrain-weight", "{gan}", "--lr", "nan"], "--lr"),
+    (validate, ["--pretrain-weight", "{gan}", "--eval-model", "vgg"], "--eval-model"),
+    (validate, ["--pretrain-weight", "{gan}", "--sampling", "both"], "--sampling"),
+    (validate, ["--pretrain-weight", "{gan}", "--aug-type", "blur"], "'blur'"),
+    (validate, ["--pretrain-weight", "{gan}", "--image-size", "16"], "makes 10 classes of 1x8x8 images, but"),
+    (validate, ["--pretrain-weight", "{gan}", "{gan}"], "two sources are called 'gan'"),
+    (validate, ["--pretrain-weight", "{gan}", "--protocol", "dim", "--sampling", "fixed"], "use --sampling fresh"),
+    (validate, ["--pretrain-weight", "{gan}", "--output-dir", "{gan}/..", "--tag", "gan"], "choose another --tag"),
+    (validate, ["--pretrain-weight", "{gan}", "--tag", "a/b"], "--tag"),
+    (validate, ["--pretrain-weight", "{gan}", "--data", "nothing"], "nothing"),
+    (sample, ["--ipc", "3"], "--pretrain-weight"),
+    (sample, ["--pretrain-weight", "nowhere"], "nowhere does not exist"),
+    (sample, ["--pretrain-weight", "{gan}", "--ipc", "-1"], "--ipc"),
+    (sample, ["--pretrain-weight", "{gan}", "--seed", "x"], "--seed"),
+    (sample, ["--pretrain-weight", "{gan}", "--output-dir", "{gan}/config.json"], "cannot be made"),
+]
+
+
+@pytest.mark.parametrize(("script", "words", "message"), BAD)
+def test_bad_input_gives_one_line_and_exit_code_2(call, gan, capsys, tmp_path, script, words, message):
+    with pytest.raises(SystemExit) as leaving:
+        call(script, *(word.format(gan=gan) for word in words))
+    assert leaving.value.code == 2
+    error = capsys.readouterr().err
+    assert message in error
+    assert error.count("\n") == 1
+    assert not (tmp_path / "results").exists()

@@ -1,0 +1,148 @@
+"""Stage 3: judge what was distilled by the test accuracy of students trained on it.
+
+    accelerate launch validate.py --tag test --pretrain-weight results/match
+"""
+
+import dataclasses
+import functools
+import math
+import sys
+from pathlib import Path
+
+import torch
+from accelerate.utils import gather_object
+from tqdm import tqdm
+
+from common.cli import COUNT, NATURAL, POSITIVE, Parser, add_data_arguments, add_run_arguments, number, run_script
+from common.device import autocast, make_accelerator
+from common.errors import UserError
+from common.run import Run, device_name, inherit_data
+from data import Augment, load_dataset
+from evaluation import PROTOCOLS, SAMPLINGS, RealImages, evaluate, evaluate_full, load_source
+from evaluation.report import markdown, write_report
+from evaluation.sources import check_fits
+from evaluation.students import steps_per_epoch
+from pools import CLASSIFIERS
+
+REAL, WHOLE = "random real images", "whole training set"
+
+
+def parse_args(argv=None):
+    parser = Parser(description=__doc__.split("\n")[0])
+    add_run_arguments(parser, "test")
+    add_data_arguments(parser)
+    what = parser.add_argument_group("what is judged")
+    what.add_argument("--pretrain-weight", nargs="+", default=[], metavar="[NAME=]PATH",
+                      help="runs' folders, saved models' folders or checkpoint files of the published DiM code; NAME is what "
+                           "the report calls one, else its own name")
+    what.add_argument("--compare", action="store_true",
+                      help=f"also judge {REAL}, as many of them, and the {WHOLE}")
+    what.add_argument("--ipc", type=COUNT, nargs="+", default=[1, 10, 50], help="images per class")
+    what.add_argument("--sampling", choices=SAMPLINGS, nargs="+", default=["fresh"],
+                      help="fixed: a student sees one set of --ipc images of every class; fresh: a new one every epoch")
+    students = parser.add_argument_group("students (a flag that is not given takes the protocol's value)")
+    students.add_argument("--eval-model", choices=CLASSIFIERS, nargs="+", default=["convnet"], help="kinds of students")
+    students.add_argument("--num-eval", type=COUNT, default=3, help="students of each kind, which differ in their seed")
+    students.add_argument("--protocol", choices=PROTOCOLS, default="default",
+                          help="dim: as DiM published, the best of five looks at the test set, and labelled so")
+    students.add_argument("--epochs", type=COUNT, help="passes over the --ipc images of every class")
+    students.add_argument("--min-steps", type=NATURAL, help="steps that a student takes at least, in more --epochs if need be")
+    students.add_argument("--full-epochs", type=COUNT,
+                          help=f"passes over the {WHOLE} (default: the steps of the largest --ipc)")
+    students.add_argument("--batch-size", type=number(int, 2), help="images a step")
+    students.add_argument("--lr", type=POSITIVE, help="learning rate of the first epoch (SGD)")
+    students.add_argument("--aug-type", help="augmentation of every image of a batch, joined by _, or none")
+    args = parser.parse_args(argv)
+    args.ipc, args.sampling, args.eval_model = (list(dict.fromkeys(values)) for values in
+                                                (sorted(args.ipc), args.sampling, args.eval_model))
+    if not args.pretrain_weight and not args.compare:
+        parser.error("nothing to judge: give --pretrain-weight PATH, or --compare for real images alone")
+    if PROTOCOLS[args.protocol].random_labels and args.sampling != ["fresh"]:
+        parser.error(f"--protocol {args.protocol} draws new images at every step: use --sampling fresh")
+    return args
+
+
+def named_paths(args):
+    """The paths of --pretrain-weight by the names that the report gives them."""
+    paths = {}
+    for text in args.pretrain_weight:
+        name, _, path = ("", "", text) if Path(text).exists() else text.rpartition("=")
+        path = Path(path)
+        name = name or path.resolve().name
+        if name in paths or name in (REAL, WHOLE):
+            raise UserError(f"--pretrain-weight: two sources are called '{name}': name them apart, NAME=PATH")
+        if (args.output_dir / args.tag).resolve() in (path.resolve(), *path.resolve().parents):
+            raise UserError(f"--pretrain-weight {path} lies in the folder that --tag {args.tag} writes: choose another --tag")
+        paths[name] = path
+    return paths
+
+
+def choose_protocol(args):
+    """The named protocol with the flags that were given in place of its values."""
+    protocol = PROTOCOLS[args.protocol]
+    given = {field.name: getattr(args, field.name, None) for field in dataclasses.fields(protocol)}
+    return dataclasses.replace(protocol, **{name: value for name, value in given.items() if value is not None})
+
+
+def full_protocol(args, protocol, dataset):
+    """The protocol of the whole training set: --full-epochs, else as many steps as the largest --ipc takes."""
+    steps = protocol.epochs * steps_per_epoch(dataset.spec.num_classes * args.ipc[-1], protocol.batch_size)
+    epochs = args.full_epochs or math.ceil(steps / steps_per_epoch(len(dataset.full_train), protocol.batch_size))
+    return dataclasses.replace(protocol, epochs=epochs)
+
+
+def list_rows(args, sources):
+    """What the report will hold: dicts of source, sampling, ipc and model."""
+    rows = [{"source": name, "sampling": sampling, "ipc": ipc, "model": model}
+            for model in args.eval_model for name in sources for sampling in args.sampling for ipc in args.ipc
+            if name != REAL or ipc <= sources[REAL].max_ipc]
+    if args.compare:
+        rows += [{"source": WHOLE, "sampling": "all", "ipc": None, "model": model} for model in args.eval_model]
+    return rows
+
+
+def main():
+    args = parse_args()
+    paths = named_paths(args)
+    inherit_data(args, next(iter(paths.values()), None))
+    accelerator = make_accelerator(args.precision)
+    device, protocol = accelerator.device, choose_protocol(args)
+    with accelerator.local_main_process_first():  # one process downloads and decodes, the others find its cache
+        dataset = load_dataset(args.data, args.data_dir, args.image_size, args.held_out).to(device)
+    sources = {name: load_source(path, device) for name, path in paths.items()}
+    for name, source in sources.items():
+        check_fits(source, dataset.spec, f"--pretrain-weight {paths[name]}")
+    if args.compare:
+        sources[REAL] = RealImages(dataset.full_train, dataset.spec.num_classes)
+        if args.ipc[-1] > sources[REAL].max_ipc:
+            accelerator.print(f"no row of {REAL} above --ipc {sources[REAL].max_ipc}: the smallest class has no more")
+    Augment(protocol.aug_type, dataset.spec)  # a wrong name ends here, before the run's folder is made
+    plan = list_rows(args, sources)
+    run = Run(args, accelerator, dataset=dataclasses.asdict(dataset.spec), students=dataclasses.asdict(protocol))
+
+    settings = {"num_eval": args.num_eval, "seed": args.seed, "autocast": functools.partial(autocast, accelerator)}
+    facts = {"data": dataset.spec.name, "protocol": args.protocol, "scored_on": "test", "device": device_name(device),
+             "torch": torch.__version__}
+
+    def judge(row):
+        if row["source"] == WHOLE:
+            whole = full_protocol(args, protocol, dataset)
+            return evaluate_full(dataset, row["model"], protocol=whole, **settings)
+        source = sources[row["source"]]
+        return evaluate(source, dataset, row["model"], row["ipc"], row["sampling"], protocol=protocol, **settings)
+
+    rows = []
+    for first in tqdm(range(0, len(plan), accelerator.num_processes), "validate", unit="row", disable=not run.is_main):
+        index = first + accelerator.process_index  # every process judges one row of its own
+        mine = [{**row, **facts, **judge(row).row()} for row in plan[index:index + 1]]
+        for row in gather_object(mine):
+            rows.append(row)
+            run.log({f"accuracy/{row['source']}, {row['model']}, {row['sampling']}": row["mean"]}, row["ipc"] or 0)
+        if run.is_main:
+            write_report(rows, run.dir, [Path(sys.argv[0]).name, *sys.argv[1:]])
+    run.close()
+    accelerator.print(f"{markdown(rows)}\nreport: {run.dir / 'report.md'}")
+
+
+if __name__ == "__main__":
+    run_script(main)
