@@ -14,6 +14,7 @@ from torch.nn import functional as F
 from torch.nn.utils.parametrizations import spectral_norm
 
 from generators.base import ConditionalGenerator
+from generators.layers import conv_after_doubling, conv_then_halving
 
 
 def doublings(size):
@@ -50,8 +51,8 @@ class UpBlock(nn.Module):
         self.shortcut = nn.Conv2d(inputs, outputs, 1)
 
     def forward(self, x, labels):
-        h = F.interpolate(F.relu(self.norm1(x, labels)), scale_factor=2)
-        h = self.conv2(F.relu(self.norm2(self.conv1(h), labels)))
+        h = conv_after_doubling(F.relu(self.norm1(x, labels)), self.conv1)
+        h = self.conv2(F.relu(self.norm2(h, labels)))
         return h + F.interpolate(self.shortcut(x), scale_factor=2)  # [B, outputs, 2H, 2W]
 
 
@@ -84,18 +85,15 @@ class PyramidGenerator(ConditionalGenerator):
 class DownBlock(nn.Module):
     """ReLU, 3×3, ReLU, 3×3, halve, beside a halved 1×1 shortcut; every convolution spectrally normalised."""
 
-    def __init__(self, inputs, outputs, first=False):
+    def __init__(self, inputs, outputs):
         super().__init__()
-        self.first = first
-        self.conv1 = spectral_norm(nn.Conv2d(inputs, outputs, 3, padding=1))
-        self.conv2 = spectral_norm(nn.Conv2d(outputs, outputs, 3, padding=1))
+        self.conv1 = spectral_norm(nn.Conv2d(inputs, inputs, 3, padding=1))
+        self.conv2 = spectral_norm(nn.Conv2d(inputs, outputs, 3, padding=1))
         self.shortcut = spectral_norm(nn.Conv2d(inputs, outputs, 1))
 
     def forward(self, x):
-        h = x if self.first else F.relu(x)
-        h = self.conv2(F.relu(self.conv1(h)))
-        h = F.avg_pool2d(h, 2, ceil_mode=True)
-        return h + self.shortcut(F.avg_pool2d(x, 2, ceil_mode=True))  # [B, outputs, H/2, W/2]
+        h = conv_then_halving(F.relu(self.conv1(F.relu(x))), self.conv2)
+        return h + self.shortcut(F.avg_pool2d(x, 2))  # [B, outputs, H // 2, W // 2]
 
 
 class PyramidCritic(nn.Module):
@@ -103,15 +101,16 @@ class PyramidCritic(nn.Module):
 
     def __init__(self, size=32, channels=3, num_classes=10, width=128):
         super().__init__()
-        widths = [channels] + level_widths(size, width)[::-1][1:]
-        self.blocks = nn.ModuleList(DownBlock(a, b, first=index == 0) for index, (a, b) in enumerate(zip(widths, widths[1:])))
+        widths = level_widths(size, width)[::-1]
+        self.stem = spectral_norm(nn.Conv2d(channels, widths[0], 3, padding=1))
+        self.blocks = nn.ModuleList(DownBlock(a, b) for a, b in zip(widths, widths[1:]))
         self.last = spectral_norm(nn.Conv2d(width, width, 3, padding=1))
         self.score = spectral_norm(nn.Linear(width, 1))
         self.project = spectral_norm(nn.Embedding(num_classes, width))
 
     def forward(self, images, labels):
         """images [B, C, H, W] in [-1, 1], labels int64 [B] -> (score [B], None): there is no auxiliary classifier."""
-        x = images
+        x = self.stem(images)
         for block in self.blocks:
             x = block(x)
         x = F.relu(x + self.last(F.relu(x))).sum(dim=(2, 3))  # [B, width]

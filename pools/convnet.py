@@ -24,8 +24,9 @@ class ConvNet(nn.Module):
     Args: channels and size (side in pixels) of the images; num_classes; width, maps per block; depth, number of blocks;
     norm, one of `NORMS`; activation, one of `ACTIVATIONS`; pooling, one of `POOLINGS`, halving the side after each block.
 
-    Images are padded with zeros until every pooling divides evenly (28 -> 32 pixels with 3 blocks, as published). Where the
-    image has fewer halvings than the net has blocks, the last pooling stays last, and blocks before it work on 2x2 maps.
+    Images are padded with zeros until every pooling divides evenly (28 -> 32 pixels with 3 blocks, as published). An image that
+    cannot be halved once per block skips poolings before the last one. Images of up to 16 pixels keep 2x2 maps to the end:
+    over 2x2 pixels an instance norm and an average leave next to nothing (8 epochs on digits: 74 % against 99 %).
     """
 
     def __init__(self, channels, size, num_classes, *, width=128, depth=3, norm="instance", activation="relu", pooling="avg"):
@@ -36,8 +37,7 @@ class ConvNet(nn.Module):
         if width < 1 or depth < 1 or (norm == "group" and width % 4):
             raise UserError(f"a ConvNet cannot have width {width} and depth {depth} with norm '{norm}'")
 
-        # An instance norm of a single pixel is a constant, so only the last block may pool down to one.
-        halvings = min(depth, (size - 1).bit_length()) if self.pooling else 0
+        halvings = min(depth, (size - 1).bit_length() - (size <= 16)) if self.pooling else 0  # bit_length: log2, rounded up
         self.pools = [block < halvings - 1 or (block == depth - 1 and halvings > 0) for block in range(depth)]
         extra = -size % 2**halvings
         self.pad = (extra // 2, extra - extra // 2) * 2  # left, right, top, bottom

@@ -77,7 +77,7 @@ class ClassifierPool:
         return self[int(torch.randint(len(self), (), generator=generator, device=generator.device))]
 
     def table(self):
-        """One dict per snapshot, in the order of the indices: member, name, step, held_out_accuracy (per cent), file, digest."""
+        """One dict per snapshot, in index order: member, name, step, held_out_accuracy (per cent), file and its digest."""
         return [dict(row) for row in self._rows]
 
     def _build(self, member):

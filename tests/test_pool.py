@@ -1,0 +1,173 @@
+"""The pool of pretrained classifiers: what it keeps, when it trains, how it draws."""
+
+import json
+from dataclasses import replace
+
+import pytest
+import torch
+from accelerate import Accelerator
+
+import pools.pool
+from common.errors import UserError
+from common.rng import stream
+from data import load_dataset
+from pools import ClassifierPool, accuracy
+from pools.pool import snapshot_steps
+
+SETTINGS = {"members": 2, "epochs": 4, "snapshots": 3, "lr": 0.1, "aug_type": "crop", "options": {"convnet": {"width": 16}}}
+
+
+@pytest.fixture(scope="module")
+def digits():
+    return load_dataset("digits")
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return tmp_path_factory.mktemp("pools")
+
+
+@pytest.fixture(scope="module")
+def pool(digits, folder):
+    return ClassifierPool(digits, folder, Accelerator(), **SETTINGS)
+
+
+@pytest.fixture
+def trained(monkeypatch):
+    """How often the training loop was started."""
+    calls = []
+
+    def counted(*args, **kwargs):
+        calls.append(kwargs)
+        return train(*args, **kwargs)
+
+    train = pools.pool.train_classifier
+    monkeypatch.setattr(pools.pool, "train_classifier", counted)
+    return calls
+
+
+def weights(model):
+    return torch.cat([value.flatten().float() for value in model.state_dict().values()])
+
+
+def test_snapshots_are_kept_from_early_to_late_and_scored_on_held_out_images(pool, digits):
+    rows = pool.table()
+    assert len(pool) == len(rows) == 6
+    assert [(row["member"], row["step"]) for row in rows] == [(m, step) for m in (0, 1) for step in (5, 21, 84)]
+    for first, _, last in (rows[:3], rows[3:]):
+        assert last["held_out_accuracy"] > first["held_out_accuracy"]
+        assert last["held_out_accuracy"] > 85
+    assert not torch.equal(weights(pool[2]), weights(pool[5]))
+    held_out = digits.held_out
+    for index, row in enumerate(rows):
+        scored = accuracy(pool[index], held_out.images, held_out.labels, digits.spec)
+        assert scored.item() == pytest.approx(row["held_out_accuracy"])
+    record = json.loads((pool.dir / "pool.json").read_text())
+    assert record["data"]["name"] == "digits"
+    assert record["options"] == SETTINGS["options"]
+    assert record["snapshots"] == rows
+    assert sorted(path.name for path in pool.dir.iterdir()) == sorted(["pool.json", *(row["file"] for row in rows)])
+
+
+def test_the_same_pool_is_not_trained_again_and_another_one_is(pool, digits, folder, trained):
+    again = ClassifierPool(digits, folder, Accelerator(), **SETTINGS)
+    assert not trained
+    assert again.dir == pool.dir
+    assert torch.equal(weights(again[4]), weights(pool[4]))
+    quick = {**SETTINGS, "members": 1, "epochs": 1, "snapshots": 1}
+    other = ClassifierPool(digits, folder, Accelerator(), **quick)
+    fewer_images = ClassifierPool(replace(digits, train=digits.train[:300]), folder, Accelerator(), **quick)
+    assert len(trained) == 2
+    assert len({pool.dir, other.dir, fewer_images.dir}) == 3
+
+
+def test_draws_are_uniform_and_follow_the_generator(pool):
+    def sequence(seed):
+        generator = stream(seed, "draw")
+        return [pool.draw(generator) for _ in range(300)]
+
+    first, members = sequence(0), [pool[index] for index in range(len(pool))]
+    assert all(a is b for a, b in zip(first, sequence(0)))
+    assert any(a is not b for a, b in zip(first, sequence(1)))
+    counts = [sum(model is member for model in first) for member in members]
+    assert sum(counts) == 300
+    assert min(counts) > 25
+    assert all(not model.training and not any(p.requires_grad for p in model.parameters()) for model in members)
+
+
+def test_gradients_reach_the_images_through_a_frozen_member(pool):
+    images = torch.randn(2, 1, 8, 8, requires_grad=True)
+    pool[0](images).square().sum().backward()
+    assert images.grad.abs().sum() > 0
+
+
+@pytest.mark.parametrize("damage", ["truncated", "altered", "deleted"])
+def test_a_damaged_snapshot_is_trained_again_as_it_was(pool, digits, folder, trained, damage):
+    path = pool.dir / pool.table()[4]["file"]
+    sound = path.read_bytes()
+    if damage == "deleted":
+        path.unlink()
+    else:
+        path.write_bytes(sound[: len(sound) // 2] if damage == "truncated" else sound[:-4] + b"\0\0\0\0")
+    rebuilt = ClassifierPool(digits, folder, Accelerator(), **SETTINGS)
+    assert len(trained) == 1  # the other member is left alone
+    assert torch.allclose(weights(rebuilt[4]), weights(pool[4]), atol=1e-4)
+    assert [row["step"] for row in rebuilt.table()] == [row["step"] for row in pool.table()]
+
+
+def test_an_interrupted_pretraining_goes_on_with_the_missing_member(pool, digits, tmp_path, trained, monkeypatch):
+    settings = {**SETTINGS, "epochs": 1}
+    whole = ClassifierPool(digits, tmp_path / "whole", Accelerator(), **settings)
+    counted, started = pools.pool.train_classifier, []
+
+    def interrupted(*args, **kwargs):
+        started.append(1)
+        if len(started) == 2:
+            raise KeyboardInterrupt
+        return counted(*args, **kwargs)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(pools.pool, "train_classifier", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            ClassifierPool(digits, tmp_path / "cut", Accelerator(), **settings)
+    trained.clear()
+    resumed = ClassifierPool(digits, tmp_path / "cut", Accelerator(), **settings)
+    assert len(trained) == 1
+    for index in range(len(whole)):
+        assert torch.allclose(weights(resumed[index]), weights(whole[index]), atol=1e-4)
+
+
+def test_a_damaged_record_is_written_anew(digits, tmp_path):
+    settings = {**SETTINGS, "members": 1, "epochs": 1, "snapshots": 1}
+    first = ClassifierPool(digits, tmp_path, Accelerator(), **settings)
+    for text in ("{", "[]", '{"snapshots": [{"member": 0}]}'):
+        (first.dir / "pool.json").write_text(text)
+        assert len(ClassifierPool(digits, tmp_path, Accelerator(), **settings)) == 1
+
+
+def test_members_of_several_names(digits, tmp_path):
+    pool = ClassifierPool(digits, tmp_path, Accelerator(), names=("convnet", "resnet10"), members=1, epochs=1, snapshots=1,
+                          aug_type="none", options={"convnet": {"width": 8}, "resnet10": {"width": 8}})
+    assert [row["name"] for row in pool.table()] == ["convnet", "resnet10"]
+    assert pool[0](torch.zeros(1, 1, 8, 8)).shape == pool[1](torch.zeros(1, 1, 8, 8)).shape == (1, 10)
+
+
+def test_snapshot_steps():
+    assert snapshot_steps(1600, 5) == [100, 200, 400, 800, 1600]
+    assert snapshot_steps(100, 1) == [100]
+    assert snapshot_steps(16, 2) == [1, 16]
+    assert snapshot_steps(5, 5) == [1, 2, 3, 4, 5]
+    for total in range(7, 60):
+        steps = snapshot_steps(total, 7)
+        assert steps == sorted(set(steps))
+        assert steps[-1] == total
+    with pytest.raises(UserError, match="snapshots"):
+        snapshot_steps(4, 5)
+
+
+def test_bad_requests(digits, tmp_path):
+    with pytest.raises(UserError, match="vgg"):
+        ClassifierPool(digits, tmp_path, Accelerator(), names=("vgg",), members=1, epochs=1, snapshots=1)
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match="cannot be written"):
+        ClassifierPool(digits, tmp_path / "file", Accelerator(), **{**SETTINGS, "epochs": 1})
