@@ -7,7 +7,17 @@ import dataclasses
 
 from tqdm import tqdm
 
-from common.cli import COUNT, FRACTION, NATURAL, POSITIVE, WEIGHT, Parser, add_data_arguments, add_run_arguments, number, run_script
+from common.cli import (
+    COUNT,
+    FRACTION,
+    POSITIVE,
+    WEIGHT,
+    Parser,
+    add_data_arguments,
+    add_run_arguments,
+    number,
+    run_script,
+)
 from common.device import make_accelerator
 from common.errors import UserError
 from common.rng import Shuffle
@@ -68,7 +78,8 @@ def main():
     recipe = choose_recipe(args)
     if recipe.batch_size % accelerator.num_processes:
         raise UserError(f"--batch-size {recipe.batch_size} must be a multiple of the {accelerator.num_processes} processes")
-    dataset = load_dataset(args.data, args.data_dir, args.image_size, args.held_out).to(accelerator.device)
+    with accelerator.local_main_process_first():  # one process downloads and decodes, the others find its cache
+        dataset = load_dataset(args.data, args.data_dir, args.image_size, args.held_out).to(accelerator.device)
     spec, real = dataset.spec, dataset.train
     gan = GAN(accelerator, spec, recipe, args.seed)
     run = Run(args, accelerator, recipe=dataclasses.asdict(recipe), dataset=dataclasses.asdict(spec))
@@ -80,7 +91,7 @@ def main():
         changed = [name for name, value in dataclasses.asdict(recipe).items()
                    if name != "epochs" and state.get("recipe", {}).get(name) != value]
         if changed:
-            raise UserError(f"--resume: --{changed[0].replace('_', '-')} is not what the run was started with; give the same flags")
+            raise UserError(f"--resume: --{changed[0].replace('_', '-')} is not what the run was started with")
         gan.load_state_dict(state, run.dir / CHECKPOINT)
         start = state["step"]
 

@@ -137,7 +137,8 @@ def main():
     args = parse_args()
     accelerator = make_accelerator(args.precision)
     state, file = read_weight(args.weight, accelerator.device)
-    dataset = load_dataset(args.data, args.data_dir, args.image_size, args.held_out).to(accelerator.device)
+    with accelerator.local_main_process_first():  # one process downloads and decodes, the others find its cache
+        dataset = load_dataset(args.data, args.data_dir, args.image_size, args.held_out).to(accelerator.device)
     spec, real = dataset.spec, dataset.train
     given = {name: getattr(args, name) for name in ("lr", "lr_critic", "batch_size") if getattr(args, name) is not None}
     recipe = dataclasses.replace(recipe_of(state, file), **given)

@@ -3,10 +3,11 @@
 import contextlib
 import ctypes
 import platform
+from datetime import timedelta
 from pathlib import Path
 
 import torch
-from accelerate import Accelerator
+from accelerate import Accelerator, PartialState
 
 from common.errors import UserError
 
@@ -39,7 +40,8 @@ def native_bf16(device):
 def make_accelerator(precision="auto"):
     """An `Accelerator` for `precision` (see `common.cli.PRECISIONS`), with memory and kernels set up for training."""
     keep_freed_memory()
-    device = Accelerator().device
+    # The other processes wait for hours, not minutes, while the main one pretrains a pool or scores a generator.
+    device = PartialState(timeout=timedelta(hours=12)).device
     if precision == "auto":
         precision = "bf16" if native_bf16(device) else "fp32"
     if precision == "fp16" and device.type != "cuda":

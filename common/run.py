@@ -188,7 +188,7 @@ class Interruptible:
         self._noted = True
 
     def requested(self, step):
-        """True once a signal came. Several processes agree on it, every tenth step, so that all of them stop at the same one."""
+        """True once a signal came. Several processes agree on it at every tenth step, and all stop there."""
         if self.accelerator.num_processes == 1:
             return self._noted
         return step % 10 == 0 and any_process(self.accelerator, self._noted)

@@ -6,7 +6,7 @@ from contextlib import nullcontext
 from dataclasses import dataclass, replace
 
 import torch
-from scipy import stats
+from scipy.special import stdtrit
 
 from common.rng import stream
 from data import Augment, standardise, to_signed, to_uint8
@@ -70,7 +70,7 @@ class Result:
     def ci95(self):
         """Half the width of the 95 % confidence interval of the mean, by Student's t; None for a single student."""
         if self.n > 1:
-            return float(stats.t.ppf(0.975, self.n - 1)) * self.std / math.sqrt(self.n)
+            return float(stdtrit(self.n - 1, 0.975)) * self.std / math.sqrt(self.n)
 
     def row(self):
         """The numbers of a report's row."""

@@ -11,7 +11,8 @@ from generators.adversarial import GAN, load_weights
 from generators.base import ConditionalGenerator
 from generators.recipes import NETWORKS, RECIPES, Recipe, recipe_of
 
-__all__ = ["GAN", "MODEL", "NETWORKS", "RECIPES", "ConditionalGenerator", "Recipe", "load_generator", "load_weights", "recipe_of"]
+__all__ = ["GAN", "MODEL", "NETWORKS", "RECIPES", "ConditionalGenerator", "Recipe", "load_generator", "load_weights",
+           "recipe_of"]
 
 MODEL = "generator"
 """The folder inside a run that holds the generator."""

@@ -3,8 +3,8 @@
 import torch
 import torch.distributed as dist
 from torch import nn
-from torch.nn import functional as F
 from torch.distributed.nn.functional import all_reduce
+from torch.nn import functional as F
 
 
 class SyncBatchNorm(nn.modules.batchnorm._BatchNorm):

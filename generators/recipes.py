@@ -41,7 +41,7 @@ def recipe_of(state, path):
     try:
         if "recipe" in state:
             return Recipe(**state["recipe"])
-        linear, image = list(state["generator"].values())[0], list(state["generator"].values())[-2]
+        linear, *_, image, _ = state["generator"].values()
         return replace(RECIPES["dim"], width=image.shape[1], dim_noise=linear.shape[1])
     except (KeyError, TypeError, IndexError, AttributeError):
         raise UserError(f"{path} is not a checkpoint of this suite or of the published DiM code") from None

@@ -1,11 +1,11 @@
 """Objectives: what a classifier must see alike in real and synthetic images.
 
-Each is called as `objective(classifier, real, fake, labels)` with standardised images real, fake [k, n, C, H, W], n of each of k
-classes, and labels int64 [k], and returns a 0-dim loss: the mean over the k classes. Only `fake` carries a gradient.
+Each is called as `objective(classifier, real, fake, labels)` with standardised images real, fake [k, n, C, H, W], n of each of
+k classes, and labels int64 [k], and returns a 0-dim loss: the mean over the k classes. Only `fake` carries a gradient.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Callable
 
 import torch
 from torch.func import functional_call, grad, vmap
@@ -90,7 +90,7 @@ def gradients(classifier, images, labels):
 
 
 def gradient_distance(real, fake, metric):
-    """Sum over parameter tensors of `distance`; every metric but dc leaves out biases, norms and the last layer, as IDC does."""
+    """Sum over parameter tensors of `distance`; all metrics but dc leave out biases, norms and the last layer, as IDC does."""
     return sum(distance(x, y, metric) for x, y in zip(real, fake) if metric == "dc" or x.dim() > 2)
 
 

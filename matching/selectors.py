@@ -13,7 +13,7 @@ def kmeans(points, k, generator=None, centroids=None, iterations=100, tolerance=
     summed, falls below `tolerance` in every group. Returns (centroids [G, k, D], assignment int64 [G, N]); the assignment is
     to the centroids returned, and an empty cluster keeps its centroid.
     """
-    groups, count, dim = points.shape
+    groups, _, dim = points.shape
     centroids = _plus_plus(points, k, generator) if centroids is None else centroids
     for _ in range(iterations):
         assignment = _nearest(points, centroids)

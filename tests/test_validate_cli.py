@@ -114,6 +114,13 @@ def test_export(call, gan, tmp_path):
         assert sheet.size == (2 + 3 * 34, 2 + 10 * 34)
 
 
+def test_colour_pictures_keep_their_pixels():
+    image = torch.arange(3 * 4 * 5, dtype=torch.uint8).view(3, 4, 5)
+    picture = sample.to_picture(image)
+    assert (picture.mode, picture.size) == ("RGB", (5, 4))
+    assert picture.getpixel((2, 1)) == tuple(image[:, 1, 2].tolist())
+
+
 def read_all(folder):
     return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 

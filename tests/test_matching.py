@@ -1,0 +1,200 @@
+"""Objectives against the published losses, selectors against the published clustering, and what a matching step sees."""
+
+import dataclasses
+import json
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from accelerate import Accelerator
+from parity_fixtures import FOLDER, fixture_state, hash_images, load_data
+from torch.nn import functional as F
+
+from common.rng import stream
+from data import load_dataset
+from generators import GAN, RECIPES, load_weights
+from matching import OBJECTIVES, SELECTORS, Matcher
+from matching.objectives import class_means, distance, energy, gradient_distance, gradients, log_probabilities, moments
+from matching.selectors import kmeans, representatives
+from pools import build_classifier
+
+LOSSES = json.loads((FOLDER / "losses/losses.json").read_text())
+STEPS = load_data("losses/matching_steps")
+
+
+def wave(shape, t, amp, kind="A"):
+    """The fixture's recipes A and B (see losses.json)."""
+    j = np.arange(np.prod(shape))
+    a = np.sin(0.7 * j + 1.3 * t)
+    value = a if kind == "A" else 0.6 * a + 0.8 * np.sin(0.45 * j + 0.9 * t + 0.5)
+    return torch.from_numpy((amp * value).astype(np.float32)).reshape(shape)
+
+
+def case(name):
+    return next(c for c in LOSSES["cases"] if c["id"] == name)
+
+
+@pytest.mark.parametrize("network", ["ConvNet", "ConvNetLN"])
+def test_dc_distance_of_gradient_lists(network):
+    real, fake = ([wave(e["shape"], e["t"], e["amp"], kind) for e in LOSSES["tensor_lists"][network]] for kind in "AB")
+    expected = case(f"vico_match_loss_ours_{network}")
+    assert float(gradient_distance(real, fake, "dc")) == pytest.approx(expected["expected_float64"], rel=expected["rtol"])
+
+
+@pytest.mark.parametrize("metric", ["mse", "l1", "l1_mean", "cos"])
+@pytest.mark.parametrize("shape", [(128, 3, 3, 3), (128, 16, 16), (10, 2048), (512,)])
+def test_distances(metric, shape):
+    expected = case(f"dist_{metric}_{'x'.join(map(str, shape))}")
+    got = distance(wave(shape, 0, 1, "A"), wave(shape, 0, 1, "B"), metric)
+    assert float(got) == pytest.approx(expected["expected_float64"], rel=expected["rtol"])
+
+
+def test_logit_term():
+    j = np.arange(80)
+    waves = 3 * np.sin(0.31 * j), 2.5 * np.sin(0.47 * j + 0.6)
+    real, fake = (torch.from_numpy(x.astype(np.float32)).view(8, 10) for x in waves)
+    expected = case("dim_logit_match")["expected_float64"]
+    assert float(OBJECTIVES["logit"].weight * log_probabilities(real, fake)) == pytest.approx(expected, rel=1e-5)
+
+
+def test_mean_embedding_term_summed_over_classes():
+    real = torch.from_numpy(np.sin(0.31 * np.arange(10 * 16 * 64))).view(10, 16, 64)
+    fake = torch.from_numpy(np.sin(0.53 * np.arange(10 * 4 * 64) + 0.7)).view(10, 4, 64)
+    assert float(class_means(real, fake) * 10) == pytest.approx(case("dm_loss_per_class")["expected_float64"], rel=1e-5)
+
+
+@pytest.mark.parametrize("metric", ["mse", "l1", "l1_mean", "cos"])
+def test_whole_gradient_matching_step(metric):
+    expected = next(c for c in STEPS.json["cases"] if c["id"] == f"idc_grad_{metric}")
+    model = build_classifier("convnet", 3, 32, 10)
+    load_weights(model, dict(fixture_state("cls_convnet", "hash")))
+    real = hash_images([6, 3, 32, 32], 1000003)
+    fake = hash_images([4, 3, 32, 32], 1000004).requires_grad_()
+    label = torch.tensor([3])
+    target = [g[0].detach() for g in gradients(model, real[None], label)]
+    loss = gradient_distance(target, [g[0] for g in gradients(model, fake[None], label)], metric)
+    assert loss.item() == pytest.approx(expected["expected_float64"], rel=expected["rtol_loss"])
+    if expected["grad_npz_key"]:
+        wanted = torch.from_numpy(STEPS.arrays[expected["grad_npz_key"]])
+        (got,) = torch.autograd.grad(loss, fake)
+        assert (got - wanted).abs().max() <= expected["tol_grad_relative_to_max"] * wanted.abs().max()
+
+
+def test_gradients_are_each_class_by_itself():
+    model = build_classifier("convnet", 1, 8, 5, width=8)
+    images, labels = torch.randn(3, 4, 1, 8, 8), torch.tensor([0, 2, 4])
+    for index, label in enumerate(labels):
+        loss = F.cross_entropy(model(images[index]), label.expand(4))
+        for one, every in zip(torch.autograd.grad(loss, model.parameters()), gradients(model, images, labels)):
+            torch.testing.assert_close(one, every[index], atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize("criterion", [moments, energy, class_means])
+def test_distribution_criteria_vanish_on_equals_and_see_shift_and_spread(criterion):
+    x = torch.randn(2, 200, 12, generator=stream(0, "x"))
+    alike = torch.randn(2, 200, 12, generator=stream(1, "x"))
+    fake = alike.clone().requires_grad_()
+    assert abs(float(criterion(x, fake))) < 0.3 * float(criterion(x, fake + 1))
+    if criterion is not class_means:
+        assert abs(float(criterion(x, fake))) < 0.3 * float(criterion(x, 0.2 * fake))
+    criterion(x, fake).backward()
+    assert fake.grad.isfinite().all()
+
+
+def test_energy_has_a_finite_gradient_at_repeated_points():
+    fake = torch.zeros(1, 4, 32, requires_grad=True)
+    energy(torch.randn(1, 6, 32), fake).backward()
+    assert fake.grad.isfinite().all()
+
+
+KMEANS = load_data("kmeans/kmeans")
+
+
+@pytest.mark.parametrize("k", [32, 64])
+def test_clustering_from_given_starts_and_inertia_of_random_ones(k):
+    points = torch.from_numpy(KMEANS.arrays["features"])[None]
+    cases = {c["id"]: c for c in KMEANS.json["cases"]}
+    inertia = lambda centroids: float(torch.cdist(points[0].double(), centroids[0].double()).min(1).values.square().sum())
+    if f"first_k_init_k{k}" in cases:
+        centroids, _ = kmeans(points, k, centroids=points[:, :k])
+        assert inertia(centroids) == pytest.approx(cases[f"first_k_init_k{k}"]["inertia"], rel=1e-5)
+    runs = sorted(inertia(kmeans(points, k, stream(seed, "k"))[0]) for seed in range(20))
+    assert runs[10] <= cases[f"random_init_k{k}"]["quantiles_200_more_seeds"]["75"]
+
+
+def test_groups_are_clustered_as_if_alone():
+    points = torch.randn(3, 50, 4, generator=stream(0, "points"))
+    starts = points[:, :5]
+    together, labels = kmeans(points, 5, centroids=starts)
+    for group in range(3):
+        alone, own = kmeans(points[group : group + 1], 5, centroids=starts[group : group + 1])
+        torch.testing.assert_close(together[group], alone[0])
+        assert torch.equal(labels[group], own[0])
+
+
+def test_representatives_are_near_the_cluster_centres():
+    centres = torch.tensor([[0.0, 0], [10, 0], [0, 10]])
+    points = (centres[:, None] + torch.randn(3, 30, 2, generator=stream(0, "cloud"))).view(1, 90, 2)
+    rows = representatives(points, 6, stream(0, "start"))[0]
+    assert sorted(set((rows // 30).tolist())) == [0, 1, 2]
+    centroids, _ = kmeans(points, 6, stream(0, "start"))
+    assert (points[0, rows] - centroids[0]).norm(dim=1).max() < 1
+
+
+class Pool:
+    """One untrained classifier, and a record of what it was shown."""
+
+    def __init__(self, spec):
+        model = build_classifier("convnet", spec.channels, spec.size, spec.num_classes, width=8)
+        self.model = model.eval().requires_grad_(False)
+
+    def draw(self, generator):
+        return self.model
+
+
+@pytest.fixture(scope="module")
+def digits():
+    return load_dataset("digits")
+
+
+@pytest.mark.parametrize("select", SELECTORS)
+def test_selected_images_are_of_the_class_and_refresh_when_due(digits, select):
+    selector = SELECTORS[select](digits.train, 10, 6, 0, pool=Pool(digits.spec), interval=5, candidates=40, spec=digits.spec)
+    classes = torch.tensor([7, 2])
+    rows = selector.indices(classes, 0)
+    assert rows.shape == (2, 6)
+    assert (digits.train.labels[rows] == classes[:, None]).all()
+    assert all(len(row.unique()) == 6 for row in rows) or select == "dream"
+    assert torch.equal(selector.indices(classes, 0), rows)
+    assert torch.equal(selector.indices(classes, 4), rows) == (select == "dream")
+    assert not torch.equal(selector.indices(classes, 5), rows)
+
+
+@pytest.mark.parametrize("match", OBJECTIVES)
+def test_every_objective_moves_the_generator_and_nothing_else(digits, match):
+    gan = GAN(Accelerator(cpu=True), digits.spec, dataclasses.replace(RECIPES["pyramid"], width=16), 0)
+    pool = Pool(digits.spec)
+    matcher = Matcher(gan, digits, pool, match=match, weight=1.0, select="random", classes=2, per_class=4,
+                      aug_type="color_crop_cutout", interval=5, candidates=20)
+    loss = matcher(0)
+    loss.backward()
+    assert loss.dim() == 0
+    assert float(loss) > 0 or match == "energy"
+    assert all(p.grad is not None and p.grad.isfinite().all() for p in gan.generator.parameters())
+    assert all(p.grad is None for p in [*gan.critic.parameters(), *pool.model.parameters()])
+
+
+def test_siamese_augmentation_is_the_same_for_real_and_generated(digits):
+    """With the generator replaced by the selected real images, a pairwise objective must see no difference at all."""
+    accelerator = SimpleNamespace(num_processes=1, process_index=0, device=torch.device("cpu"))
+    pool, seen = Pool(digits.spec), {}
+    gan = SimpleNamespace(accelerator=accelerator, seed=0, mine=lambda rows: rows, stream=lambda *name: stream(0, *name),
+                          noise=lambda shape, *name: torch.zeros(*shape, 3))
+    matcher = Matcher(gan, digits, pool, match="logit", weight=1.0, select="random", classes=3, per_class=5,
+                      aug_type="color_crop_cutout", interval=5, candidates=20)
+    labels = matcher.passes.indices(0)
+    rows = matcher.selector.indices(labels, 0)
+    gan.generator = lambda noise, y: seen.setdefault("images", digits.train.images[rows.flatten()].float() / 127.5 - 1)
+    assert float(matcher(0)) == pytest.approx(0, abs=1e-9)
+    assert (digits.train.labels[rows] == labels[:, None]).all()
