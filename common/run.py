@@ -111,7 +111,7 @@ class Run:
         for key, value in metrics.items():
             self._writer.add_scalar(key, value, step)
 
-    def images(self, name, images, step, columns):
+    def images(self, name, images, columns, step):
         """Write signed images [N, C, H, W] as one grid to samples/<name>-<step>.png and to TensorBoard."""
         if not self.is_main:
             return

@@ -28,13 +28,9 @@ def kmeans(points, k, generator=None, centroids=None, iterations=100, tolerance=
     return centroids, _nearest(points, centroids)
 
 
-def _distances(points, centroids):
-    """Squared distances [G, N, k] less the points' own squares, which no comparison of centroids needs."""
-    return centroids.square().sum(-1).unsqueeze(1) - 2 * points @ centroids.transpose(1, 2)
-
-
 def _nearest(points, centroids):
-    return _distances(points, centroids).argmin(-1)
+    """The centroid nearest to each point, by squared distances less the points' own squares, which decide nothing."""
+    return (centroids.square().sum(-1).unsqueeze(1) - 2 * points @ centroids.transpose(1, 2)).argmin(-1)
 
 
 def _plus_plus(points, k, generator):
@@ -54,7 +50,7 @@ def _plus_plus(points, k, generator):
 def representatives(points, k, generator):
     """The rows nearest to the k centroids of each group (DREAM, arXiv 2302.14416): int64 [G, k] for points [G, N, D]."""
     centroids, _ = kmeans(points, k, generator, iterations=30)
-    return (_distances(points, centroids)).argmin(1)
+    return _nearest(centroids, points)
 
 
 class Uniform:

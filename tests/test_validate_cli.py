@@ -15,7 +15,7 @@ from torchvision.datasets import ImageFolder
 import sample
 import validate
 from common.cli import run_script
-from evaluation import DistilledDataset
+from evaluation import DistilledDataset, Result
 from evaluation.report import KEYS
 from generators import MODEL, NETWORKS
 
@@ -43,6 +43,7 @@ def call(monkeypatch, tmp_path):
 
 
 QUICK = ("--epochs", 1, "--min-steps", 2, "--num-eval", 2, "--aug-type", "color_crop")
+RESULT = Result((90.0, 92.0), images=10, epochs=1, steps=1, seconds=1.0)
 
 
 def test_report(call, gan, tmp_path, capsys):
@@ -64,14 +65,14 @@ def test_report(call, gan, tmp_path, capsys):
     assert (folder / "config.json").exists()
 
 
-def test_rows_survive_an_interruption(call, gan, tmp_path, monkeypatch, capsys):
-    judge, calls = validate.evaluate, []
+def test_rows_survive_an_interruption(call, gan, tmp_path, monkeypatch):
+    results = iter([RESULT])
 
     def interrupted(*args, **kwargs):
-        calls.append(args)
-        if len(calls) == 2:
+        result = next(results, None)
+        if result is None:
             raise KeyboardInterrupt
-        return judge(*args, **kwargs)
+        return result
 
     monkeypatch.setattr(validate, "evaluate", interrupted)
     with pytest.raises(SystemExit) as leaving:
@@ -87,8 +88,10 @@ def test_published_protocol_is_labelled(call, gan, tmp_path):
     assert "best accuracy seen in five looks" in (tmp_path / "results/test/report.md").read_text()
 
 
-def test_too_small_classes_drop_the_real_rows_only(call, gan, tmp_path, capsys):
-    call(validate, "--compare", "--ipc", 1, 900, "--full-epochs", 1, *QUICK, "--num-eval", 1)
+def test_too_small_classes_drop_the_real_rows_only(call, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(validate, "evaluate", lambda *_, **__: RESULT)
+    monkeypatch.setattr(validate, "evaluate_full", lambda *_, **__: RESULT)
+    call(validate, "--compare", "--ipc", 1, 900)
     rows = json.loads((tmp_path / "results/test/report.json").read_text())
     assert [(row["source"], row["ipc"]) for row in rows] == [("random real images", 1), ("whole training set", None)]
     assert "no row of random real images above --ipc" in capsys.readouterr().out
