@@ -5,6 +5,7 @@
 
 import argparse
 import dataclasses
+import functools
 import itertools
 import math
 import time
@@ -22,7 +23,7 @@ from common.cli import (
     number,
     run_script,
 )
-from common.device import make_accelerator
+from common.device import autocast, make_accelerator
 from common.errors import UserError
 from common.rng import Shuffle
 from common.run import (
@@ -120,9 +121,10 @@ def make_matcher(args, gan, dataset):
 def keep_best(args, run, gan, dataset, summary, step):
     """Score the averaged generator on the held-out images, keep it if it is the best so far, and save the checkpoint."""
     if run.is_main:
-        protocol = dataclasses.replace(PROTOCOLS["default"], epochs=args.eval_epochs)
+        protocol = dataclasses.replace(PROTOCOLS["default"], epochs=args.eval_epochs, min_steps=0)
         score = evaluate(gan.ema, dataset, args.eval_model, args.eval_ipc, "fresh", num_eval=1, seed=args.seed,
-                         protocol=protocol, scored_on="held_out").mean
+                         protocol=protocol, scored_on="held_out",
+                         autocast=functools.partial(autocast, run.accelerator)).mean
         run.log({"held_out_accuracy": score}, step)
         if score >= summary["held_out_accuracy"]:
             summary.update(held_out_accuracy=score, best_step=step)

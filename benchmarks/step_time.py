@@ -84,8 +84,8 @@ def published(stage, checkout, batch_size):
     """
     warnings.simplefilter("ignore")
     sys.path.insert(0, str(checkout))
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    if device.type == "cpu":
+    place = "cuda" if torch.cuda.is_available() else "cpu"
+    if place == "cpu":
         torch.Tensor.cuda = torch.nn.Module.cuda = lambda self: self
     torch.backends.cudnn.deterministic = True  # as its scripts do
     script = importlib.import_module(stage)
@@ -93,13 +93,12 @@ def published(stage, checkout, batch_size):
         draw = script.define_model
         script.define_model = lambda args, classes: draw(args, classes, "convnet")
     normalise = script.Normalize
-    script.Normalize = lambda mean, std, device: normalise(mean, std, device=script.device)
-    script.device = device
+    script.Normalize = lambda mean, std, device: normalise(mean, std, device=place)
     args = argparse.Namespace(
         data="cifar10", num_classes=CLASSES, dim_noise=100, batch_size=batch_size, print_freq=50, eval_lr=0.01, momentum=0.9,
         weight_decay=5e-4, epochs_match_train=16, match="logit", match_aug=True, aug_type="color_crop_cutout", mixup_net="cut")
     players = script.Generator(args).cuda(), script.Discriminator(args).cuda()
-    optimisers = [torch.optim.Adam(player.parameters(), lr=1e-4, betas=(0, 0.9)) for player in players]
+    optimisers = [torch.optim.Adam(player.parameters(), lr=1e-4, betas=(0.0, 0.9)) for player in players]
     augmentations = script.diffaug(args)
     images = torch.rand(batch_size, CHANNELS, SIZE, SIZE) * 2 - 1
     labels = torch.randint(CLASSES, (batch_size,))
@@ -174,8 +173,9 @@ def compare(stage, precision="auto", repeats=3, checkout=None, batch_size=None, 
             contestants.append(Contestant(name, build, **options))
         for number in range(repeats):
             for contestant in contestants:
-                seconds[contestant.name].append(contestant.time_step())
-                print(f"{stage} {number + 1}/{repeats}: {seconds[contestant.name][-1]:.3f} s {contestant.name}", file=sys.stderr)
+                taken = contestant.time_step()
+                seconds[contestant.name].append(taken)
+                print(f"{stage} {number + 1}/{repeats}: {taken:.3f} s '{contestant.name}'", file=sys.stderr)
     finally:
         for contestant in contestants:
             contestant.close()
@@ -202,8 +202,8 @@ def main():
     parser.add_argument("--repeats", type=COUNT, default=3, help="timed steps of each contestant")
     parser.add_argument("--precision", choices=PRECISIONS, default="auto", help="arithmetic of our networks")
     args = parser.parse_args()
-    if args.published and not all((args.published / f"{stage}.py").exists() for stage in BATCHES):
-        raise UserError(f"--published {args.published} has no gen_condense.py and pool_match.py: give a checkout of vimar-gu/DiM")
+    if args.published and not (args.published / "gan_model.py").exists():
+        raise UserError(f"--published {args.published} holds no gan_model.py: give a checkout of vimar-gu/DiM")
     result = environment(args.precision)
     for stage in BATCHES:
         result[stage] = compare(stage, args.precision, args.repeats, args.published)

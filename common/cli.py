@@ -12,12 +12,21 @@ from common.errors import UserError
 PRECISIONS = ("auto", "fp32", "bf16", "fp16")
 
 
+class _Help(argparse.ArgumentDefaultsHelpFormatter):
+    """Adds the default to a flag's help unless there is none or the text already names one."""
+
+    def _get_help_string(self, action):
+        if action.required or action.default in (None, [], False) or "default" in action.help:
+            return action.help
+        return super()._get_help_string(action)
+
+
 class Parser(argparse.ArgumentParser):
     """An ArgumentParser whose errors are one line and exit code 2, whose help shows defaults, and whose flags cannot be
     abbreviated (so that a flag added later never changes what an old command means)."""
 
     def __init__(self, **kwargs):
-        super().__init__(formatter_class=argparse.ArgumentDefaultsHelpFormatter, allow_abbrev=False, **kwargs)
+        super().__init__(formatter_class=_Help, allow_abbrev=False, **kwargs)
 
     def error(self, message):
         self.exit(2, f"{self.prog}: error: {' '.join(message.split())} (see --help)\n")
