@@ -3,6 +3,7 @@
     accelerate launch gen_condense.py --tag gan
 """
 
+import argparse
 import dataclasses
 
 from tqdm import tqdm
@@ -21,10 +22,19 @@ from common.cli import (
 from common.device import make_accelerator
 from common.errors import UserError
 from common.rng import Shuffle
-from common.run import CHECKPOINT, Interruptible, Meter, Run, inherit_data, load_checkpoint
-from data import load_dataset, to_signed
+from common.run import CHECKPOINT, Interruptible, Meter, Run, inherit_data, resume_state
+from data import AUGMENTATIONS, load_dataset, to_signed
 from generators import GAN, MODEL, NETWORKS, RECIPES
 from generators.losses import CRITIC_LOSSES
+
+
+def augmentations(text):
+    """An argparse type: names of augmentations joined by _, or none."""
+    unknown = set() if text == "none" else set(text.lower().split("_")).difference(AUGMENTATIONS)
+    if unknown:
+        raise argparse.ArgumentTypeError(f"unknown augmentation '{min(unknown)}': join some of {', '.join(AUGMENTATIONS)} "
+                                         "by _, or give none")
+    return text
 
 
 def parse_args(argv=None):
@@ -38,12 +48,12 @@ def parse_args(argv=None):
     recipe.add_argument("--gradient-penalty", type=WEIGHT, help="weight of the gradient penalty, 0 for none")
     recipe.add_argument("--lr", type=POSITIVE, help="learning rate of the generator (Adam)")
     recipe.add_argument("--lr-critic", type=POSITIVE, help="learning rate of the critic (Adam)")
-    recipe.add_argument("--beta2", type=FRACTION, help="Adam's second beta; the first is 0")
+    recipe.add_argument("--beta2", type=number(float, 0, 0.999999), help="Adam's second beta; the first is 0")
     recipe.add_argument("--batch-size", type=number(int, 2), help="images a step, over all processes")
     recipe.add_argument("--width", type=number(int, 8, 2048), help="channels of the widest layer")
     recipe.add_argument("--dim-noise", type=COUNT, help="entries of the noise vector")
     recipe.add_argument("--ema", type=FRACTION, help="decay of the averaged weights, 0 for none")
-    recipe.add_argument("--gan-aug", help="augmentation of what the critic sees, joined by _, or none")
+    recipe.add_argument("--gan-aug", type=augmentations, help="augmentation of what the critic sees, joined by _, or none")
     length = parser.add_argument_group("length and reports")
     length.add_argument("--epochs", type=COUNT, help="passes over the real images (default: the recipe's)")
     length.add_argument("--steps", type=COUNT, help="steps, instead of --epochs")
@@ -54,7 +64,7 @@ def parse_args(argv=None):
     args = parser.parse_args(argv)
     if args.epochs and args.steps:
         parser.error("--epochs and --steps exclude each other: give one")
-    inherit_data(args, None)
+    inherit_data(args, args.output_dir / args.tag if args.resume else None)
     return args
 
 
@@ -75,26 +85,19 @@ def save(run, gan, recipe, step):
 def main():
     args = parse_args()
     accelerator = make_accelerator(args.precision)
-    recipe = choose_recipe(args)
+    state, recipe = resume_state(args), choose_recipe(args)
     if recipe.batch_size % accelerator.num_processes:
         raise UserError(f"--batch-size {recipe.batch_size} must be a multiple of the {accelerator.num_processes} processes")
     with accelerator.local_main_process_first():  # one process downloads and decodes, the others find its cache
         dataset = load_dataset(args.data, args.data_dir, args.image_size, args.held_out).to(accelerator.device)
     spec, real = dataset.spec, dataset.train
     gan = GAN(accelerator, spec, recipe, args.seed)
-    run = Run(args, accelerator, recipe=dataclasses.asdict(recipe), dataset=dataclasses.asdict(spec))
+    if state:
+        gan.load_state_dict(state, args.output_dir / args.tag / CHECKPOINT)
+    run = Run(args, accelerator, recipe_values=dataclasses.asdict(recipe), dataset=dataclasses.asdict(spec))
 
     steps = args.steps or max(1, recipe.epochs * len(real.labels) // recipe.batch_size)
-    start = 0
-    if args.resume:
-        state = load_checkpoint(run.dir / CHECKPOINT, accelerator.device)
-        changed = [name for name, value in dataclasses.asdict(recipe).items()
-                   if name != "epochs" and state.get("recipe", {}).get(name) != value]
-        if changed:
-            raise UserError(f"--resume: --{changed[0].replace('_', '-')} is not what the run was started with")
-        gan.load_state_dict(state, run.dir / CHECKPOINT)
-        start = state["step"]
-
+    start = state["step"] if state else 0
     shuffle = Shuffle(len(real.labels), recipe.batch_size, args.seed, "real")
     meter = Meter()
     bar = tqdm(range(start, steps), "gen_condense", initial=start, total=steps, disable=not run.is_main)
@@ -114,6 +117,7 @@ def main():
             interrupted = interrupt.requested(done)
             if done % args.save_interval == 0 or done == steps or interrupted:
                 meter.check()
+                gan.check(done)
                 save(run, gan, recipe, done)
             if interrupted:
                 raise KeyboardInterrupt

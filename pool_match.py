@@ -36,9 +36,10 @@ from common.run import (
     inherit_data,
     load_checkpoint,
     read_json,
+    resume_state,
     write_json,
 )
-from data import load_dataset, to_signed
+from data import Augment, load_dataset, to_signed
 from evaluation import evaluate
 from evaluation.students import PROTOCOLS
 from generators import GAN, MODEL, recipe_of
@@ -93,18 +94,35 @@ def parse_args(argv=None):
         parser.error("--epochs, --steps and --control-of exclude each other: give one")
     if args.control_of:
         args.match = "none"
-    inherit_data(args, args.weight)
+    inherit_data(args, args.output_dir / args.tag if args.resume else args.weight)
     return args
 
 
-def read_weight(path, device):
+def read_weight(args):
     """The training state that --weight names: (state, file)."""
+    path = args.weight
+    for flag, source in (("--weight", path), ("--control-of", args.control_of)):
+        if source and (args.output_dir / args.tag).resolve() in (source.resolve(), *source.resolve().parents):
+            raise UserError(f"{flag} {source} lies in the folder that --tag {args.tag} writes: choose another --tag")
     run = find_run(path)
     file = path if path.is_file() else (run or path) / CHECKPOINT
     if path.exists() and not file.exists():
         raise UserError(f"--weight {path} holds no {CHECKPOINT}: matching needs the critic too, so name the folder of a run of "
                         "gen_condense.py that has reached its first checkpoint")
-    return load_checkpoint(file, device), file
+    state = load_checkpoint(file)
+    parts = ("generator", "discriminator", "optim_g", "optim_d")
+    whole = isinstance(state, dict) and all(isinstance(state.get(part), dict) for part in parts)
+    if not whole or len(state["generator"]) < 3:
+        raise UserError(f"--weight {path}: {file.name} is not a checkpoint of this suite or of the published DiM code")
+    return state, file
+
+
+def read_seconds(path):
+    """How long the run that --control-of names has trained."""
+    try:
+        return float(read_json(path / SUMMARY)["train_seconds"])
+    except (UserError, KeyError, TypeError, ValueError):
+        raise UserError(f"--control-of {path} holds no readable {SUMMARY}: name the folder of a finished run of pool_match.py")
 
 
 def make_matcher(args, gan, dataset):
@@ -119,7 +137,7 @@ def make_matcher(args, gan, dataset):
 
 
 def keep_best(args, run, gan, dataset, summary, step):
-    """Score the averaged generator on the held-out images, keep it if it is the best so far, and save the checkpoint."""
+    """Score the averaged generator on the held-out images, and keep it if it is the best so far."""
     if run.is_main:
         protocol = dataclasses.replace(PROTOCOLS["default"], epochs=args.eval_epochs, min_steps=0)
         score = evaluate(gan.ema, dataset, args.eval_model, args.eval_ipc, "fresh", num_eval=1, seed=args.seed,
@@ -130,15 +148,24 @@ def keep_best(args, run, gan, dataset, summary, step):
             summary.update(held_out_accuracy=score, best_step=step)
             gan.ema.save_pretrained(run.dir / MODEL)
         run.images("generator", *gan.grid(), step)
+    run.accelerator.wait_for_everyone()
+
+
+def save(run, gan, summary, step):
+    """Everything that --resume needs."""
+    if run.is_main:
+        if not (run.dir / MODEL).exists():  # interrupted before the first score
+            gan.ema.save_pretrained(run.dir / MODEL)
         run.save({"step": step, "summary": summary, "recipe": dataclasses.asdict(gan.recipe), **gan.state_dict()})
         write_json(run.dir / SUMMARY, {"steps": step, **summary})
-    run.accelerator.wait_for_everyone()
 
 
 def main():
     args = parse_args()
     accelerator = make_accelerator(args.precision)
-    state, file = read_weight(args.weight, accelerator.device)
+    resumed = resume_state(args)
+    state, file = (resumed, args.output_dir / args.tag / CHECKPOINT) if resumed else read_weight(args)
+    seconds = read_seconds(args.control_of) if args.control_of else math.inf
     with accelerator.local_main_process_first():  # one process downloads and decodes, the others find its cache
         dataset = load_dataset(args.data, args.data_dir, args.image_size, args.held_out).to(accelerator.device)
     spec, real = dataset.spec, dataset.train
@@ -146,44 +173,47 @@ def main():
     recipe = dataclasses.replace(recipe_of(state, file), **given)
     if recipe.batch_size % accelerator.num_processes:
         raise UserError(f"--batch-size {recipe.batch_size} must be a multiple of the {accelerator.num_processes} processes")
-    seconds = read_json(args.control_of / SUMMARY)["train_seconds"] if args.control_of else math.inf
+    Augment(args.aug_type, spec)  # a wrong name ends here, before the pool is pretrained
     gan = GAN(accelerator, spec, recipe, args.seed)
     gan.load_state_dict(state, file)
-    run = Run(args, accelerator, recipe=dataclasses.asdict(recipe), dataset=dataclasses.asdict(spec))
+    matching = make_matcher(args, gan, dataset)
+    run = Run(args, accelerator, recipe_values=dataclasses.asdict(recipe), dataset=dataclasses.asdict(spec))
 
     start, summary = 0, {"train_seconds": 0.0, "held_out_accuracy": 0.0, "best_step": 0}
-    if args.resume:
-        state = load_checkpoint(run.dir / CHECKPOINT, accelerator.device)
-        gan.load_state_dict(state, run.dir / CHECKPOINT)
+    if resumed:
         start, summary = state["step"], state["summary"]
-    matching = make_matcher(args, gan, dataset)
     steps = args.steps or (args.epochs * len(real.labels) // recipe.batch_size if args.epochs else DEFAULT_STEPS)
     steps = math.inf if args.control_of else max(1, steps)
     shuffle = Shuffle(len(real.labels), recipe.batch_size, args.seed, "real of stage 2")
     meter = Meter()
     bar = tqdm(itertools.count(start), "pool_match", initial=start, total=None if args.control_of else steps,
                disable=not run.is_main)
+    last = start >= steps or summary["train_seconds"] >= seconds
     with Interruptible(accelerator) as interrupt:
         for step in bar:
+            if last:
+                break
             began = time.perf_counter()
             rows = gan.mine(shuffle.indices(step))
             images, labels = to_signed(real.images[rows]), real.labels[rows]
             meter.add(step + 1, **gan.generator_step(labels, step, matching), **gan.critic_step(images, labels, step))
             done = step + 1
-            if done % args.log_interval == 0:
+            if done % args.log_interval == 0 or done == steps:
                 metrics = meter.read()
                 run.log(metrics, done)
                 bar.set_postfix({name: f"{value:.3g}" for name, value in metrics.items()})
             summary["train_seconds"] += time.perf_counter() - began
             last = done == steps or any_process(accelerator, summary["train_seconds"] >= seconds)
+            scored = last or done % args.eval_interval == 0
             interrupted = interrupt.requested(done)
-            if last or interrupted or done % args.eval_interval == 0:
+            if scored or interrupted:
                 meter.check()
-                keep_best(args, run, gan, dataset, summary, done)
+                gan.check(done)
+                if scored:
+                    keep_best(args, run, gan, dataset, summary, done)
+                save(run, gan, summary, done)
             if interrupted:
                 raise KeyboardInterrupt
-            if last:
-                break
     run.close()
     accelerator.print(f"generator of step {summary['best_step']}: {run.dir / MODEL}")
 

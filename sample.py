@@ -73,9 +73,9 @@ def main():
     if source.channels not in (1, 3):
         raise UserError(f"--pretrain-weight {args.pretrain_weight} makes images of {source.channels} channels: "
                         "pictures are grey or RGB")
+    facts = describe(args.pretrain_weight, source.num_classes) | {"seed": args.seed, "ipc": args.ipc}
     prepare(args.output_dir)
     images, labels = draw_set(source, args.ipc, args.seed)
-    facts = describe(args.pretrain_weight, source.num_classes) | {"seed": args.seed, "ipc": args.ipc}
 
     # One entry, because the file keeps several in no particular order.
     save_file({"images": images, "labels": labels}, args.output_dir / "set.safetensors",

@@ -7,15 +7,15 @@ else the machine does falls on all of them alike. The published code runs as it 
 already; where there is no GPU, its `.cuda()` does nothing.
 """
 
-import argparse
+import contextlib
 import importlib
 import itertools
 import json
 import multiprocessing
+import re
 import statistics
 import sys
 import time
-import warnings
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -58,10 +58,9 @@ def ours(stage, recipe, precision, batch_size, width=None, keep_memory=True):
     shuffle = Shuffle(len(real), batch_size, 0, "real")
 
     def step(number):
-        rows = gan.mine(shuffle.indices(number))
-        images, labels = to_signed(real.images[rows]), real.labels[rows]
-        gan.generator_step(labels, number, matching)
-        gan.critic_step(images, labels, number)
+        batch = real[gan.mine(shuffle.indices(number))]
+        gan.generator_step(batch.labels, number, matching)
+        gan.critic_step(to_signed(batch.images), batch.labels, number)
 
     return step
 
@@ -69,7 +68,7 @@ def ours(stage, recipe, precision, batch_size, width=None, keep_memory=True):
 class _OneStep:
     """The loader of one step: a single batch, and in loops inside that step the same one for as long as it is asked for."""
 
-    def __init__(self, *batch):
+    def __init__(self, batch):
         self.batch, self.entered = batch, False
 
     def __iter__(self):
@@ -82,29 +81,24 @@ def published(stage, checkout, batch_size):
 
     Its own defaults, logit matching with siamese augmentation, and a ConvNet where it would draw a classifier.
     """
-    warnings.simplefilter("ignore")
     sys.path.insert(0, str(checkout))
-    place = "cuda" if torch.cuda.is_available() else "cpu"
-    if place == "cpu":
-        torch.Tensor.cuda = torch.nn.Module.cuda = lambda self: self
-    torch.backends.cudnn.deterministic = True  # as its scripts do
     script = importlib.import_module(stage)
+    torch.backends.cudnn.deterministic = True  # as its scripts do
+    if not torch.cuda.is_available():
+        torch.Tensor.cuda = torch.nn.Module.cuda = lambda self: self
+        script.Normalize = lambda mean, std, device, make=script.Normalize: make(mean, std)  # on the CPU
     if stage == "pool_match":
-        draw = script.define_model
-        script.define_model = lambda args, classes: draw(args, classes, "convnet")
-    normalise = script.Normalize
-    script.Normalize = lambda mean, std, device: normalise(mean, std, device=place)
-    args = argparse.Namespace(
+        script.define_model = lambda args, classes, make=script.define_model: make(args, classes, "convnet")
+    args = SimpleNamespace(
         data="cifar10", num_classes=CLASSES, dim_noise=100, batch_size=batch_size, print_freq=50, eval_lr=0.01, momentum=0.9,
         weight_decay=5e-4, epochs_match_train=16, match="logit", match_aug=True, aug_type="color_crop_cutout", mixup_net="cut")
     players = script.Generator(args).cuda(), script.Discriminator(args).cuda()
     optimisers = [torch.optim.Adam(player.parameters(), lr=1e-4, betas=(0.0, 0.9)) for player in players]
     augmentations = script.diffaug(args)
-    images = torch.rand(batch_size, CHANNELS, SIZE, SIZE) * 2 - 1
-    labels = torch.randint(CLASSES, (batch_size,))
+    batch = torch.rand(batch_size, CHANNELS, SIZE, SIZE) * 2 - 1, torch.randint(CLASSES, (batch_size,))
 
     def step(number):
-        script.train(args, number, *players, *optimisers, _OneStep(images, labels), torch.nn.CrossEntropyLoss(), *augmentations)
+        script.train(args, number, *players, *optimisers, _OneStep(batch), torch.nn.CrossEntropyLoss(), *augmentations)
 
     return step
 
@@ -113,34 +107,33 @@ def _serve(pipe, build, options):
     """What a contestant's process does: one step to warm up, then a timed one for each message."""
     sys.stdout = sys.stderr  # the published code prints
     step = build(**options)
-    for number in itertools.count():
-        start = time.perf_counter()
-        step(number)
-        if torch.cuda.is_available():
-            torch.cuda.synchronize()
-        pipe.send(time.perf_counter() - start)
-        try:
+    with contextlib.suppress(EOFError):  # until nobody asks any more
+        for number in itertools.count():
+            start = time.perf_counter()
+            step(number)
+            if torch.cuda.is_available():
+                torch.cuda.synchronize()
+            pipe.send(time.perf_counter() - start)
             pipe.recv()
-        except EOFError:  # nobody asks any more
-            return
 
 
 class Contestant:
     """A process that takes the steps of `build(**options)` on demand. Raises UserError if it ends before it is closed."""
 
-    def __init__(self, name, build, **options):
+    def __init__(self, name, build, options):
         spawn = multiprocessing.get_context("spawn")  # a fresh interpreter: nothing is inherited
-        self.name = name
+        self.name, self.seconds = name, []
         self.pipe, other = spawn.Pipe()
         self.process = spawn.Process(target=_serve, args=(other, build, options), daemon=True)
         self.process.start()
         other.close()
-        self._answer()
+        print(f"{name}: first step {self._answer():.2f} s", file=sys.stderr)
 
     def time_step(self):
-        """Seconds of one step."""
+        """Take one step and add its seconds to `seconds`."""
         self.pipe.send(None)
-        return self._answer()
+        self.seconds.append(self._answer())
+        print(f"{self.name}: {self.seconds[-1]:.2f} s", file=sys.stderr)
 
     def _answer(self):
         try:
@@ -153,47 +146,39 @@ class Contestant:
         self.process.join()
 
 
-def compare(stage, precision="auto", repeats=3, checkout=None, batch_size=None, width=None):
+def compare(stage, precision="fp32", repeats=3, checkout=None, batch_size=None, width=None):
     """Seconds of each contestant's steps, their medians, and how many times as long the published code takes as each."""
-    accelerator = common.device.make_accelerator(precision)
     batch_size = batch_size or BATCHES[stage]
-    mine = {"stage": stage, "batch_size": batch_size, "width": width, "precision": precision}
-    line_up = {"published": (published, {"stage": stage, "checkout": checkout, "batch_size": batch_size})} if checkout else {}
-    line_up["ours"] = (ours, {**mine, "recipe": "dim"})
-    if accelerator.mixed_precision != "no":
-        line_up["ours in fp32"] = (ours, {**mine, "recipe": "dim", "precision": "fp32"})
-    if accelerator.device.type == "cpu":
-        line_up["ours with freed memory returned"] = (ours, {**mine, "recipe": "dim", "keep_memory": False})
-    line_up["another network: the pyramid recipe"] = (ours, {**mine, "recipe": "pyramid"})
+    network = {"stage": stage, "batch_size": batch_size, "width": width, "precision": precision, "recipe": "dim"}
+    line_up = {"published": (published, {"stage": stage, "batch_size": batch_size, "checkout": checkout})} if checkout else {}
+    line_up["ours"] = (ours, network)
+    if precision != "fp32":
+        line_up["ours, fp32"] = (ours, {**network, "precision": "fp32"})
+    if not torch.cuda.is_available():
+        line_up["ours, freed memory returned"] = (ours, {**network, "keep_memory": False})
+    line_up["another network: pyramid"] = (ours, {**network, "recipe": "pyramid"})
 
-    contestants, seconds = [], {name: [] for name in line_up}
-    try:
-        for name, (build, options) in line_up.items():
-            print(f"{stage}: warming up '{name}'", file=sys.stderr)
-            contestants.append(Contestant(name, build, **options))
-        for number in range(repeats):
+    with contextlib.ExitStack() as stack:
+        contestants = [stack.enter_context(contextlib.closing(Contestant(name, *what))) for name, what in line_up.items()]
+        for _ in range(repeats):
             for contestant in contestants:
-                taken = contestant.time_step()
-                seconds[contestant.name].append(taken)
-                print(f"{stage} {number + 1}/{repeats}: {taken:.3f} s '{contestant.name}'", file=sys.stderr)
-    finally:
-        for contestant in contestants:
-            contestant.close()
-    ratios = {name: [a / b for a, b in zip(seconds["published"], own)]  # of steps taken one after the other
-              for name, own in seconds.items() if checkout and name != "published"}
+                contestant.time_step()
+    seconds = {contestant.name: contestant.seconds for contestant in contestants}
+    ratios = {name: [theirs / own for theirs, own in zip(seconds["published"], values)]  # of the same turn
+              for name, values in seconds.items() if checkout and name != "published"}
     return {"batch_size": batch_size, "seconds": seconds,
             "median_seconds": {name: statistics.median(values) for name, values in seconds.items()},
             "published_over": {name: {"median": statistics.median(values), "min": min(values), "max": max(values)}
                                for name, values in ratios.items()}}
 
 
-def environment(precision):
-    """What the figures depend on beside the code."""
-    accelerator = common.device.make_accelerator(precision)
-    names = [line.split(": ")[1] for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("model name")]
-    name = torch.cuda.get_device_name() if accelerator.device.type == "cuda" else f"{len(names)} × {names[0]}"
-    return {"device": name, "threads": torch.get_num_threads(), "torch": torch.__version__,
-            "precision": {"no": "fp32"}.get(accelerator.mixed_precision, accelerator.mixed_precision)}
+def device_name():
+    """The GPU's name or the processor's."""
+    if torch.cuda.is_available():
+        return torch.cuda.get_device_name()
+    listing = Path("/proc/cpuinfo")
+    names = re.findall(r"model name\s*: (.*)", listing.read_text()) if listing.exists() else []
+    return names[0] if names else "CPU"
 
 
 def main():
@@ -204,10 +189,10 @@ def main():
     args = parser.parse_args()
     if args.published and not (args.published / "gan_model.py").exists():
         raise UserError(f"--published {args.published} holds no gan_model.py: give a checkout of vimar-gu/DiM")
-    result = environment(args.precision)
-    for stage in BATCHES:
-        result[stage] = compare(stage, args.precision, args.repeats, args.published)
-    print(json.dumps(result, indent=1))
+    precision = common.device.make_accelerator(args.precision).mixed_precision.replace("no", "fp32")
+    stages = {stage: compare(stage, precision, args.repeats, args.published) for stage in BATCHES}
+    print(json.dumps({"device": device_name(), "threads": torch.get_num_threads(), "torch": torch.__version__,
+                      "precision": precision, **stages}, indent=1))
 
 
 if __name__ == "__main__":

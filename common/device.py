@@ -2,12 +2,15 @@
 
 import contextlib
 import ctypes
+import os
 import platform
 from datetime import timedelta
 from pathlib import Path
 
 import torch
+import torch.distributed as dist
 from accelerate import Accelerator, PartialState
+from accelerate.utils import parse_flag_from_env
 
 from common.errors import UserError
 
@@ -41,7 +44,10 @@ def make_accelerator(precision="auto"):
     """An `Accelerator` for `precision` (see `common.cli.PRECISIONS`), with memory and kernels set up for training."""
     keep_freed_memory()
     # The other processes wait for hours, not minutes, while the main one pretrains a pool or scores a generator.
-    device = PartialState(timeout=timedelta(hours=12)).device
+    state = PartialState(cpu=parse_flag_from_env("ACCELERATE_USE_CPU"), timeout=timedelta(hours=12))
+    if state.num_processes < int(os.environ.get("WORLD_SIZE", 1)):
+        raise UserError("the processes of this launch would each train alone: without GPUs, set ACCELERATE_USE_CPU=1")
+    device = state.device
     if precision == "auto":
         precision = "bf16" if native_bf16(device) else "fp32"
     if precision == "fp16" and device.type != "cuda":
@@ -57,3 +63,24 @@ def autocast(accelerator):
     if accelerator.mixed_precision == "no":
         return contextlib.nullcontext()
     return accelerator.autocast()
+
+
+class _Sum(torch.autograd.Function):
+    """The sum over all processes, whose gradient is the sum of theirs."""
+
+    @staticmethod
+    def forward(ctx, x):
+        total = x.clone(memory_format=torch.contiguous_format)
+        dist.all_reduce(total)
+        return total
+
+    @staticmethod
+    def backward(ctx, gradient):
+        return _Sum.apply(gradient)
+
+
+def process_mean(x):
+    """The mean of a tensor over all processes, differentiable; `x` itself where there is only one."""
+    if not dist.is_initialized() or dist.get_world_size() == 1:
+        return x
+    return _Sum.apply(x) / dist.get_world_size()

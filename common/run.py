@@ -12,8 +12,10 @@ import time
 from pathlib import Path
 
 import torch
+import torch.distributed as dist
 from torchvision.utils import save_image
 
+from common.device import process_mean
 from common.errors import UserError
 
 CONFIG, CHECKPOINT = "config.json", "checkpoint.pt"
@@ -41,7 +43,10 @@ def write_json(path, value):
 def read_json(path):
     """The JSON object in `path`; a UserError names a file that cannot be read."""
     try:
-        return json.loads(Path(path).read_text())
+        value = json.loads(Path(path).read_text())
+        if not isinstance(value, dict):
+            raise ValueError("not an object")
+        return value
     except (OSError, ValueError) as error:
         raise UserError(f"{path} cannot be read as JSON ({type(error).__name__}): the run is damaged, make it again") from None
 
@@ -53,15 +58,52 @@ def save_checkpoint(path, state):
     os.replace(partial, path)
 
 
-def load_checkpoint(path, device="cpu"):
-    """Load what `save_checkpoint` or the published code saved. Only tensors and plain containers are unpickled."""
+def load_checkpoint(path):
+    """Load, on the CPU, what `save_checkpoint` or the published code saved. Only tensors and plain containers are unpickled."""
     try:
-        return torch.load(path, map_location=device, weights_only=True)
+        return torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError:
         raise UserError(f"{path} does not exist: name a run's folder or a checkpoint file") from None
     except Exception as error:  # torch raises many kinds for truncated, foreign and unsafe files
         raise UserError(f"{path} is not a readable checkpoint ({type(error).__name__}): it may be truncated or hold "
                         "something other than weights") from None
+
+
+# What --resume may be given anew; everything else decides the weights and stays as the run was started.
+_MAY_CHANGE = {"resume", "overwrite", "output_dir", "tag", "data_dir", "steps", "epochs", "precision", "lr", "lr_critic",
+               "log_interval", "sample_interval", "save_interval", "eval_interval"}
+
+
+def check_folder(args):
+    """UserError unless `Run(args, ...)` may write to its folder: ask before long work starts."""
+    folder = Path(args.output_dir) / args.tag
+    started, resumed = (folder / CONFIG).exists(), getattr(args, "resume", False)
+    parent = next((path for path in (folder, *folder.parents) if path.exists()), folder)
+    if not parent.is_dir():
+        raise UserError(f"--output-dir: {parent} is a file: choose another --output-dir or --tag")
+    if resumed and not started:
+        raise UserError(f"--resume: {folder} holds no run: check --tag and --output-dir")
+    if started and not resumed and not args.overwrite:
+        raise UserError(f"{folder} already holds a run: choose another --tag, or pass --overwrite to replace it")
+    return folder
+
+
+def resume_state(args):
+    """The checkpoint from which `--resume` continues, or None without that flag.
+
+    Raises UserError if there is none, or if a flag that decides the weights is not what the run was started with.
+    """
+    folder = check_folder(args)
+    if not args.resume:
+        return None
+    config = read_json(folder / CONFIG)
+    given = json.loads(json.dumps(vars(args), default=str))
+    for name in given:
+        if name not in _MAY_CHANGE and config.get(name) != given[name]:
+            raise UserError(f"--resume: --{name.replace('_', '-')} is not what the run was started with ({config.get(name)})")
+    if not (folder / CHECKPOINT).exists():
+        raise UserError(f"--resume: {folder} was stopped before its first checkpoint: start again with --overwrite")
+    return load_checkpoint(folder / CHECKPOINT)
 
 
 class Run:
@@ -72,21 +114,14 @@ class Run:
     """
 
     def __init__(self, args, accelerator, **facts):
-        self.dir = Path(args.output_dir) / args.tag
+        self.dir = check_folder(args)
         self.accelerator, self.is_main = accelerator, accelerator.is_main_process
         self.resumed = getattr(args, "resume", False)
         self._writer = None
-        started = (self.dir / CONFIG).exists()
-        if self.dir.exists() and not self.dir.is_dir():
-            raise UserError(f"--output-dir: {self.dir} is a file: choose another --output-dir or --tag")
-        if self.resumed and not started:
-            raise UserError(f"--resume: {self.dir} holds no run: check --tag and --output-dir")
-        if started and not self.resumed and not args.overwrite:
-            raise UserError(f"{self.dir} already holds a run: choose another --tag, or pass --overwrite to replace it")
         accelerator.wait_for_everyone()  # every process has looked before the first one writes
         if self.is_main:
             try:
-                if started and not self.resumed:
+                if (self.dir / CONFIG).exists() and not self.resumed:
                     shutil.rmtree(self.dir)
                 (self.dir / "samples").mkdir(parents=True, exist_ok=True)
             except OSError as error:
@@ -159,18 +194,23 @@ class Meter:
         self._count += 1
 
     def check(self):
-        """Raise UserError, naming the first such step, if a value has been NaN or infinite."""
-        first_bad = 2**62 if self._first_bad is None else int(self._first_bad)
+        """Raise UserError in every process, naming the first such step, if a value has been NaN or infinite in any."""
+        if self._first_bad is None:
+            return
+        if dist.is_initialized():
+            dist.all_reduce(self._first_bad, dist.ReduceOp.MIN)
+        first_bad = int(self._first_bad)
         if first_bad < 2**62:
             raise UserError(f"a loss was NaN or infinite at step {first_bad}: lower --lr or use --precision fp32 "
-                            "(the last checkpoint is kept: --resume continues from it)")
+                            "(the last checkpoint, if there is one, is kept: --resume continues from it)")
 
     def read(self):
-        """The means since the last read, as floats, after a `check`."""
+        """The means since the last read, over all processes, as floats, after a `check`."""
         self.check()
-        means = {name: float(value) / self._count for name, value in self._sums.items()}
+        means = process_mean(torch.stack(list(self._sums.values())) / self._count).tolist()
+        names = list(self._sums)
         self._sums, self._count, self._first_bad = {}, 0, None
-        return means
+        return dict(zip(names, means))
 
 
 class Interruptible:

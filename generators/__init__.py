@@ -37,13 +37,15 @@ def load_generator(path, device="cpu"):
                         "that has reached its first checkpoint") from None
     try:
         return kind.from_pretrained(folder, local_files_only=True, low_cpu_mem_usage=False).eval().to(device)
-    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
+    except (OSError, ValueError, TypeError, RuntimeError, SafetensorError) as error:
         raise UserError(f"{folder} holds a damaged generator ({type(error).__name__}): save it again") from None
 
 
 def _published(state, path):
     """The generator in a checkpoint of the published DiM code (or of one of our runs), rebuilt from its tensors' shapes."""
     try:
+        if not isinstance(state, dict):
+            raise TypeError
         weights = list(state["generator"].values())
         linear, image = weights[0], weights[-2]
         convs = [w for w in weights[1:-2] if w.dim() == 4]

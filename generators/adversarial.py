@@ -117,6 +117,13 @@ class GAN:
         columns = min(self.spec.num_classes, columns)
         return self.ema.sample(torch.arange(columns, device=self.accelerator.device).repeat(rows), seed=0), columns
 
+    def check(self, step):
+        """Raise UserError if a weight of the generator or the critic is NaN or infinite after `step` steps."""
+        sizes = torch._foreach_norm([*self.generator.parameters(), *self.critic.parameters()])
+        if not torch.stack(sizes).isfinite().all():
+            raise UserError(f"a weight was NaN or infinite after step {step}: lower --lr or use --precision fp32 "
+                            "(the last checkpoint, if there is one, is kept: --resume continues from it)")
+
     def state_dict(self):
         """Everything that continuing needs, as nested dicts of tensors and numbers."""
         return {"generator": self.accelerator.unwrap_model(self.generator).state_dict(), "ema": self.ema.state_dict(),
@@ -133,8 +140,7 @@ class GAN:
             for optimizer, name in ((self.optim_g, "optim_g"), (self.optim_d, "optim_d")):
                 optimizer.load_state_dict({**optimizer.state_dict(), "state": state[name]["state"]})
         except (KeyError, ValueError, RuntimeError, TypeError, AttributeError) as error:
-            raise UserError(f"{path} does not fit this generator and critic ({error}): check --generator, --width, "
-                            "--dim-noise and --data") from None
+            raise UserError(f"{path} does not fit this generator and critic ({error}): check --data and --image-size") from None
 
 
 def load_weights(module, state):

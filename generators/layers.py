@@ -3,8 +3,9 @@
 import torch
 import torch.distributed as dist
 from torch import nn
-from torch.distributed.nn.functional import all_reduce
 from torch.nn import functional as F
+
+from common.device import process_mean
 
 
 class SyncBatchNorm(nn.modules.batchnorm._BatchNorm):
@@ -23,8 +24,8 @@ class SyncBatchNorm(nn.modules.batchnorm._BatchNorm):
             return super().forward(x)
         axes = [axis for axis in range(x.dim()) if axis != 1]
         shape = [1, -1] + [1] * (x.dim() - 2)
-        mean = all_reduce(x.float().mean(axes)) / dist.get_world_size()
-        var = all_reduce((x.float() - mean.view(shape)).square().mean(axes)) / dist.get_world_size()
+        mean = process_mean(x.float().mean(axes))
+        var = process_mean((x.float() - mean.view(shape)).square().mean(axes))
         count = x.numel() // x.shape[1] * dist.get_world_size()
         with torch.no_grad():
             self.running_mean.lerp_(mean, self.momentum)

@@ -105,8 +105,8 @@ class PyramidCritic(nn.Module):
         self.stem = spectral_norm(nn.Conv2d(channels, widths[0], 3, padding=1))
         self.blocks = nn.ModuleList(DownBlock(a, b) for a, b in zip(widths, widths[1:]))
         self.last = spectral_norm(nn.Conv2d(width, width, 3, padding=1))
-        self.score = spectral_norm(nn.Linear(width, 1))
-        self.project = spectral_norm(nn.Embedding(num_classes, width))
+        self.score = nn.Linear(width, 1)
+        self.project = nn.Embedding(num_classes, width)
 
     def forward(self, images, labels):
         """images [B, C, H, W] in [-1, 1], labels int64 [B] -> (score [B], None): there is no auxiliary classifier."""

@@ -11,6 +11,8 @@ import torch
 from torch.func import functional_call, grad, vmap
 from torch.nn import functional as F
 
+from common.device import process_mean
+
 
 def log_probabilities(real, fake):
     """Mean squared difference of log-softmax, image by image: real, fake [..., K] (DiM, eq. 5; its code weights it by 0.01)."""
@@ -19,7 +21,7 @@ def log_probabilities(real, fake):
 
 def moments(real, fake):
     """Difference of per-class mean and standard deviation, in units of the real images' spread: real, fake [k, n, D]."""
-    spread = real.var(dim=1, correction=0).mean(dim=0) + 1e-6  # [D], of a class around its own mean
+    spread = process_mean(real.var(dim=1, correction=0).mean(dim=0)) + 1e-6  # [D], of a class around its own mean
     means = (real.mean(1) - fake.mean(1)).square() / spread
     deviations = (_deviation(real) - _deviation(fake)).square() / spread
     return (means + deviations).mean()

@@ -1,0 +1,201 @@
+"""Two processes on the CPU give what one gives for the same global batch, draw different data, and one of them writes."""
+
+import json
+import os
+import socket
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+
+import pytest
+import torch
+from accelerate import Accelerator
+from safetensors.torch import load_file
+
+import gen_condense
+import pool_match
+from common.run import load_checkpoint, read_json
+from data import load_dataset
+from generators import GAN, Recipe
+
+ROOT = Path(__file__).parent.parent
+STEPS = 2
+
+# Runs command lines one after another as one process of several. Notes the rows that the process draws, and every file and
+# folder that it makes, renames or removes.
+WORKER = textwrap.dedent("""
+    import json, os, sys
+    import torch
+    import gen_condense, pool_match
+    from accelerate.state import AcceleratorState
+    from common.cli import run_script
+    from generators import GAN
+
+    folder, commands = sys.argv[1], json.loads(sys.argv[2])
+    rows, noises, written = [], [], []
+
+    def note(event, args):
+        changes = event in ("os.mkdir", "os.rename", "os.remove", "os.rmdir")
+        changes = changes or event == "open" and isinstance(args[2], int) and args[2] & (os.O_WRONLY | os.O_RDWR | os.O_CREAT)
+        if changes and str(args[0]).startswith(folder):
+            written.append(str(args[0]))
+
+    def mine(self, drawn, mine=GAN.mine):
+        share = mine(self, drawn)
+        if drawn.dtype == torch.int64 and drawn.dim() == 1:
+            rows.append(share.tolist())
+        return share
+
+    def noise(self, *args, noise=GAN.noise):
+        share = noise(self, *args)
+        noises.append(share.flatten().tolist())
+        return share
+
+    GAN.mine, GAN.noise = mine, noise
+    sys.addaudithook(note)
+    for script, *words in commands:
+        AcceleratorState._reset_state()
+        sys.argv = [script + ".py", *words]
+        run_script({"gen_condense": gen_condense, "pool_match": pool_match}[script].main)
+    notes = json.dumps({"rows": rows, "noises": noises, "written": written})
+    with open(os.path.join(folder, "rank" + os.environ["RANK"] + ".json"), "w") as file:
+        file.write(notes)
+""")
+
+
+def stage1(recipe, folder, tag):
+    """Command line of stage 1. A width of 32 leaves no convolution of the pyramid in front of a norm of single channels."""
+    return ["gen_condense", "--output-dir", str(folder), "--tag", tag, "--recipe", recipe, "--width", "32",
+            "--batch-size", "16", "--steps", str(STEPS), "--precision", "fp32", "--log-interval", "1"]
+
+
+def stage2(weight, folder, tag):
+    return ["pool_match", "--output-dir", str(folder), "--tag", tag, "--weight", str(weight), "--batch-size", "16",
+            "--steps", str(STEPS), "--precision", "fp32", "--match-batch", "4", "--select-candidates", "20",
+            "--select-interval", "2", "--pool-members", "1", "--pool-epochs", "1", "--pool-snapshots", "2",
+            "--eval-epochs", "1", "--eval-ipc", "1", "--log-interval", "1"]
+
+
+def launch(folder, commands):
+    """Run these command lines in two processes; what each of them noted."""
+    with socket.socket() as probe:
+        probe.bind(("localhost", 0))
+        port = probe.getsockname()[1]
+    (folder / "worker.py").write_text(WORKER)
+    environment = os.environ | {"ACCELERATE_USE_CPU": "1", "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(
+        [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_port", str(port),
+         folder / "worker.py", folder, json.dumps(commands)],
+        capture_output=True, text=True, env=environment, timeout=180, check=False)
+    assert done.returncode == 0, done.stderr
+    return [json.loads((folder / f"rank{rank}.json").read_text()) for rank in (0, 1)]
+
+
+@pytest.fixture(scope="module", params=["pyramid", "dim"])
+def runs(request, command, tmp_path_factory):
+    """(folder, notes of the two processes): runs gan1 and match1 of one process, gan2 and match2 of two.
+
+    The second stages start from the same generator, use the same pool and compare by the default objective.
+    """
+    folder = tmp_path_factory.mktemp(request.param)
+    scripts = {"gen_condense": gen_condense, "pool_match": pool_match}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("ACCELERATE_USE_CPU", "1")
+        for script, *words in (stage1(request.param, folder, "gan1"), stage2(folder / "gan1", folder, "match1")):
+            command(scripts[script], *words)
+    return folder, launch(folder, [stage1(request.param, folder, "gan2"), stage2(folder / "gan1", folder, "match2")])
+
+
+def counted(state, part, optimizer):
+    """Names of the weights of a network whose values can be compared.
+
+    Left out are the biases in front of a batch norm, which subtracts them again: their gradient is nothing but rounding.
+    Adam divides it by its own size and moves them by a learning rate a step in a direction that no two orders of summation
+    share. Left out with them are all buffers: the running means follow these biases.
+    """
+    buffers = ("running_mean", "running_var", "num_batches_tracked", "._u", "._v")
+    names = [name for name in state[part] if not name.endswith(buffers)]
+    moments = state[optimizer]["state"]
+    rounding = [name for index, name in enumerate(names)
+                if name.endswith("bias") and 0 < moments[index]["exp_avg_sq"].max().sqrt() < 1e-6]
+    return [name for name in names if name not in rounding], rounding
+
+
+def flat(tensors, names):
+    return torch.cat([tensors[name].flatten().float() for name in names])
+
+
+@pytest.mark.parametrize(("part", "optimizer"), [("generator", "optim_g"), ("ema", "optim_g"), ("discriminator", "optim_d")])
+@pytest.mark.parametrize("tag", ["gan", "match"])
+def test_two_processes_give_the_weights_of_one(runs, tag, part, optimizer):
+    """The difference is measured against the distance that the weights have moved: Adam's steps have one size whatever the
+    gradient's, so the elements whose gradient is near to zero differ by more than rounding, and only they."""
+    folder, _ = runs
+    one, two = (load_checkpoint(folder / f"{tag}{count}" / "checkpoint.pt") for count in (1, 2))
+    if tag == "gan":
+        start = GAN(Accelerator(cpu=True), load_dataset().spec, Recipe(**one["recipe"]), seed=3407).state_dict()
+    else:
+        start = load_checkpoint(folder / "gan1" / "checkpoint.pt")
+    names, rounding = counted(one, part, optimizer)
+    if part != "discriminator" and one["recipe"]["generator"] == "dim":
+        assert len(rounding) == 8  # a linear layer and seven convolutions
+    else:
+        assert not rounding
+    before, ours, theirs = (flat(state[part], names) for state in (start, one, two))
+    assert (theirs - ours).norm() < 1e-2 * (ours - before).norm()
+    for name in one[part]:
+        if name.endswith("running_var"):
+            assert torch.allclose(one[part][name], two[part][name], rtol=1e-3), name
+
+
+@pytest.mark.parametrize("optimizer", ["optim_g", "optim_d"])
+@pytest.mark.parametrize("tag", ["gan", "match"])
+def test_two_processes_give_the_gradient_of_one(runs, tag, optimizer):
+    """Adam's first moment is the last step's gradient, because its first beta is 0."""
+    folder, _ = runs
+    one, two = (load_checkpoint(folder / f"{tag}{count}" / "checkpoint.pt")[optimizer]["state"] for count in (1, 2))
+    ours, theirs = (torch.cat([moment["exp_avg"].flatten() for moment in state.values()]) for state in (one, two))
+    assert (theirs - ours).norm() < 1e-3 * ours.norm()
+
+
+def test_the_generator_that_is_written_is_that_of_the_checkpoint(runs):
+    folder, _ = runs
+    for tag in ("gan1", "gan2"):
+        written = load_file(folder / tag / "generator" / "diffusion_pytorch_model.safetensors")
+        kept = load_checkpoint(folder / tag / "checkpoint.pt")["ema"]
+        assert written.keys() == kept.keys()
+        assert all(torch.equal(written[name], kept[name]) for name in kept)
+
+
+@pytest.mark.parametrize("tag", ["gan", "match"])
+def test_reports_are_of_the_global_batch(runs, tag):
+    folder, _ = runs
+    one, two = ([json.loads(line) for line in (folder / f"{tag}{count}" / "metrics.jsonl").read_text().splitlines()]
+                for count in (1, 2))
+    assert len(one) == len(two)
+    for ours, theirs in zip(one, two):
+        assert ours.keys() == theirs.keys()
+        assert all(ours[key] == pytest.approx(theirs[key], rel=1e-3, abs=1e-3) for key in ours if key != "held_out_accuracy")
+
+
+def test_every_process_draws_other_data(runs):
+    _, (first, second) = runs
+    assert len(first["rows"]) == len(second["rows"]) >= 2 * STEPS
+    real = set(first["rows"][0]), set(second["rows"][0])  # the first draw of all is the first step's real images
+    assert not real[0] & real[1]
+    assert len(real[0] | real[1]) == 16
+    assert len(first["noises"]) == len(second["noises"]) >= 2 * STEPS
+    assert not any(set(ours) & set(theirs) for ours, theirs in zip(first["noises"], second["noises"]))
+
+
+def test_one_process_writes(runs):
+    folder, (first, second) = runs
+    assert second["written"] == []
+    assert any("metrics.jsonl" in path for path in first["written"])
+    for tag in ("gan", "match"):
+        assert read_json(folder / f"{tag}2" / "config.json")["processes"] == 2
+        one, two = ({path.name for path in (folder / f"{tag}{count}").rglob("*") if "events" not in path.name}
+                    for count in (1, 2))
+        assert one == two
+        assert len(list((folder / f"{tag}2").glob("events.*"))) == 1
