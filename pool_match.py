@@ -117,6 +117,11 @@ def read_weight(args):
     return state, file
 
 
+def steps_taken(state):
+    """Steps that led to a training state, over all stages; 0 for a checkpoint of the published code, which keeps no count."""
+    return state.get("step", 0) + state.get("summary", {}).get("steps_before", 0)
+
+
 def read_seconds(path):
     """How long the run that --control-of names has trained."""
     try:
@@ -179,7 +184,7 @@ def main():
     matching = make_matcher(args, gan, dataset)
     run = Run(args, accelerator, recipe_values=dataclasses.asdict(recipe), dataset=dataclasses.asdict(spec))
 
-    start, summary = 0, {"train_seconds": 0.0, "held_out_accuracy": 0.0, "best_step": 0}
+    start, summary = 0, {"train_seconds": 0.0, "held_out_accuracy": 0.0, "best_step": 0, "steps_before": steps_taken(state)}
     if resumed:
         start, summary = state["step"], state["summary"]
     steps = args.steps or (args.epochs * len(real.labels) // recipe.batch_size if args.epochs else DEFAULT_STEPS)
@@ -196,7 +201,8 @@ def main():
             began = time.perf_counter()
             rows = gan.mine(shuffle.indices(step))
             images, labels = to_signed(real.images[rows]), real.labels[rows]
-            meter.add(step + 1, **gan.generator_step(labels, step, matching), **gan.critic_step(images, labels, step))
+            turn = summary["steps_before"] + step  # averaging and random streams go on where the earlier stage stopped
+            meter.add(step + 1, **gan.generator_step(labels, turn, matching), **gan.critic_step(images, labels, turn))
             done = step + 1
             if done % args.log_interval == 0 or done == steps:
                 metrics = meter.read()
