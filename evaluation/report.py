@@ -107,17 +107,31 @@ def read_report(path):
     return rows
 
 
+def replace_section(document, name, text):
+    """`document` with `text` between the markers of this name. Raises UserError unless both are there, once each."""
+    opening, closing = f"<!-- {name} -->\n", f"<!-- /{name} -->\n"
+    if document.count(opening) != 1 or document.count(closing) != 1:
+        raise UserError(f"--section {name}: --output must hold the lines {opening.strip()} and {closing.strip()}, once each")
+    before, rest = document.split(opening)
+    return f"{before}{opening}{text}{closing}{rest.split(closing)[1]}"
+
+
 def main():
     parser = Parser(prog="python -m evaluation.report", description="One table of several reports.")
     parser.add_argument("reports", type=Path, nargs="+", metavar="REPORT", help="report.json files, in the table's order")
     parser.add_argument("--output", type=Path, default=None, help="also write the table to this file")
+    parser.add_argument("--section", help="replace only what stands between <!-- SECTION --> and <!-- /SECTION --> in --output")
     args = parser.parse_args()
     table = markdown([row for path in args.reports for row in read_report(path)])
     print(table, end="")
+    if args.section and not args.output:
+        parser.error("--section needs --output, the file that it stands in")
     if args.output:
-        command = ["python", "-m", "evaluation.report", *sys.argv[1:]]
+        text = f"{table}\n`{shlex.join(['python', '-m', 'evaluation.report', *sys.argv[1:]])}`\n"
         try:
-            args.output.write_text(f"{table}\n`{shlex.join(command)}`\n", encoding="utf-8")
+            if args.section:
+                text = replace_section(args.output.read_text(encoding="utf-8"), args.section, text)
+            args.output.write_text(text, encoding="utf-8")
         except OSError as error:
             raise UserError(f"--output {args.output} cannot be written: {error.strerror}")
 

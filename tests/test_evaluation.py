@@ -15,7 +15,7 @@ from common.errors import UserError
 from common.rng import counter_normal
 from data import Split, load_dataset, to_signed, to_uint8
 from evaluation import DistilledDataset, Protocol, RealImages, Result, balanced_labels, draw_set, evaluate, evaluate_full
-from evaluation.report import KEYS, main, markdown, plot, read_report
+from evaluation.report import KEYS, main, markdown, plot, read_report, replace_section
 from evaluation.sources import check_fits
 from generators.base import index_within_class
 
@@ -273,3 +273,10 @@ def test_a_file_that_is_no_report_is_named(tmp_path, content):
 def test_quantisation_is_what_a_student_sees():
     images, _ = draw_set(Prototypes(), 2, seed=0)
     assert torch.equal(to_uint8(to_signed(images)), images)
+
+
+def test_a_table_replaces_only_its_section():
+    document = "# Title\n<!-- a -->\nold\n<!-- /a -->\ntext\n<!-- b -->\nkept\n<!-- /b -->\n"
+    assert replace_section(document, "a", "new\n") == document.replace("old", "new")
+    with pytest.raises(UserError, match="--section c"):
+        replace_section(document, "c", "new\n")
