@@ -25,7 +25,7 @@ from common.rng import Shuffle
 from common.run import CHECKPOINT, Interruptible, Meter, Run, inherit_data, resume_state
 from data import AUGMENTATIONS, load_dataset, to_signed
 from generators import GAN, MODEL, NETWORKS, RECIPES
-from generators.losses import CRITIC_LOSSES
+from generators.losses import CRITIC_LOSSES, PENALTIES
 
 
 def augmentations(text):
@@ -45,7 +45,9 @@ def parse_args(argv=None):
     recipe.add_argument("--recipe", choices=RECIPES, default="pyramid", help="named set of everything below; dim: as published")
     recipe.add_argument("--generator", choices=NETWORKS, help="networks of the generator and its critic")
     recipe.add_argument("--loss", choices=CRITIC_LOSSES, help="the critic's loss")
-    recipe.add_argument("--gradient-penalty", type=WEIGHT, help="weight of the gradient penalty, 0 for none")
+    recipe.add_argument("--penalty", choices=PENALTIES, help="penalty on the critic's gradient")
+    recipe.add_argument("--gradient-penalty", type=WEIGHT, help="its weight, 0 for none")
+    recipe.add_argument("--penalty-interval", type=COUNT, help="steps between penalties; each counts for all of them")
     recipe.add_argument("--lr", type=POSITIVE, help="learning rate of the generator (Adam)")
     recipe.add_argument("--lr-critic", type=POSITIVE, help="learning rate of the critic (Adam)")
     recipe.add_argument("--beta2", type=number(float, 0, 0.999999), help="Adam's second beta; the first is 0")

@@ -180,7 +180,7 @@ class Meter:
     """Means of what a step reports, kept on the device and read once per log interval."""
 
     def __init__(self):
-        self._sums, self._count, self._first_bad = {}, 0, None
+        self._sums, self._counts, self._first_bad = {}, {}, None
 
     def add(self, step, **values):
         """Add 0-dim tensors; nothing is copied to the host. `step` is remembered if one of them is not finite."""
@@ -191,7 +191,7 @@ class Meter:
         self._first_bad = bad if self._first_bad is None else torch.minimum(self._first_bad, bad)
         for name, value in values.items():
             self._sums[name] = self._sums[name] + value if name in self._sums else value
-        self._count += 1
+            self._counts[name] = self._counts.get(name, 0) + 1  # a penalty is not reported at every step
 
     def check(self):
         """Raise UserError in every process, naming the first such step, if a value has been NaN or infinite in any."""
@@ -207,9 +207,9 @@ class Meter:
     def read(self):
         """The means since the last read, over all processes, as floats, after a `check`."""
         self.check()
-        means = process_mean(torch.stack(list(self._sums.values())) / self._count).tolist()
         names = list(self._sums)
-        self._sums, self._count, self._first_bad = {}, 0, None
+        means = process_mean(torch.stack([self._sums[name] / self._counts[name] for name in names])).tolist()
+        self._sums, self._counts, self._first_bad = {}, {}, None
         return dict(zip(names, means))
 
 

@@ -8,7 +8,7 @@ from common.device import autocast
 from common.errors import UserError
 from common.rng import stream
 from data import Augment
-from generators.losses import CRITIC_LOSSES, auxiliary, gradient_penalty
+from generators.losses import CRITIC_LOSSES, PENALTIES, auxiliary
 from generators.recipes import NETWORKS
 
 
@@ -68,11 +68,11 @@ class GAN:
                 classes = auxiliary(logits, torch.cat([labels, fake_labels])) * 2  # the sum of the two batches' means
                 report["critic_classes"] = classes
                 loss = loss + classes
-            if self.recipe.gradient_penalty:
+            if self.recipe.gradient_penalty and step % self.recipe.penalty_interval == 0:
                 alpha = self.mine(torch.rand(total, 1, 1, 1, generator=self.stream("alpha", step)))
-                penalty = gradient_penalty(self.critic, *both.chunk(2), labels, alpha)
+                penalty = PENALTIES[self.recipe.penalty](self.critic, *both.chunk(2), labels, alpha)
                 report["penalty"] = penalty
-                loss = loss + self.recipe.gradient_penalty * penalty
+                loss = loss + self.recipe.gradient_penalty * self.recipe.penalty_interval * penalty
         self.optim_d.zero_grad()
         self.accelerator.backward(loss)
         self.optim_d.step()

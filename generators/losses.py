@@ -14,7 +14,7 @@ def wasserstein_critic(real, fake):
     return fake.mean() - real.mean()
 
 
-CRITIC_LOSSES = {"hinge": hinge_critic, "wgan-gp": wasserstein_critic}
+CRITIC_LOSSES = {"hinge": hinge_critic, "wgan": wasserstein_critic}
 
 
 def auxiliary(logits, labels):
@@ -31,3 +31,14 @@ def gradient_penalty(critic, real, fake, labels, alpha):
     score, _ = critic(between, labels)
     gradient = torch.autograd.grad(score.sum(), between, create_graph=True)[0]
     return (gradient.float().flatten(1).norm(dim=1) - 1).square().mean()
+
+
+def zero_centred_penalty(critic, real, fake, labels, alpha):
+    """|gradient of the score|² at the real images (R1 of Mescheder et al., ICML 2018); fake and alpha are not looked at."""
+    real = real.detach().requires_grad_()
+    score, _ = critic(real, labels)
+    gradient = torch.autograd.grad(score.sum(), real, create_graph=True)[0]
+    return gradient.float().square().sum((1, 2, 3)).mean()
+
+
+PENALTIES = {"wgan-gp": gradient_penalty, "r1": zero_centred_penalty}

@@ -15,7 +15,9 @@ class Recipe:
 
     generator: str          # a key of NETWORKS; its critic comes with it
     loss: str               # a key of losses.CRITIC_LOSSES
-    gradient_penalty: float  # weight of the penalty, 0 for none
+    penalty: str            # a key of losses.PENALTIES
+    gradient_penalty: float  # its weight, 0 for none
+    penalty_interval: int   # steps between penalties; each then counts for all of them (Karras et al., CVPR 2020)
     lr: float               # Adam's learning rate of the generator
     lr_critic: float        # and of the critic
     beta2: float            # Adam's second beta; the first is 0
@@ -28,8 +30,8 @@ class Recipe:
 
 
 RECIPES = {
-    "pyramid": Recipe("pyramid", "hinge", 0.0, 2e-4, 4e-4, 0.99, 64, 128, 100, 0.999, "color_crop_cutout", 200),
-    "dim": Recipe("dim", "wgan-gp", 10.0, 1e-4, 1e-4, 0.9, 128, 196, 100, 0.0, "none", 150),
+    "pyramid": Recipe("pyramid", "hinge", "r1", 0.5, 4, 5e-4, 1e-3, 0.99, 64, 128, 100, 0.999, "color_crop_cutout", 200),
+    "dim": Recipe("dim", "wgan", "wgan-gp", 10.0, 1, 1e-4, 1e-4, 0.9, 128, 196, 100, 0.0, "none", 150),
 }
 
 
