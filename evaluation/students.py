@@ -25,7 +25,7 @@ class Protocol:
     epochs: int = 300
     min_steps: int = 300         # epochs are added until a student has taken this many steps
     batch_size: int = 64         # images a step
-    lr: float = 0.01             # learning rate of the first epoch
+    lr: float = 0.05             # learning rate of the first epoch
     schedule: str = "cosine"     # a key of pools.training.SCHEDULES
     momentum: float = 0.9
     weight_decay: float = 5e-4
@@ -37,7 +37,7 @@ class Protocol:
 PROTOCOLS = {
     "default": Protocol(),
     # That of DiM's validate.py, but for scoring in eval mode and training at IPC so small that it takes no step at all.
-    "dim": Protocol(epochs=1000, min_steps=0, batch_size=128, schedule="constant", aug_type="color_crop", looks=5,
+    "dim": Protocol(epochs=1000, min_steps=0, batch_size=128, lr=0.01, schedule="constant", aug_type="color_crop", looks=5,
                   random_labels=True),
 }
 

@@ -30,7 +30,7 @@ class Recipe:
 
 
 RECIPES = {
-    "pyramid": Recipe("pyramid", "hinge", "r1", 0.5, 4, 5e-4, 1e-3, 0.99, 64, 128, 100, 0.999, "color_crop_cutout", 200),
+    "pyramid": Recipe("pyramid", "hinge", "r1", 0.5, 4, 5e-4, 1e-3, 0.99, 64, 128, 100, 0.999, "crop", 200),
     "dim": Recipe("dim", "wgan", "wgan-gp", 10.0, 1, 1e-4, 1e-4, 0.9, 128, 196, 100, 0.0, "none", 150),
 }
 

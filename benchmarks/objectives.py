@@ -1,0 +1,105 @@
+"""Which matching term beats its control? Every variant trains on from one stage-1 run for the same seconds, and is scored.
+
+    python benchmarks/objectives.py --weight results/gan --seconds 60 --output objectives.json
+
+The scores are those of students on held-out training images, so that choosing by them leaves the test set untouched. Seconds
+are those of the processor on a CPU, so that a busy machine does not shorten a variant's training.
+"""
+
+import dataclasses
+import json
+import sys
+import time
+from pathlib import Path
+
+import torch
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+from common.cli import COUNT, POSITIVE, Parser, add_data_arguments, run_script
+from common.device import make_accelerator
+from common.rng import Shuffle
+from common.run import device_name, inherit_data, load_checkpoint, write_json
+from data import load_dataset, to_signed
+from evaluation import PROTOCOLS, evaluate
+from generators import GAN, recipe_of
+from matching import Matcher
+from pools import ClassifierPool
+
+BASE = {"match": "moments", "weight": 1.0, "select": "dream", "classes": 2, "per_class": 96, "aug_type": "color_crop_cutout"}
+VARIANTS = [
+    {"match": "none"},
+    {},
+    {"weight": 10.0},
+    {"match": "energy"},
+    {"match": "energy", "weight": 10.0},
+    {"match": "logit", "weight": 0.01},
+    {"match": "logit", "weight": 1.0},
+    {"match": "energy", "weight": 10.0, "select": "random"},
+    {"match": "moments", "weight": 10.0, "select": "random"},
+    {"match": "energy", "weight": 10.0, "select": "random", "classes": 10, "per_class": 20},
+    {"match": "mean", "weight": 0.01},
+    {"match": "feature", "weight": 0.001},
+    {"match": "grad", "weight": 0.001, "per_class": 32},
+]
+"""Differences from BASE; the first is the control."""
+JUDGED = ((1, "fixed", 6), (10, "fixed", 4), (50, "fresh", 3))
+"""IPC, sampling and number of students of each score."""
+
+
+def train(gan, dataset, matcher, seconds, first):
+    """Train `gan` for `seconds`; the number of steps taken."""
+    clock = time.process_time if gan.accelerator.device.type == "cpu" else time.perf_counter
+    shuffle = Shuffle(len(dataset.train), gan.recipe.batch_size, gan.seed, "real of stage 2")
+    began, step = clock(), 0
+    while clock() - began < seconds:
+        rows = gan.mine(shuffle.indices(step))
+        labels = dataset.train.labels[rows]
+        gan.generator_step(labels, first + step, matcher)
+        gan.critic_step(to_signed(dataset.train.images[rows]), labels, first + step)
+        step += 1
+    return step
+
+
+def main():
+    parser = Parser(description=__doc__.split("\n")[0])
+    parser.add_argument("--weight", type=Path, required=True, help="the stage-1 run that every variant starts from")
+    parser.add_argument("--seconds", type=POSITIVE, default=60, help="training of each variant, in seconds")
+    parser.add_argument("--repeats", type=COUNT, default=1, help="trainings of each variant, each with another seed")
+    parser.add_argument("--variants", type=int, nargs="+", default=range(len(VARIANTS)), help="their numbers in the table")
+    parser.add_argument("--pool-epochs", type=COUNT, default=20, help="epochs of the pool's pretraining")
+    parser.add_argument("--eval-epochs", type=COUNT, default=40, help="epochs of a student")
+    parser.add_argument("--output", type=Path, required=True, help="JSON file that the rows are written to")
+    add_data_arguments(parser)
+    args = parser.parse_args()
+    inherit_data(args, args.weight)
+    accelerator = make_accelerator("auto")
+    dataset = load_dataset(args.data, args.data_dir, args.image_size, args.held_out).to(accelerator.device)
+    pool = ClassifierPool(dataset, args.weight.parent / "pools", accelerator, epochs=args.pool_epochs)
+    protocol = dataclasses.replace(PROTOCOLS["default"], epochs=args.eval_epochs, min_steps=150)
+    facts = {"data": dataset.spec.name, "scored_on": "held_out", "seconds": args.seconds, "torch": torch.__version__,
+             "device": device_name(accelerator.device), "held_out": args.held_out, "eval_epochs": args.eval_epochs}
+    rows = []
+    for seed in range(args.repeats):
+        for number in args.variants:
+            variant = {**BASE, **VARIANTS[number]}
+            state = load_checkpoint(args.weight / "checkpoint.pt")
+            gan = GAN(accelerator, dataset.spec, recipe_of(state, args.weight), seed)
+            gan.load_state_dict(state, args.weight)
+            matcher = None
+            if variant["match"] != "none":
+                matcher = Matcher(gan, dataset, pool, interval=50, candidates=1000, **variant)
+            steps = train(gan, dataset, matcher, args.seconds, state["step"])
+            scores = {}
+            for ipc, sampling, students in JUDGED:
+                result = evaluate(gan.ema, dataset, "convnet", ipc, sampling, num_eval=students, seed=seed * 100,
+                                  protocol=protocol, scored_on="held_out")
+                scores[f"{sampling} {ipc}"] = {"mean": result.mean, "ci95": result.ci95, "accuracies": result.accuracies}
+            rows.append({**(variant if matcher else VARIANTS[number]), "seed": seed, "steps": steps, **facts, "scores": scores})
+            means = {name: round(score["mean"], 2) for name, score in scores.items()}
+            print(json.dumps({**VARIANTS[number], "steps": steps, **means}), flush=True)
+            write_json(args.output, rows)
+
+
+if __name__ == "__main__":
+    run_script(main)
