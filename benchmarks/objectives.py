@@ -1,13 +1,13 @@
 """Which matching term beats its control? Every variant trains on from one stage-1 run for the same seconds, and is scored.
 
     python benchmarks/objectives.py --weight results/gan --seconds 60 --output objectives.json
+    python -m evaluation.report objectives.json
 
 The scores are those of students on held-out training images, so that choosing by them leaves the test set untouched. Seconds
 are those of the processor on a CPU, so that a busy machine does not shorten a variant's training.
 """
 
 import dataclasses
-import json
 import sys
 import time
 from pathlib import Path
@@ -19,7 +19,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 from common.cli import COUNT, POSITIVE, Parser, add_data_arguments, run_script
 from common.device import make_accelerator
 from common.rng import Shuffle
-from common.run import device_name, inherit_data, load_checkpoint, write_json
+from common.run import CHECKPOINT, device_name, inherit_data, load_checkpoint, write_json
 from data import load_dataset, to_signed
 from evaluation import PROTOCOLS, evaluate
 from generators import GAN, recipe_of
@@ -45,6 +45,13 @@ VARIANTS = [
 """Differences from BASE; the first is the control."""
 JUDGED = ((1, "fixed", 6), (10, "fixed", 4), (50, "fresh", 3))
 """IPC, sampling and number of students of each score."""
+
+
+def name_of(variant):
+    """What a table calls a variant."""
+    if variant["match"] == "none":
+        return "control"
+    return "{match}, weight {weight:g}, {select}, {classes} classes of {per_class}".format(**variant)
 
 
 def train(gan, dataset, matcher, seconds, first):
@@ -77,28 +84,31 @@ def main():
     dataset = load_dataset(args.data, args.data_dir, args.image_size, args.held_out).to(accelerator.device)
     pool = ClassifierPool(dataset, args.weight.parent / "pools", accelerator, epochs=args.pool_epochs)
     protocol = dataclasses.replace(PROTOCOLS["default"], epochs=args.eval_epochs, min_steps=150)
-    facts = {"data": dataset.spec.name, "scored_on": "held_out", "seconds": args.seconds, "torch": torch.__version__,
-             "device": device_name(accelerator.device), "held_out": args.held_out, "eval_epochs": args.eval_epochs}
+    facts = {"data": dataset.spec.name, "model": "convnet", "scored_on": "held_out", "protocol": "default",
+             "device": device_name(accelerator.device), "torch": torch.__version__, "train_seconds": args.seconds}
     rows = []
-    for seed in range(args.repeats):
-        for number in args.variants:
-            variant = {**BASE, **VARIANTS[number]}
-            state = load_checkpoint(args.weight / "checkpoint.pt")
+    for number in args.variants:
+        variant = {**BASE, **VARIANTS[number]}
+        steps, scores = [], {judged: [] for judged in JUDGED}
+        for seed in range(args.repeats):
+            state = load_checkpoint(args.weight / CHECKPOINT)
             gan = GAN(accelerator, dataset.spec, recipe_of(state, args.weight), seed)
             gan.load_state_dict(state, args.weight)
             matcher = None
             if variant["match"] != "none":
                 matcher = Matcher(gan, dataset, pool, interval=50, candidates=1000, **variant)
-            steps = train(gan, dataset, matcher, args.seconds, state["step"])
-            scores = {}
+            steps.append(train(gan, dataset, matcher, args.seconds, state["step"]))
             for ipc, sampling, students in JUDGED:
-                result = evaluate(gan.ema, dataset, "convnet", ipc, sampling, num_eval=students, seed=seed * 100,
-                                  protocol=protocol, scored_on="held_out")
-                scores[f"{sampling} {ipc}"] = {"mean": result.mean, "ci95": result.ci95, "accuracies": result.accuracies}
-            rows.append({**(variant if matcher else VARIANTS[number]), "seed": seed, "steps": steps, **facts, "scores": scores})
-            means = {name: round(score["mean"], 2) for name, score in scores.items()}
-            print(json.dumps({**VARIANTS[number], "steps": steps, **means}), flush=True)
-            write_json(args.output, rows)
+                scores[ipc, sampling, students].append(evaluate(
+                    gan.ema, dataset, "convnet", ipc, sampling, num_eval=students, seed=100 * seed, protocol=protocol,
+                    scored_on="held_out"))
+        for (ipc, sampling, _), results in scores.items():
+            together = dataclasses.replace(results[0], accuracies=sum((result.accuracies for result in results), ()),
+                                           seconds=sum(result.seconds for result in results))
+            rows.append({"source": name_of(variant), "sampling": sampling, "ipc": ipc, **facts, **together.row(),
+                         "variant": variant, "generator_steps": steps})
+            print(f"{name_of(variant)}: {sampling} {ipc}: {together.mean:.2f}", flush=True)
+        write_json(args.output, rows)
 
 
 if __name__ == "__main__":
