@@ -42,6 +42,7 @@ class DiMGenerator(ConditionalGenerator):
         self.linear_norm = SyncBatchNorm(width * self.grid**2)
         self.blocks = nn.ModuleList(nn.ModuleList([conv, SyncBatchNorm(width)]) for conv in layers)
         self.to_image = nn.Conv2d(width, channels, 3, padding=1)
+        self.to(memory_format=torch.channels_last)
 
     def forward(self, noise, labels=None):
         """noise [B, Z] and labels int64 [B]; without labels the noise must already hold the one-hot code."""
@@ -71,8 +72,11 @@ class DiMCritic(nn.Module):
 
     def forward(self, images, labels=None):
         """images [B, C, H, W] in [-1, 1] -> (score [B], class logits [B, K]); the labels are not looked at."""
-        x = images
+        x = images.contiguous(memory_format=torch.channels_last)
         for conv, norm in self.layers:
-            x = F.leaky_relu(norm(conv(x)))
+            # Channels last throughout, which the convolutions like best; the norm is over all three axes, in any order.
+            x = conv(x).permute(0, 2, 3, 1)  # [B, H, W, width]
+            weight, bias = norm.weight.permute(1, 2, 0), norm.bias.permute(1, 2, 0)
+            x = F.leaky_relu(F.layer_norm(x, x.shape[1:], weight, bias, norm.eps)).permute(0, 3, 1, 2)
         x = x.amax(dim=(2, 3))  # [B, width]
         return self.score(x)[:, 0], self.classify(x)
