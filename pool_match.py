@@ -57,7 +57,7 @@ def parse_args(argv=None):
     what = parser.add_argument_group("what is matched")
     what.add_argument("--weight", type=Path, required=True, metavar="PATH",
                       help="the generator to start from: a run's folder or a checkpoint file of the published DiM code")
-    what.add_argument("--match", choices=[*OBJECTIVES, "none"], default="moments",
+    what.add_argument("--match", choices=[*OBJECTIVES, "none"], default="energy",
                       help="what must agree between real and generated images; none: train on without matching")
     what.add_argument("--match-weight", type=WEIGHT, help="weight beside the adversarial loss (default: the objective's)")
     what.add_argument("--match-classes", type=COUNT, default=2, help="classes compared in one step")
