@@ -20,7 +20,7 @@ class DiMGenerator(ConditionalGenerator):
     """
 
     @register_to_config
-    def __init__(self, size=32, channels=3, num_classes=10, dim_noise=100, width=196):
+    def __init__(self, size, channels, num_classes, dim_noise=100, width=196):
         super().__init__()
         if dim_noise <= num_classes:
             raise UserError(f"--dim-noise {dim_noise}: the dim generator writes the label over the first {num_classes} entries "
@@ -60,7 +60,7 @@ class DiMCritic(nn.Module):
 
     strides = (1, 2, 1, 2, 1, 1, 1, 2)
 
-    def __init__(self, size=32, channels=3, num_classes=10, width=196):
+    def __init__(self, size, channels, num_classes, width=196):
         super().__init__()
         self.layers = nn.ModuleList()
         for index, stride in enumerate(self.strides):

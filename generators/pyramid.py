@@ -63,7 +63,7 @@ class PyramidGenerator(ConditionalGenerator):
     """
 
     @register_to_config
-    def __init__(self, size=32, channels=3, num_classes=10, dim_noise=100, width=128):
+    def __init__(self, size, channels, num_classes, dim_noise=100, width=128):
         super().__init__()
         self._describe(size, channels, num_classes, dim_noise)
         widths = level_widths(size, width)
@@ -100,7 +100,7 @@ class DownBlock(nn.Module):
 class PyramidCritic(nn.Module):
     """One residual block per halving, one more at the coarsest grid, and a score that knows the class by projection."""
 
-    def __init__(self, size=32, channels=3, num_classes=10, width=128):
+    def __init__(self, size, channels, num_classes, width=128):
         super().__init__()
         widths = level_widths(size, width)[::-1]
         self.stem = nn.Conv2d(channels, widths[0], 3, padding=1)

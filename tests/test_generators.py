@@ -24,7 +24,7 @@ def test_dim_networks_compute_what_the_published_ones_do(data, variant):
     for kind, network in (("generator", DiMGenerator), ("discriminator", DiMCritic)):
         name = f"dim_{kind}_{data}"
         reference = fixture(name)
-        module = network(*SHAPES[data]).eval()
+        module = network(*SHAPES[data], num_classes=10).eval()
         load_weights(module, dict(fixture_state(name, variant)))
         with torch.no_grad():
             outputs = module(fixture_input(name, variant))
