@@ -41,6 +41,7 @@ VARIANTS = [
     {"match": "mean", "weight": 0.01},
     {"match": "feature", "weight": 0.001},
     {"match": "grad", "weight": 0.001, "per_class": 32},
+    {"match": "energy", "select": "random"},
 ]
 """Differences from BASE; the first is the control."""
 JUDGED = ((1, "fixed", 6), (10, "fixed", 4), (50, "fresh", 3))
