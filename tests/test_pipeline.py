@@ -233,7 +233,8 @@ def test_a_loss_that_is_not_finite_names_the_step_and_spares_the_checkpoint(comm
     words = stage_words(script, results, tmp_path)
     command(script, *words, "--steps", 2)
     before = contents(tmp_path / "nan")
-    late = ("--log-interval", 40, "--sample-interval", 40, "--save-interval", 40)
+    late = [word for name in ("log", "sample", "save") for word in (f"--{name}-interval", 40)]
+    late = late if script is gen_condense else late[:2]  # stage 2 has one interval for all three
     error = fails(2, script, *words, *late, "--resume", "--steps", 40, "--lr-critic", 1e6)
     assert re.search(r"a loss was NaN or infinite at step \d+:", error.splitlines()[-1])
     after = contents(tmp_path / "nan")
