@@ -11,6 +11,7 @@ import torch
 import torch.distributed as dist
 from accelerate import Accelerator, PartialState
 from accelerate.utils import parse_flag_from_env
+from torch.nn import functional as F
 
 from common.errors import UserError
 
@@ -63,6 +64,15 @@ def autocast(accelerator):
     if accelerator.mixed_precision == "no":
         return contextlib.nullcontext()
     return accelerator.autocast()
+
+
+def halve(x):
+    """`F.avg_pool2d(x, 2)`, on CPUs in half its time: [B, C, H, W] -> [B, C, H // 2, W // 2]."""
+    if x.device.type != "cpu" or not x.is_contiguous() or x.shape[-2] % 2 or x.shape[-1] % 2:
+        return F.avg_pool2d(x, 2)
+    upper, lower = x.unflatten(2, (-1, 2)).unbind(3)
+    left, right = (upper + lower).unflatten(3, (-1, 2)).unbind(4)
+    return (left + right) * 0.25
 
 
 class _Sum(torch.autograd.Function):

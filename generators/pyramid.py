@@ -12,6 +12,7 @@ from diffusers.configuration_utils import register_to_config
 from torch import nn
 from torch.nn import functional as F
 
+from common.device import halve
 from generators.base import ConditionalGenerator
 from generators.layers import conv_after_doubling, conv_then_halving
 
@@ -94,7 +95,7 @@ class DownBlock(nn.Module):
 
     def forward(self, x):
         h = conv_then_halving(F.relu(self.conv1(F.relu(x))), self.conv2)
-        return h + self.shortcut(F.avg_pool2d(x, 2))  # [B, outputs, H // 2, W // 2]
+        return h + self.shortcut(halve(x))  # [B, outputs, H // 2, W // 2]
 
 
 class PyramidCritic(nn.Module):

@@ -4,6 +4,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from common.device import halve
 from common.errors import UserError
 from pools.options import choose
 
@@ -15,7 +16,7 @@ NORMS = {
     "none": None,
 }
 ACTIVATIONS = {"relu": F.relu, "leakyrelu": F.leaky_relu, "sigmoid": torch.sigmoid, "swish": F.silu}
-POOLINGS = {"avg": F.avg_pool2d, "max": F.max_pool2d, "none": None}
+POOLINGS = {"avg": halve, "max": lambda x: F.max_pool2d(x, 2), "none": None}
 
 
 class ConvNet(nn.Module):
@@ -59,7 +60,7 @@ class ConvNet(nn.Module):
             x = conv(x)  # B,width,side,side
             x = self.norms[block](x) if self.norms else x
             x = self.activation(x)
-            x = self.pooling(x, 2) if self.pools[block] else x  # B,width,side/2,side/2
+            x = self.pooling(x) if self.pools[block] else x  # B,width,side/2,side/2
             maps.append(x)
         return maps
 

@@ -4,6 +4,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from common.device import halve
+
 
 class DenseLayer(nn.Module):
     """Bottleneck to 4 * growth maps, 3x3 convolution to `growth` new maps, put in front of the old ones."""
@@ -30,7 +32,7 @@ class Transition(nn.Module):
         self.conv = nn.Conv2d(width_in, width_in // 2, 1, bias=False)
 
     def forward(self, x):
-        return F.avg_pool2d(self.conv(F.relu(self.norm(x))), 2)  # B,width_in/2,H/2,W/2
+        return halve(self.conv(F.relu(self.norm(x))))  # B,width_in/2,H/2,W/2
 
 
 class DenseNet(nn.Module):

@@ -3,6 +3,7 @@
 import torch.nn.functional as F
 from torch import nn
 
+from common.device import halve
 from common.errors import UserError
 from pools.options import choose
 
@@ -15,7 +16,7 @@ class HalfPool(nn.Module):
     """2x2 average pooling that leaves a single pixel as it is."""
 
     def forward(self, x):
-        return x if min(x.shape[-2:]) == 1 else F.avg_pool2d(x, 2)  # B,C,H/2,W/2
+        return x if min(x.shape[-2:]) == 1 else halve(x)  # B,C,H/2,W/2
 
 
 class Stem(nn.Module):

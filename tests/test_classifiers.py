@@ -4,6 +4,7 @@ from functools import partial
 
 import pytest
 import torch
+import torch.nn.functional as F
 from parity_fixtures import (
     VARIANTS,
     assert_close,
@@ -15,6 +16,7 @@ from parity_fixtures import (
     uniform_hash,
 )
 
+from common.device import halve
 from common.errors import UserError
 from common.rng import stream
 from data import Augment, load_dataset, standardise, to_signed
@@ -111,6 +113,16 @@ def test_convnet_pads_28_to_32_and_nothing_else_that_divides():
 def test_resnet_stems_run_on_small_images(name, stem):
     for size in (8, 28):
         assert build_classifier(name, 1, size, 5, stem=stem, width=4)(torch.randn(2, 1, size, size)).shape == (2, 5)
+
+
+@pytest.mark.parametrize("side", [(6, 8), (7, 5)])
+@pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
+def test_halving_is_average_pooling_twice_differentiable(side, memory_format):
+    x = torch.randn(2, 3, *side, generator=stream(0, "x"), dtype=torch.float64).to(memory_format=memory_format)
+    torch.testing.assert_close(halve(x), F.avg_pool2d(x, 2))
+    x.requires_grad_()
+    assert torch.autograd.gradcheck(halve, x)
+    assert torch.autograd.gradgradcheck(halve, x)
 
 
 def test_bad_names_and_options():
