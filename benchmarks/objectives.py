@@ -69,6 +69,30 @@ def train(gan, dataset, matcher, seconds, first):
     return step
 
 
+def score(gan, dataset, protocol, seed):
+    """A `Result` for each of JUDGED: students of the averaged generator, scored on the held-out images."""
+    return {judged: evaluate(gan.ema, dataset, "convnet", judged[0], judged[1], num_eval=judged[2], seed=100 * seed,
+                             protocol=protocol, scored_on="held_out") for judged in JUDGED}
+
+
+def rows_of(source, scores, **facts):
+    """Rows of a report, from what `score` gave for each repeat."""
+    rows = []
+    for ipc, sampling, students in JUDGED:
+        results = [repeat[ipc, sampling, students] for repeat in scores]
+        together = dataclasses.replace(results[0], accuracies=sum((result.accuracies for result in results), ()),
+                                       seconds=sum(result.seconds for result in results))
+        rows.append({"source": source, "sampling": sampling, "ipc": ipc, "model": "convnet", "scored_on": "held_out",
+                     "protocol": "default", "torch": torch.__version__, **facts, **together.row()})
+        print(f"{source}: {sampling} {ipc}: {together.mean:.2f}", flush=True)
+    return rows
+
+
+def student_protocol(epochs):
+    """That of the scores: the default one, shorter."""
+    return dataclasses.replace(PROTOCOLS["default"], epochs=epochs, min_steps=150)
+
+
 def main():
     parser = Parser(description=__doc__.split("\n")[0])
     parser.add_argument("--weight", type=Path, required=True, help="the stage-1 run that every variant starts from")
@@ -84,13 +108,10 @@ def main():
     accelerator = make_accelerator("auto")
     dataset = load_dataset(args.data, args.data_dir, args.image_size, args.held_out).to(accelerator.device)
     pool = ClassifierPool(dataset, args.weight.parent / "pools", accelerator, epochs=args.pool_epochs)
-    protocol = dataclasses.replace(PROTOCOLS["default"], epochs=args.eval_epochs, min_steps=150)
-    facts = {"data": dataset.spec.name, "model": "convnet", "scored_on": "held_out", "protocol": "default",
-             "device": device_name(accelerator.device), "torch": torch.__version__, "train_seconds": args.seconds}
     rows = []
     for number in args.variants:
         variant = {**BASE, **VARIANTS[number]}
-        steps, scores = [], {judged: [] for judged in JUDGED}
+        steps, scores = [], []
         for seed in range(args.repeats):
             state = load_checkpoint(args.weight / CHECKPOINT)
             gan = GAN(accelerator, dataset.spec, recipe_of(state, args.weight), seed)
@@ -99,16 +120,9 @@ def main():
             if variant["match"] != "none":
                 matcher = Matcher(gan, dataset, pool, interval=50, candidates=1000, **variant)
             steps.append(train(gan, dataset, matcher, args.seconds, state["step"]))
-            for ipc, sampling, students in JUDGED:
-                scores[ipc, sampling, students].append(evaluate(
-                    gan.ema, dataset, "convnet", ipc, sampling, num_eval=students, seed=100 * seed, protocol=protocol,
-                    scored_on="held_out"))
-        for (ipc, sampling, _), results in scores.items():
-            together = dataclasses.replace(results[0], accuracies=sum((result.accuracies for result in results), ()),
-                                           seconds=sum(result.seconds for result in results))
-            rows.append({"source": name_of(variant), "sampling": sampling, "ipc": ipc, **facts, **together.row(),
-                         "variant": variant, "generator_steps": steps})
-            print(f"{name_of(variant)}: {sampling} {ipc}: {together.mean:.2f}", flush=True)
+            scores.append(score(gan, dataset, student_protocol(args.eval_epochs), seed))
+        rows += rows_of(name_of(variant), scores, data=dataset.spec.name, device=device_name(accelerator.device),
+                        train_seconds=args.seconds, variant=variant, generator_steps=steps)
         write_json(args.output, rows)
 
 
