@@ -180,12 +180,18 @@ class Meter:
     """Means of what a step reports, kept on the device and read once per log interval."""
 
     def __init__(self):
-        self._sums, self._counts, self._first_bad = {}, {}, None
+        self._clear()
+
+    def _clear(self):
+        self._sums, self._counts, self._first_bad, self._steps = {}, {}, None, 0
 
     def add(self, step, **values):
         """Add 0-dim tensors; nothing is copied to the host. `step` is remembered if one of them is not finite."""
         values = {name: value.detach().float() for name, value in values.items()}
         finite = torch.stack([value.isfinite() for value in values.values()]).all()
+        self._steps += 1
+        if self._steps == 1:
+            self._began = time.perf_counter()
         never = torch.full_like(finite, 2**62, dtype=torch.int64)
         bad = torch.where(finite, never, torch.full_like(never, step))
         self._first_bad = bad if self._first_bad is None else torch.minimum(self._first_bad, bad)
@@ -205,12 +211,16 @@ class Meter:
                             "(the last checkpoint, if there is one, is kept: --resume continues from it)")
 
     def read(self):
-        """The means since the last read, over all processes, as floats, after a `check`."""
+        """The means since the last read, over all processes, as floats, after a `check`.
+
+        `steps_per_second` leaves out the first step, and with it whatever went on between the last read and that step.
+        """
         self.check()
         names = list(self._sums)
         means = process_mean(torch.stack([self._sums[name] / self._counts[name] for name in names])).tolist()
-        self._sums, self._counts, self._first_bad = {}, {}, None
-        return dict(zip(names, means))
+        speed = {"steps_per_second": (self._steps - 1) / (time.perf_counter() - self._began)} if self._steps > 1 else {}
+        self._clear()
+        return dict(zip(names, means)) | speed
 
 
 class Interruptible:

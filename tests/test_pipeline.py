@@ -93,6 +93,7 @@ def test_a_run_holds_everything(results, tag):
 def test_metrics(results):
     assert [record["step"] for record in records(results / "gan")] == [2, 4, 6]
     assert {"generator", "critic", "score_gap"} <= records(results / "gan")[0].keys()
+    assert all(record["steps_per_second"] > 0 for record in records(results / "gan"))
     losses = [record for record in records(results / "match") if "matching" in record]
     scores = [record for record in records(results / "match") if "held_out_accuracy" in record]
     assert [record["step"] for record in losses] == [record["step"] for record in scores] == [2, 4]
