@@ -8,14 +8,29 @@ from pools.convnet import ConvNet
 from pools.densenet import DenseNet
 from pools.options import choose
 from pools.resnet import ResNet
+from pools.stack import ALEXNET, LENET, MLP, VGG11, Stack
+
+FULL = partial(ResNet, depth=18, width=64)  # the ResNet18 of DC, DSA and DM
 
 CLASSIFIERS = {
     "convnet": ConvNet,
+    "convnet_bn": partial(ConvNet, norm="batch"),
+    "convnet_swish": partial(ConvNet, activation="swish"),
+    "convnet_swish_bn": partial(ConvNet, activation="swish", norm="batch"),
     "resnet10": partial(ResNet, depth=10),
     "resnet18": partial(ResNet, depth=18),
     "resnet10_ap": partial(ResNet, depth=10, average=True),
     "resnet18_ap": partial(ResNet, depth=18, average=True),
+    "resnet18_full": FULL,
+    "resnet18_full_in": partial(FULL, norm="instance"),
+    "resnet18_full_ap": partial(FULL, average=True, flatten=True),
     "densenet": DenseNet,
+    "mlp": partial(Stack, **MLP),
+    "lenet": partial(Stack, **LENET),
+    "alexnet": partial(Stack, **ALEXNET),
+    "alexnet_bn": partial(Stack, **ALEXNET, norm="batch"),
+    "vgg11": partial(Stack, **VGG11),
+    "vgg11_bn": partial(Stack, **{**VGG11, "norm": "batch"}),
 }
 """Every classifier by the name that the command lines know."""
 

@@ -64,18 +64,20 @@ class ResNet(nn.Module):
 
     Args: channels and size (side in pixels) of the images; num_classes; depth, 10 or 18; width, maps of the first stage;
     stem, "small" (3x3, for up to 64 pixels), "mid" or "large" (7x7, ImageNet's); norm, "batch" or "instance"; average,
-    average pooling in place of strides ("ResNetAP").
+    average pooling in place of strides ("ResNetAP"); flatten, leave out the mean over the last maps' pixels.
 
     The default width of 32 is half the usual one: "ResNet-18" of the CIFAR-10 tables of DiM, IDC and DREAM is this net.
     Width 64 is the full one, which those codes build for every other data set.
     """
 
-    def __init__(self, channels, size, num_classes, *, depth=18, width=32, stem="small", norm="batch", average=False):
+    def __init__(self, channels, size, num_classes, *, depth=18, width=32, stem="small", norm="batch", average=False,
+                 flatten=False):
         super().__init__()
         blocks = choose(BLOCKS_PER_STAGE, depth, "ResNet depth")
         make_norm = choose(NORMS, norm, "norm")
         reduction = 8 * choose(STEM_REDUCTION, stem, "stem")
-        if norm == "instance" and (size // reduction if average else -(-size // reduction)) < 2:
+        side = max(1, size // reduction if average else -(-size // reduction))  # of the last maps
+        if norm == "instance" and side < 2:
             raise UserError(f"images of {size} pixels leave this ResNet one pixel per map, which instance norm makes a "
                             f"constant: use norm 'batch', a smaller stem or larger images")
 
@@ -88,7 +90,8 @@ class ResNet(nn.Module):
                 width_in = width << stage
             stages.append(nn.Sequential(*layers))
         self.stages = nn.ModuleList(stages)
-        self.classifier = nn.Linear(width_in, num_classes)
+        self.flatten = flatten
+        self.classifier = nn.Linear(width_in * side**2 if flatten else width_in, num_classes)
         for module in self.modules():
             if isinstance(module, nn.Conv2d):
                 nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
@@ -101,8 +104,9 @@ class ResNet(nn.Module):
         return maps
 
     def embed(self, images):
-        """What enters the linear layer, the mean over pixels of the last maps: [B, 8 * width]."""
-        return self.features(images)[-1].mean((2, 3))  # B,D
+        """What enters the linear layer, the mean over pixels of the last maps unless they are flattened: [B, D]."""
+        last = self.features(images)[-1]
+        return last.flatten(1) if self.flatten else last.mean((2, 3))  # B,D
 
     def forward(self, images):
         """Standardised images [B, C, H, W] to logits [B, K]."""
