@@ -29,7 +29,14 @@ class Parser(argparse.ArgumentParser):
         super().__init__(formatter_class=_Help, allow_abbrev=False, **kwargs)
 
     def error(self, message):
-        self.exit(2, f"{self.prog}: error: {' '.join(message.split())} (see --help)\n")
+        _say(f"{self.prog}: error: {' '.join(message.split())} (see --help)")
+        self.exit(2)
+
+
+def _say(line):
+    """Write a line to standard error, once for all processes of a machine."""
+    if int(os.environ.get("LOCAL_RANK", 0)) == 0:
+        print(line, file=sys.stderr)
 
 
 def number(kind, low=None, high=None, *, open_low=False):
@@ -106,9 +113,8 @@ def run_script(main):
     try:
         main()
     except UserError as error:
-        if int(os.environ.get("LOCAL_RANK", 0)) == 0:
-            print(f"{name}: error: {' '.join(str(error).split())}", file=sys.stderr)
+        _say(f"{name}: error: {' '.join(str(error).split())}")
         sys.exit(2)
     except KeyboardInterrupt:
-        print(f"{name}: interrupted", file=sys.stderr)
+        _say(f"{name}: interrupted")
         sys.exit(130)

@@ -45,5 +45,5 @@ def recipe_of(state, path):
             return Recipe(**state["recipe"])
         linear, *_, image, _ = state["generator"].values()
         return replace(RECIPES["dim"], width=image.shape[1], dim_noise=linear.shape[1])
-    except (KeyError, TypeError, IndexError, AttributeError):
+    except (KeyError, TypeError, ValueError, IndexError, AttributeError):
         raise UserError(f"{path} is not a checkpoint of this suite or of the published DiM code") from None
