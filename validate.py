@@ -35,8 +35,8 @@ def parse_args(argv=None):
     what.add_argument("--pretrain-weight", nargs="+", default=[], metavar="[NAME=]PATH",
                       help="runs' folders, saved models' folders or checkpoint files of the published DiM code; NAME is what "
                            "the report calls one, else its own name")
-    what.add_argument("--compare", action="store_true",
-                      help=f"also judge {REAL}, as many of them, and the {WHOLE}")
+    what.add_argument("--compare", nargs="*", choices=("random", "whole"), default=None,
+                      help=f"also judge {REAL}, as many of them, and the {WHOLE}, or one of the two")
     what.add_argument("--ipc", type=COUNT, nargs="+", default=[1, 10, 50], help="images per class")
     what.add_argument("--sampling", choices=SAMPLINGS, nargs="+", default=["fresh"],
                       help="fixed: a student sees one set of --ipc images of every class; fresh: a new one every epoch")
@@ -55,6 +55,7 @@ def parse_args(argv=None):
     args = parser.parse_args(argv)
     args.ipc, args.sampling, args.eval_model = (list(dict.fromkeys(values)) for values in
                                                 (sorted(args.ipc), args.sampling, args.eval_model))
+    args.compare = ["random", "whole"] if args.compare == [] else args.compare or []
     if not args.pretrain_weight and not args.compare:
         parser.error("nothing to judge: give --pretrain-weight PATH, or --compare for real images alone")
     if PROTOCOLS[args.protocol].random_labels and args.sampling != ["fresh"]:
@@ -96,7 +97,7 @@ def list_rows(args, sources):
     rows = [{"source": name, "sampling": sampling, "ipc": ipc, "model": model}
             for model in args.eval_model for name in sources for sampling in args.sampling for ipc in args.ipc
             if name != REAL or ipc <= sources[REAL].max_ipc]
-    if args.compare:
+    if "whole" in args.compare:
         rows += [{"source": WHOLE, "sampling": "all", "ipc": None, "model": model} for model in args.eval_model]
     return rows
 
@@ -112,7 +113,7 @@ def main():
     sources = {name: load_source(path, device) for name, path in paths.items()}
     for name, source in sources.items():
         check_fits(source, dataset.spec, f"--pretrain-weight {paths[name]}")
-    if args.compare:
+    if "random" in args.compare:
         sources[REAL] = RealImages(dataset.full_train, dataset.spec.num_classes)
         if args.ipc[-1] > sources[REAL].max_ipc:
             accelerator.print(f"no row of {REAL} above --ipc {sources[REAL].max_ipc}: the smallest class has no more")

@@ -97,6 +97,14 @@ def test_too_small_classes_drop_the_real_rows_only(call, tmp_path, monkeypatch, 
     assert "no row of random real images above --ipc" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize(("choice", "sources"), [("random", {"random real images"}), ("whole", {"whole training set"})])
+def test_one_comparison_alone(call, tmp_path, monkeypatch, choice, sources):
+    monkeypatch.setattr(validate, "evaluate", lambda *_, **__: RESULT)
+    monkeypatch.setattr(validate, "evaluate_full", lambda *_, **__: RESULT)
+    call(validate, "--ipc", 1, "--compare", choice)
+    assert {row["source"] for row in json.loads((tmp_path / "results/test/report.json").read_text())} == sources
+
+
 def test_export(call, gan, tmp_path):
     call(sample, "--pretrain-weight", gan, "--ipc", 3, "--seed", 4, "--output-dir", "set")
     tensors = load_file(tmp_path / "set" / "set.safetensors")
