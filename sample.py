@@ -19,7 +19,7 @@ from tqdm import tqdm
 from common.cli import COUNT, SEED, Parser, run_script
 from common.errors import UserError
 from common.run import find_run, read_json
-from evaluation import draw_set, load_source
+from evaluation import CHOICES, draw_set, load_source
 
 
 def parse_args(argv=None):
@@ -28,6 +28,8 @@ def parse_args(argv=None):
                         help="a run's folder, a saved model's folder or a checkpoint file of the published DiM code")
     parser.add_argument("--ipc", type=COUNT, default=10, help="images per class")
     parser.add_argument("--seed", type=SEED, default=0, help="name of the set: another seed, other images")
+    parser.add_argument("--sampling", choices=CHOICES, default="fixed",
+                        help="representative: chosen among 20 times as many by clustering each class")
     parser.add_argument("--output-dir", type=Path, default=Path("results/set"), help="folder for images/, set.safetensors "
                         "and sheet.png; an earlier set there is replaced")
     return parser.parse_args(argv)
@@ -73,9 +75,9 @@ def main():
     if source.channels not in (1, 3):
         raise UserError(f"--pretrain-weight {args.pretrain_weight} makes images of {source.channels} channels: "
                         "pictures are grey or RGB")
-    facts = describe(args.pretrain_weight, source.num_classes) | {"seed": args.seed, "ipc": args.ipc}
+    facts = describe(args.pretrain_weight, source.num_classes) | {"seed": args.seed, "ipc": args.ipc, "sampling": args.sampling}
     prepare(args.output_dir)
-    images, labels = draw_set(source, args.ipc, args.seed)
+    images, labels = draw_set(source, args.ipc, args.seed, choice=args.sampling)
 
     # One entry, because the file keeps several in no particular order.
     save_file({"images": images, "labels": labels}, args.output_dir / "set.safetensors",

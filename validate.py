@@ -39,7 +39,8 @@ def parse_args(argv=None):
                       help=f"also judge {REAL}, as many of them, and the {WHOLE}, or one of the two")
     what.add_argument("--ipc", type=COUNT, nargs="+", default=[1, 10, 50], help="images per class")
     what.add_argument("--sampling", choices=SAMPLINGS, nargs="+", default=["fresh"],
-                      help="fixed: a student sees one set of --ipc images of every class; fresh: a new one every epoch")
+                      help="fixed: a student sees one set of --ipc images of every class; representative: one chosen, by "
+                           "clustering, among 20 times as many; fresh: a new one every epoch")
     students = parser.add_argument_group("students (a flag that is not given takes the protocol's value)")
     students.add_argument("--eval-model", choices=CLASSIFIERS, nargs="+", default=["convnet"], help="kinds of students")
     students.add_argument("--num-eval", type=COUNT, default=3, help="students of each kind, which differ in their seed")

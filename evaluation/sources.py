@@ -8,11 +8,20 @@ from pathlib import Path
 
 import torch
 
+from common.clustering import representatives
 from common.errors import UserError
 from common.rng import stream
 from data import to_signed, to_uint8
 from generators import load_generator
 from generators.base import index_within_class
+from pools import build_classifier
+
+CHOICES = ("fixed", "representative")
+"""How a set is chosen: its first IPC images of every class, or those that stand for the classes' clusters."""
+
+_CANDIDATES, _CANDIDATES_PER_IMAGE = 200, 20  # of each class; the larger of the two counts
+_AT_ONCE = 4096  # candidates that are in memory together
+_VIEWS = 2  # networks that see them
 
 
 def load_source(path, device="cpu"):
@@ -38,14 +47,38 @@ def balanced_labels(num_classes, ipc, device="cpu"):
     return torch.arange(num_classes, device=device).repeat_interleave(ipc)
 
 
-def draw_set(source, ipc, seed, device="cpu"):
+def draw_set(source, ipc, seed, device="cpu", choice="fixed"):
     """The set of `ipc` images of every class that `seed` names, class by class: uint8 `[K * ipc, C, H, W]`, int64 labels.
 
     The one place where a set is drawn: students are trained on what `sample.py` writes and `DistilledDataset` holds, the
-    rounding to 256 levels included.
+    rounding to 256 levels included. `choice` is one of `CHOICES`; a representative set is chosen among the first images of the
+    same seed, 20 for each wanted one, and is the same on the same kind of device.
     """
     labels = balanced_labels(source.num_classes, ipc, device)
+    if choice == "representative":
+        return _representatives(source, ipc, seed, device), labels
     return to_uint8(source.sample(labels, seed)), labels
+
+
+@torch.no_grad()
+def _representatives(source, ipc, seed, device):
+    """The candidates nearest to the centroids of each class's `ipc` clusters, as DREAM picks its real images.
+
+    They are compared as randomly initialised ConvNets see them, whose embeddings DM matches: any source will do, with no data
+    set or trained classifier at hand.
+    """
+    count = max(_CANDIDATES, _CANDIDATES_PER_IMAGE * ipc)
+    count = min(count, getattr(source, "max_ipc", count))
+    views = [build_classifier("convnet", source.channels, source.size, source.num_classes,
+                              generator=stream(0, "view", view)).eval().to(device) for view in range(_VIEWS)]
+    chosen = []
+    for classes in torch.arange(source.num_classes, device=device).split(max(1, _AT_ONCE // count)):
+        images = to_uint8(source.sample(classes.repeat_interleave(count), seed))
+        points = [torch.cat([view.embed(to_signed(batch)) for batch in images.split(512)]) for view in views]
+        points = torch.cat([x / x.std() for x in points], dim=1).unflatten(0, (len(classes), count))  # k,N,D
+        rows = representatives(points, ipc, stream(seed, "clusters", int(classes[0])))  # k,ipc
+        chosen.append(images.unflatten(0, (len(classes), count))[torch.arange(len(classes), device=device)[:, None], rows])
+    return torch.cat(chosen).flatten(0, 1)
 
 
 class RealImages:
@@ -82,12 +115,13 @@ class DistilledDataset(torch.utils.data.Dataset):
     """Exactly `ipc` images of every class as a map-style dataset: the images that `sample.py` writes for the same seed.
 
     Args: source, a path (see `load_source`) or a source on the CPU; ipc, images per class; seed, the set's name; transform,
-    called with a uint8 `[C, H, W]` tensor (default: float in [-1, 1]). Items are (image, int label), class by class.
+    called with a uint8 `[C, H, W]` tensor (default: float in [-1, 1]); choice, one of `CHOICES`. Items are (image, int label),
+    class by class.
     """
 
-    def __init__(self, source, ipc, seed=0, transform=to_signed):
+    def __init__(self, source, ipc, seed=0, transform=to_signed, choice="fixed"):
         source = load_source(source) if isinstance(source, (str, Path)) else source
-        self.images, self.labels = draw_set(source, ipc, seed)
+        self.images, self.labels = draw_set(source, ipc, seed, choice=choice)
         self.transform = transform
 
     def __len__(self):

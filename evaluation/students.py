@@ -10,12 +10,13 @@ from scipy.special import stdtrit
 
 from common.rng import stream
 from data import Augment, standardise, to_signed, to_uint8
-from evaluation.sources import check_fits, draw_set
+from evaluation.sources import CHOICES, check_fits, draw_set
 from pools import accuracy, build_classifier, epoch_batches, train_classifier
 from pools.training import split_batches
 
-SAMPLINGS = ("fixed", "fresh")
-"""fixed: a student sees one set of IPC images of every class; fresh: a new one every epoch."""
+SAMPLINGS = (*CHOICES, "fresh")
+"""fixed: a student sees one set of IPC images of every class; representative: one too, chosen among 20 times as many images;
+fresh: a new set every epoch."""
 
 
 @dataclass(frozen=True)
@@ -84,7 +85,7 @@ def evaluate(source, dataset, model_name="convnet", ipc=50, sampling="fresh", *,
 
     Args: source, see `evaluation.sources`; dataset, a `data.Dataset`, on whose device everything happens; sampling, one of
     `SAMPLINGS`; scored_on, "test" or "held_out"; autocast, makes the context of each forward pass.
-    Student i has the seed `seed + i`. With fixed sampling it is trained on the set that `draw_set` gives for that seed.
+    Student i has the seed `seed + i`. Unless sampling is fresh it is trained on the set that `draw_set` gives for that seed.
     Returns a `Result`. Raises UserError where the source does not fit the data set or has too few images.
     """
     spec, device = dataset.spec, dataset.train.images.device
@@ -92,10 +93,10 @@ def evaluate(source, dataset, model_name="convnet", ipc=50, sampling="fresh", *,
     augment = Augment(protocol.aug_type, spec)
 
     def batches_of(seed):
-        fixed = draw_set(source, ipc, seed, device) if sampling == "fixed" else None
+        once = draw_set(source, ipc, seed, device, sampling) if sampling in CHOICES else None
 
         def batches(epoch):
-            images, labels = fixed or draw_set(source, ipc, _epoch_stream(seed, epoch).initial_seed(), device)
+            images, labels = once or draw_set(source, ipc, _epoch_stream(seed, epoch).initial_seed(), device)
             return epoch_batches(images, labels, spec, augment, protocol.batch_size, _epoch_stream(seed, epoch))
 
         return batches

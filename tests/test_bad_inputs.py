@@ -247,6 +247,8 @@ def test_a_batch_that_processes_cannot_share(fails, assets, tmp_path, monkeypatc
 
 def test_processes_that_do_not_know_of_each_other_are_refused(monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "2")
+    alone = SimpleNamespace(num_processes=1, device=torch.device("cpu"))  # as without ACCELERATE_USE_CPU
+    monkeypatch.setattr("common.device.PartialState", lambda **settings: alone)
     with pytest.raises(UserError, match="ACCELERATE_USE_CPU=1"):
         make_accelerator("fp32")
 

@@ -10,11 +10,22 @@ import torch
 from scipy import stats
 from torch import nn
 
-import evaluation.students as students
 from common.errors import UserError
 from common.rng import counter_normal
 from data import Split, load_dataset, to_signed, to_uint8
-from evaluation import DistilledDataset, Protocol, RealImages, Result, balanced_labels, draw_set, evaluate, evaluate_full
+from evaluation import (
+    SAMPLINGS,
+    DistilledDataset,
+    Protocol,
+    RealImages,
+    Result,
+    balanced_labels,
+    draw_set,
+    evaluate,
+    evaluate_full,
+    sources,
+    students,
+)
 from evaluation.report import KEYS, main, markdown, plot, read_report, replace_section
 from evaluation.sources import check_fits
 from generators.base import index_within_class
@@ -92,6 +103,28 @@ def test_real_images_are_distinct_images_of_the_class(digits):
     assert not torch.equal(images, draw_set(real, real.max_ipc, seed=2)[0])
 
 
+@pytest.mark.parametrize(("ipc", "at_once"), [(1, 4096), (7, 4096), (7, 300), (60, 1)])
+def test_a_representative_set_is_chosen_among_the_images_of_its_seed(digits, monkeypatch, ipc, at_once):
+    monkeypatch.setattr(sources, "_AT_ONCE", at_once)
+    real = RealImages(digits.train, 10)
+    images, labels = draw_set(real, ipc, seed=1, choice="representative")
+    assert torch.equal(labels, balanced_labels(10, ipc))
+    assert torch.equal(images, draw_set(real, ipc, seed=1, choice="representative")[0])
+    if ipc > 1:  # one image of each class is the same where the candidates are
+        assert not torch.equal(images, draw_set(real, ipc, seed=2, choice="representative")[0])
+    candidates = draw_set(real, real.max_ipc, seed=1)[0].unflatten(0, (10, -1)).flatten(2)
+    for chosen, among in zip(images.unflatten(0, (10, ipc)).flatten(2), candidates):
+        assert (chosen[:, None] == among).all(-1).any(1).all()
+        assert len(chosen.unique(dim=0)) == ipc
+
+
+def test_a_representative_image_is_nearer_to_its_class_mean(digits):
+    real = RealImages(digits.train, 10)
+    means = torch.stack([digits.train.images[digits.train.labels == label].float().mean(0) for label in range(10)])
+    distance = lambda choice: (draw_set(real, 1, 0, choice=choice)[0] - means).square().mean()
+    assert distance("representative") < 0.7 * distance("fixed")
+
+
 def test_real_images_depend_on_seed_label_and_index_alone(digits):
     real = RealImages(digits.train, 10)
     labels = torch.tensor([4, 4, 0, 9, 4])
@@ -142,7 +175,7 @@ def test_fresh_sampling_draws_a_balanced_set_every_epoch(digits, tiny):
     assert all(torch.equal(labels, balanced_labels(10, 3)) for labels, _ in source.asked)
 
 
-@pytest.mark.parametrize("sampling", ["fixed", "fresh"])
+@pytest.mark.parametrize("sampling", SAMPLINGS)
 def test_students_see_the_images_that_are_exported(digits, tiny, monkeypatch, sampling):
     seen = []
 
@@ -153,9 +186,9 @@ def test_students_see_the_images_that_are_exported(digits, tiny, monkeypatch, sa
     real_epoch = students.epoch_batches
     monkeypatch.setattr(students, "epoch_batches", spy)
     evaluate(Prototypes(), digits, ipc=2, sampling=sampling, num_eval=1, seed=9, protocol=QUICK)
-    exported = draw_set(Prototypes(), 2, seed=9)[0]
+    exported = draw_set(Prototypes(), 2, seed=9, choice="fixed" if sampling == "fresh" else sampling)[0]
     assert [images.dtype for images, _ in seen] == [torch.uint8] * 2
-    assert [torch.equal(images, exported) for images, _ in seen] == [sampling == "fixed"] * 2
+    assert [torch.equal(images, exported) for images, _ in seen] == [sampling != "fresh"] * 2
 
 
 def test_even_one_image_per_class_is_trained_on(digits, tiny):

@@ -11,12 +11,12 @@ from accelerate import Accelerator
 from parity_fixtures import FOLDER, fixture_state, hash_images, load_data
 from torch.nn import functional as F
 
+from common.clustering import kmeans, representatives
 from common.rng import stream
 from data import load_dataset
 from generators import GAN, RECIPES, load_weights
 from matching import OBJECTIVES, SELECTORS, Matcher
 from matching.objectives import class_means, distance, energy, gradient_distance, gradients, log_probabilities, moments
-from matching.selectors import kmeans, representatives
 from pools import build_classifier
 
 LOSSES = json.loads((FOLDER / "losses/losses.json").read_text())

@@ -15,7 +15,7 @@ from torchvision.datasets import ImageFolder
 import sample
 import validate
 from common.cli import run_script
-from evaluation import DistilledDataset, Result
+from evaluation import CHOICES, DistilledDataset, Result
 from evaluation.report import KEYS
 from generators import MODEL, NETWORKS
 
@@ -105,16 +105,17 @@ def test_one_comparison_alone(call, tmp_path, monkeypatch, choice, sources):
     assert {row["source"] for row in json.loads((tmp_path / "results/test/report.json").read_text())} == sources
 
 
-def test_export(call, gan, tmp_path):
-    call(sample, "--pretrain-weight", gan, "--ipc", 3, "--seed", 4, "--output-dir", "set")
+@pytest.mark.parametrize("choice", CHOICES)
+def test_export(call, gan, tmp_path, choice):
+    call(sample, "--pretrain-weight", gan, "--ipc", 3, "--seed", 4, "--sampling", choice, "--output-dir", "set")
     tensors = load_file(tmp_path / "set" / "set.safetensors")
-    ours = DistilledDataset(gan, ipc=3, seed=4, transform=lambda image: image)
+    ours = DistilledDataset(gan, ipc=3, seed=4, transform=lambda image: image, choice=choice)
     assert torch.equal(tensors["images"], torch.stack([image for image, _ in ours]))
     assert tensors["labels"].tolist() == [label for _, label in ours]
     assert tensors["images"].dtype == torch.uint8
     with safe_open(tmp_path / "set" / "set.safetensors", "pt") as file:
         facts = json.loads(file.metadata()["set"])
-    assert (facts["seed"], facts["ipc"], facts["classes"]) == (4, 3, list("0123456789"))
+    assert (facts["seed"], facts["ipc"], facts["sampling"], facts["classes"]) == (4, 3, choice, list("0123456789"))
     pictures = ImageFolder(tmp_path / "set" / "images", loader=Image.open)
     assert pictures.classes == list("0123456789")
     assert [label for _, label in pictures] == tensors["labels"].tolist()
