@@ -19,7 +19,7 @@ from pools import build_classifier
 CHOICES = ("fixed", "representative")
 """How a set is chosen: its first IPC images of every class, or those that stand for the classes' clusters."""
 
-_CANDIDATES, _CANDIDATES_PER_IMAGE = 200, 20  # of each class; the larger of the two counts
+_CANDIDATES, _CANDIDATES_PER_IMAGE = 500, 20  # of each class; the larger of the two counts
 _AT_ONCE = 4096  # candidates that are in memory together
 _VIEWS = 2  # networks that see them
 

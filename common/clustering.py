@@ -1,0 +1,50 @@
+"""Clustering of several groups of points at once."""
+
+import torch
+
+
+def kmeans(points, k, generator=None, centroids=None, iterations=100, tolerance=1e-4):
+    """Lloyd's algorithm for G groups at once, from k-means++ starts (Arthur and Vassilvitskii, 2007).
+
+    points [G, N, D]; k clusters; `centroids` [G, k, D], if given, are the start. Stops when the centroids' squared movement,
+    summed, falls below `tolerance` in every group. Returns (centroids [G, k, D], assignment int64 [G, N]); the assignment is
+    to the centroids returned, and an empty cluster keeps its centroid.
+    """
+    groups, _, dim = points.shape
+    centroids = _plus_plus(points, k, generator) if centroids is None else centroids
+    for _ in range(iterations):
+        assignment = _nearest(points, centroids)
+        slots = assignment.unsqueeze(-1).expand(-1, -1, dim)
+        sums = torch.zeros_like(centroids).scatter_add_(1, slots, points)
+        sizes = torch.zeros(groups, k, device=points.device).scatter_add_(1, assignment, torch.ones_like(points[..., 0]))
+        moved = torch.where(sizes.unsqueeze(-1) > 0, sums / sizes.clamp_min(1).unsqueeze(-1), centroids)
+        movement = (moved - centroids).square().sum((1, 2)).max()
+        centroids = moved
+        if movement < tolerance:
+            break
+    return centroids, _nearest(points, centroids)
+
+
+def _nearest(points, centroids):
+    """The centroid nearest to each point, by squared distances less the points' own squares, which decide nothing."""
+    return (centroids.square().sum(-1).unsqueeze(1) - 2 * points @ centroids.transpose(1, 2)).argmin(-1)
+
+
+def _plus_plus(points, k, generator):
+    groups, count, _ = points.shape
+    rows = torch.arange(groups, device=points.device)
+    draw = lambda: torch.rand(groups, generator=generator).to(points.device)
+    chosen = [points[rows, (draw() * count).long()]]
+    gap = (points - chosen[0].unsqueeze(1)).square().sum(-1)  # [G, N], to the nearest start so far
+    for _ in range(k - 1):
+        steps = gap.double().cumsum(1)
+        next_row = torch.searchsorted(steps, (draw().double() * steps[:, -1]).unsqueeze(1)).squeeze(1).clamp_max(count - 1)
+        chosen.append(points[rows, next_row])
+        gap = torch.minimum(gap, (points - chosen[-1].unsqueeze(1)).square().sum(-1))
+    return torch.stack(chosen, 1)
+
+
+def representatives(points, k, generator):
+    """The rows nearest to the k centroids of each group (DREAM, arXiv 2302.14416): int64 [G, k] for points [G, N, D]."""
+    centroids, _ = kmeans(points, k, generator, iterations=30)
+    return _nearest(centroids, points)
