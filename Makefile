@@ -15,8 +15,8 @@ $(BIN)/.installed: requirements.txt requirements-dev.txt
 
 # The three stages on the embedded digits, the control of stage 2, and one table of all of them.
 demo: $(BIN)/.installed
-	$(RUN) gen_condense.py $(FLAGS) --tag gan --steps 1200
-	$(RUN) pool_match.py $(FLAGS) --tag match --weight $(OUT)/gan --steps 200
+	$(RUN) gen_condense.py $(FLAGS) --tag gan --steps 1800
+	$(RUN) pool_match.py $(FLAGS) --tag match --weight $(OUT)/gan --steps 250 --pool-members 2
 	$(RUN) pool_match.py $(FLAGS) --tag control --weight $(OUT)/gan --control-of $(OUT)/match
 	$(RUN) validate.py $(FLAGS) --tag test --ipc 50 --sampling fresh --epochs 60 \
 	    --pretrain-weight stage1=$(OUT)/gan stage2=$(OUT)/match control=$(OUT)/control
