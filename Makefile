@@ -16,9 +16,9 @@ $(BIN)/.installed: requirements.txt requirements-dev.txt
 # The three stages on the embedded digits, the control of stage 2, and one table of all of them.
 demo: $(BIN)/.installed
 	$(RUN) gen_condense.py $(FLAGS) --tag gan --steps 1800
-	$(RUN) pool_match.py $(FLAGS) --tag match --weight $(OUT)/gan --steps 250 --pool-members 2
+	$(RUN) pool_match.py $(FLAGS) --tag match --weight $(OUT)/gan --steps 200 --pool-members 2
 	$(RUN) pool_match.py $(FLAGS) --tag control --weight $(OUT)/gan --control-of $(OUT)/match
-	$(RUN) validate.py $(FLAGS) --tag test --ipc 50 --sampling fresh --epochs 60 \
+	$(RUN) validate.py $(FLAGS) --tag test --ipc 50 --sampling fresh --epochs 90 \
 	    --pretrain-weight stage1=$(OUT)/gan stage2=$(OUT)/match control=$(OUT)/control
 	$(BIN)/python sample.py --pretrain-weight $(OUT)/match --ipc 10 --seed 0 --output-dir $(OUT)/ipc10
 
