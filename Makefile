@@ -31,7 +31,7 @@ mnist: $(BIN)/.installed
 	$(RUN) pool_match.py $(FLAGS) --tag match --weight $(OUT)/gan --steps 300 --match-batch 64 --pool-members 2 --pool-epochs 1 \
 	    --eval-interval 300
 	$(JUDGE) --tag fresh --ipc 50 --sampling fresh --epochs 250
-	$(JUDGE) --tag one --ipc 1 --sampling fixed representative --compare random --num-eval 8
+	$(JUDGE) --tag one --ipc 1 --sampling fixed representative --compare random --num-eval 5
 	$(JUDGE) --tag ten --ipc 10 --sampling representative --epochs 600
 
 lint: $(BIN)/.installed
