@@ -1,10 +1,10 @@
 """What is learned: the weights of a generator, or pixels.
 
 A learner has `step(step, matching)`, one update that returns a dict of 0-dim losses; `images(labels, places, shape, step)`,
-its synthetic images for the matching term, and `images_per_class(real)`, how many of them there are of a class; `training_set()`,
-uint8 images and int64 labels for a network of the pool; `source`, the distilled source, which a run keeps in `folder`;
-`grid()`, `check(step)`, `state_dict()` and `load_state_dict(state, path)`; and for random draws `seed`, `stream` and `mine`, as
-a `GAN` has them.
+its synthetic images for the matching term, and `images_per_class(real)`, how many of them there are of a class;
+`training_set()`, uint8 images and int64 labels for a network of the pool; `source`, the distilled source, which a run keeps in
+`folder`; `grid()`, `check(step)`, `state_dict()` and `load_state_dict(state, path)`; and for random draws `seed`, `stream` and
+`mine`, as a `GAN` has them.
 """
 
 from dataclasses import asdict

@@ -109,7 +109,8 @@ def runs(request, command, tmp_path_factory):
 
 def pixels(method, folder, tag):
     return ["pool_match", "--output-dir", str(folder), "--tag", tag, "--method", method, "--ipc", "2", "--steps", str(STEPS),
-            "--match-batch", "4", "--precision", "fp32", "--eval-epochs", "1", "--log-interval", "1", "--select-candidates", "20"]
+            "--match-batch", "4", "--precision", "fp32", "--eval-epochs", "1", "--log-interval", "1",
+            "--select-candidates", "20"]
 
 
 def test_two_processes_learn_the_pixels_of_one(command, tmp_path, monkeypatch):
