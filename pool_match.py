@@ -75,7 +75,7 @@ def parse_args(argv=None):
                       help="what must agree between real and synthetic images; none: train a generator on without matching")
     what.add_argument("--metric", choices=METRICS, help="distance of gradients, for --match grad")
     what.add_argument("--match-weight", type=WEIGHT, help="weight of matching (a generator's default: the objective's)")
-    what.add_argument("--match-classes", type=NATURAL, help="classes compared in one step of a generator, 0 for all")
+    what.add_argument("--match-classes", type=COUNT, help="classes compared in one step (default of pixels: all)")
     what.add_argument("--match-batch", type=number(int, 2), help="real images of each class (and generated ones)")
     what.add_argument("--match-aug", action=argparse.BooleanOptionalAction, default=None,
                       help="compare through siamese augmentation: the same for real and synthetic images")
