@@ -1,6 +1,7 @@
-"""Stage 2: tune a generator until a pool of classifiers answers its images as it answers real ones.
+"""Stage 2: match what is learned with the real images as a pool of classifiers sees them.
 
     accelerate launch pool_match.py --tag match --match logit --match-aug --weight results/gan
+    accelerate launch pool_match.py --tag dm --method dm --data mnist --ipc 10
 """
 
 import argparse
@@ -15,6 +16,7 @@ from tqdm import tqdm
 
 from common.cli import (
     COUNT,
+    NATURAL,
     POSITIVE,
     WEIGHT,
     Parser,
@@ -25,7 +27,6 @@ from common.cli import (
 )
 from common.device import autocast, make_accelerator
 from common.errors import UserError
-from common.rng import Shuffle
 from common.run import (
     CHECKPOINT,
     Interruptible,
@@ -39,50 +40,84 @@ from common.run import (
     resume_state,
     write_json,
 )
-from data import Augment, load_dataset, to_signed
+from data import Augment, load_dataset
 from evaluation import evaluate
 from evaluation.students import PROTOCOLS
-from generators import GAN, MODEL, recipe_of
-from matching import OBJECTIVES, SELECTORS, Matcher
-from pools import CLASSIFIERS, ClassifierPool
+from generators import GAN, recipe_of
+from matching import METHODS, METRICS, OBJECTIVES, SELECTORS, SETTINGS, SPACES, Matcher, initial, methods
+from matching.learners import GeneratorLearner, PixelLearner
+from matching.pixels import DECODERS, PixelSet
+from pools import CLASSIFIERS, ClassifierPool, OnlinePool, RandomPool
 
 SUMMARY = "summary.json"
-DEFAULT_STEPS = 1000
+POOL_TRAININGS = ("pretrained", "random", "synthetic", "real")
+DEFAULT_IPC = 10
+ONLY_PIXELS = ("ipc", "init", "factor", "syn_batch", "class_batch", "space", "momentum")
+ONLY_GENERATOR = ("weight", "lr_critic", "batch_size", "control_of", "epochs")
+
+
+class ListMethods(argparse.Action):
+    """Print the table of methods and leave."""
+
+    def __call__(self, parser, namespace, values, option_string=None):
+        print(methods.table())
+        parser.exit()
 
 
 def parse_args(argv=None):
     parser = Parser(description=__doc__.split("\n")[0])
     add_run_arguments(parser, "match")
     add_data_arguments(parser)
-    what = parser.add_argument_group("what is matched")
-    what.add_argument("--weight", type=Path, required=True, metavar="PATH",
-                      help="the generator to start from: a run's folder or a checkpoint file of the published DiM code")
-    what.add_argument("--match", choices=[*OBJECTIVES, "none"], default="energy",
-                      help="what must agree between real and generated images; none: train on without matching")
-    what.add_argument("--match-weight", type=WEIGHT, help="weight beside the adversarial loss (default: the objective's)")
-    what.add_argument("--match-classes", type=COUNT, default=2, help="classes compared in one step")
-    what.add_argument("--match-batch", type=number(int, 2), default=96,
-                      help="images of each of those classes, real and generated")
-    what.add_argument("--match-aug", action=argparse.BooleanOptionalAction, default=True,
-                      help="compare through siamese augmentation: the same for a real image and a generated one")
-    what.add_argument("--aug-type", default="color_crop_cutout", help="augmentations, joined by _, or none")
-    what.add_argument("--select", choices=SELECTORS, default="dream",
+    what = parser.add_argument_group("method (a flag that is not given takes the method's value)")
+    what.add_argument("--method", choices=METHODS, default="dim", help="published method: a named set of what follows")
+    what.add_argument("--list-methods", action=ListMethods, nargs=0, help="print the methods and leave")
+    what.add_argument("--match", choices=[*OBJECTIVES, "none"],
+                      help="what must agree between real and synthetic images; none: train a generator on without matching")
+    what.add_argument("--metric", choices=METRICS, help="distance of gradients, for --match grad")
+    what.add_argument("--match-weight", type=WEIGHT, help="weight of matching (a generator's default: the objective's)")
+    what.add_argument("--match-classes", type=COUNT, help="classes compared in one step (default of pixels: all)")
+    what.add_argument("--match-batch", type=number(int, 2), help="real images of each class (and generated ones)")
+    what.add_argument("--match-aug", action=argparse.BooleanOptionalAction, default=None,
+                      help="compare through siamese augmentation: the same for real and synthetic images")
+    what.add_argument("--aug-type", help="augmentations, joined by _, or none")
+    what.add_argument("--aug-setting", choices=SETTINGS,
+                      help="one setting of them for each pair of a real and a synthetic image, or for each class")
+    what.add_argument("--select", choices=SELECTORS,
                       help="real images: nearest to the centroids of a clustering of their class, or drawn uniformly")
-    what.add_argument("--select-interval", type=COUNT, default=50, help="steps between clusterings")
+    what.add_argument("--select-interval", type=COUNT, help="steps between clusterings")
     what.add_argument("--select-candidates", type=COUNT, default=1000, help="images of each class that are clustered")
+    generator = parser.add_argument_group("a generator")
+    generator.add_argument("--weight", type=Path, metavar="PATH",
+                           help="the generator to start from: a run's folder or a checkpoint file of the published DiM code")
+    generator.add_argument("--lr-critic", type=POSITIVE, help="learning rate of the critic (default: the recipe's)")
+    generator.add_argument("--batch-size", type=number(int, 2), help="images of the adversarial step (default: the recipe's)")
+    generator.add_argument("--control-of", type=Path, metavar="RUN",
+                           help="train without matching for as many seconds as this finished run took; sets --match none")
+    pixels = parser.add_argument_group("pixels")
+    pixels.add_argument("--ipc", type=COUNT, help=f"stored images per class (default: {DEFAULT_IPC})")
+    pixels.add_argument("--init", choices=initial.INITS, help="what they start from: noise, or real images chosen so")
+    pixels.add_argument("--factor", type=number(int, 1, 8), help="each holds this number squared of smaller images (IDC)")
+    pixels.add_argument("--decoder", choices=DECODERS, default="single",
+                        help="cut images by --factor, by all numbers up to it, or as many as make 128 in all")
+    pixels.add_argument("--syn-batch", type=NATURAL, help="images of a class compared in one step, 0 for all")
+    pixels.add_argument("--class-batch", type=COUNT, help="classes in memory together (default: all); the result is the same")
+    pixels.add_argument("--space", choices=SPACES, help="units of --lr: of standardised images, or of images in [0, 1]")
+    pixels.add_argument("--momentum", type=number(float, 0, 0.999), help="of the SGD that learns them")
     pool = parser.add_argument_group("pool")
     pool.add_argument("--pool", nargs="+", choices=CLASSIFIERS, default=["convnet"], help="classifiers in the pool")
-    pool.add_argument("--pool-members", type=COUNT, default=4, help="networks of each classifier")
+    pool.add_argument("--pool-training", choices=POOL_TRAININGS,
+                      help="pretrained: on the real images, and kept; random: never; synthetic, real: between the steps, on "
+                           "what is learned or on real images")
+    pool.add_argument("--outer", type=COUNT, help="steps from one new network to the next (synthetic, real)")
+    pool.add_argument("--inner", type=COUNT, help="passes of its training between two steps")
+    pool.add_argument("--pool-images", type=COUNT, help="real images of such a pass")
+    pool.add_argument("--pool-members", type=COUNT, default=4, help="pretrained networks of each classifier")
     pool.add_argument("--pool-epochs", type=COUNT, default=20, help="epochs of their pretraining on the real images")
     pool.add_argument("--pool-snapshots", type=COUNT, default=5, help="snapshots kept of each, from early to late")
     length = parser.add_argument_group("length and reports")
-    length.add_argument("--lr", type=POSITIVE, help="learning rate of the generator (default: the recipe's)")
-    length.add_argument("--lr-critic", type=POSITIVE, help="learning rate of the critic (default: the recipe's)")
-    length.add_argument("--batch-size", type=number(int, 2), help="images of the adversarial step (default: the recipe's)")
-    length.add_argument("--epochs", type=COUNT, help="passes over the real images, instead of --steps")
-    length.add_argument("--steps", type=COUNT, help=f"steps (default: {DEFAULT_STEPS})")
-    length.add_argument("--control-of", type=Path, metavar="RUN",
-                        help="train without matching for as many seconds as this finished run took; sets --match none")
+    length.add_argument("--lr", type=POSITIVE, help="learning rate of the generator (default: the recipe's) or of the pixels")
+    length.add_argument("--epochs", type=COUNT, help="passes over the real images, instead of --steps, for a generator")
+    length.add_argument("--steps", type=NATURAL, help="steps (default: the method's)")
     length.add_argument("--eval-interval", type=COUNT, default=250, help="steps between held-out scores")
     length.add_argument("--eval-model", choices=CLASSIFIERS, default="convnet", help="student that is scored")
     length.add_argument("--eval-ipc", type=COUNT, default=10, help="fresh images of each class in an epoch of that student")
@@ -92,8 +127,19 @@ def parse_args(argv=None):
     args = parser.parse_args(argv)
     if bool(args.epochs) + bool(args.steps) + bool(args.control_of) > 1:
         parser.error("--epochs, --steps and --control-of exclude each other: give one")
+    learns_pixels = METHODS[args.method].learn == "pixels"
+    misplaced = [name.replace("_", "-") for name in (ONLY_GENERATOR if learns_pixels else ONLY_PIXELS)
+                 if getattr(args, name) is not None]
+    misplaced += ["match none"] if learns_pixels and args.match == "none" else []
+    if misplaced:
+        learns = "pixels" if learns_pixels else "the weights of a generator"
+        parser.error(f"--{misplaced[0]} is not for --method {args.method}, which learns {learns}")
+    if not learns_pixels and not args.weight:
+        parser.error(f"--method {args.method} tunes a generator: give --weight, a run of gen_condense.py")
     if args.control_of:
         args.match = "none"
+    if learns_pixels and args.ipc is None:
+        args.ipc = DEFAULT_IPC
     inherit_data(args, args.output_dir / args.tag if args.resume else args.weight)
     return args
 
@@ -130,79 +176,123 @@ def read_seconds(path):
         raise UserError(f"--control-of {path} holds no readable {SUMMARY}: name the folder of a finished run of pool_match.py")
 
 
-def make_matcher(args, gan, dataset):
-    """What the generator's loss gains, or None: the pool is pretrained here, or found where an earlier run left it."""
-    if args.match == "none":
+def make_pool(args, method, dataset, accelerator):
+    """The networks that compare the images; pretrained ones are made here, or found where an earlier run left them."""
+    if method.pool_training == "pretrained":
+        return ClassifierPool(dataset, args.output_dir / "pools", accelerator, names=args.pool, members=args.pool_members,
+                              epochs=args.pool_epochs, snapshots=args.pool_snapshots)
+    if method.pool_training == "random":
+        return RandomPool(dataset, names=args.pool)
+    return OnlinePool(dataset, teacher=method.pool_training, outer=method.outer, inner=method.inner, names=args.pool,
+                      images=method.pool_images, batch_size=method.pool_batch, momentum=method.pool_momentum,
+                      weight_decay=method.pool_decay, aug_type=method.pool_aug, seed=args.seed)
+
+
+def make_learner(args, method, accelerator, dataset, state, file, steps_before):
+    """What is learned: from the training state that was read from `file`, or pixels that `initial.start` has yet to fill."""
+    spec = dataset.spec
+    if method.learn == "generator":
+        given = {name: getattr(args, name) for name in ("lr", "lr_critic", "batch_size") if getattr(args, name) is not None}
+        recipe = dataclasses.replace(recipe_of(state, file), **given)
+        if recipe.batch_size % accelerator.num_processes:
+            raise UserError(f"--batch-size {recipe.batch_size} must be a multiple of the {accelerator.num_processes} processes")
+        learner = GeneratorLearner(GAN(accelerator, spec, recipe, args.seed), dataset, steps_before)
+        learner.load_state_dict(state, file)
+        return learner
+    pixels = PixelSet(size=spec.size, channels=spec.channels, num_classes=spec.num_classes, ipc=args.ipc, factor=method.factor,
+                      decoder=args.decoder).to(accelerator.device)
+    learner = PixelLearner(accelerator, spec, pixels, args.seed, lr=method.lr, momentum=method.momentum, space=method.space,
+                           batch=method.syn_batch or None)
+    if state:
+        learner.load_state_dict(state, file)
+    return learner
+
+
+def make_matcher(args, method, learner, dataset, pool):
+    """What the loss of a step compares, or None."""
+    if method.match == "none":
         return None
-    pool = ClassifierPool(dataset, args.output_dir / "pools", gan.accelerator, names=args.pool, members=args.pool_members,
-                          epochs=args.pool_epochs, snapshots=args.pool_snapshots)
-    return Matcher(gan, dataset, pool, match=args.match, weight=args.match_weight, select=args.select,
-                   classes=args.match_classes, per_class=args.match_batch, aug_type=args.aug_type if args.match_aug else "none",
-                   interval=args.select_interval, candidates=args.select_candidates)
+    return Matcher(learner, dataset, pool, match=method.match, metric=method.metric, weight=method.match_weight,
+                   select=method.select, classes=method.match_classes, per_class=method.match_batch,
+                   aug_type=method.aug_type if method.match_aug else "none", aug_setting=method.aug_setting,
+                   interval=method.select_interval, candidates=args.select_candidates, at_once=args.class_batch)
 
 
-def keep_best(args, run, gan, dataset, summary, step):
-    """Score the averaged generator on the held-out images, and keep it if it is the best so far."""
+def keep_best(args, run, learner, dataset, summary, step):
+    """Score what is learned on the held-out images, and keep it if it is the best so far."""
     if run.is_main:
         protocol = dataclasses.replace(PROTOCOLS["default"], epochs=args.eval_epochs, min_steps=0)
-        score = evaluate(gan.ema, dataset, args.eval_model, args.eval_ipc, "fresh", num_eval=1, seed=args.seed,
+        ipc = min(args.eval_ipc, getattr(learner.source, "max_ipc", args.eval_ipc))
+        score = evaluate(learner.source, dataset, args.eval_model, ipc, "fresh", num_eval=1, seed=args.seed,
                          protocol=protocol, scored_on="held_out",
                          autocast=functools.partial(autocast, run.accelerator)).mean
         run.log({"held_out_accuracy": score}, step)
         if score >= summary["held_out_accuracy"]:
             summary.update(held_out_accuracy=score, best_step=step)
-            gan.ema.save_pretrained(run.dir / MODEL)
-        run.images("generator", *gan.grid(), step)
+            learner.source.save_pretrained(run.dir / learner.folder)
+        run.images(learner.folder, *learner.grid(), step)
     run.accelerator.wait_for_everyone()
 
 
-def save(run, gan, summary, step):
+def save(run, learner, matching, summary, step):
     """Everything that --resume needs."""
     if run.is_main:
-        if not (run.dir / MODEL).exists():  # interrupted before the first score
-            gan.ema.save_pretrained(run.dir / MODEL)
-        run.save({"step": step, "summary": summary, "recipe": dataclasses.asdict(gan.recipe), **gan.state_dict()})
+        if not (run.dir / learner.folder).exists():  # interrupted before the first score
+            learner.source.save_pretrained(run.dir / learner.folder)
+        run.save({"step": step, "summary": summary, "matching": matching.state_dict() if matching else {},
+                  **learner.state_dict()})
         write_json(run.dir / SUMMARY, {"steps": step, **summary})
+
+
+def count_steps(args, method, learner, dataset):
+    """How many steps the run takes; a control stops by the clock instead."""
+    if args.control_of:
+        return math.inf
+    if args.epochs:
+        return max(1, args.epochs * len(dataset.train) // learner.gan.recipe.batch_size)
+    return method.steps
 
 
 def main():
     args = parse_args()
     accelerator = make_accelerator(args.precision)
     resumed = resume_state(args)
-    state, file = (resumed, args.output_dir / args.tag / CHECKPOINT) if resumed else read_weight(args)
+    tunes = METHODS[args.method].learn == "generator"
+    state, file = (resumed, args.output_dir / args.tag / CHECKPOINT) if resumed else read_weight(args) if tunes else ({}, None)
     seconds = read_seconds(args.control_of) if args.control_of else math.inf
     with accelerator.local_main_process_first():  # one process downloads and decodes, the others find its cache
         dataset = load_dataset(args.data, args.data_dir, args.image_size, args.held_out).to(accelerator.device)
-    spec, real = dataset.spec, dataset.train
-    given = {name: getattr(args, name) for name in ("lr", "lr_critic", "batch_size") if getattr(args, name) is not None}
-    recipe = dataclasses.replace(recipe_of(state, file), **given)
-    if recipe.batch_size % accelerator.num_processes:
-        raise UserError(f"--batch-size {recipe.batch_size} must be a multiple of the {accelerator.num_processes} processes")
-    Augment(args.aug_type, spec)  # a wrong name ends here, before the pool is pretrained
-    gan = GAN(accelerator, spec, recipe, args.seed)
-    gan.load_state_dict(state, file)
-    matching = make_matcher(args, gan, dataset)
-    run = Run(args, accelerator, recipe_values=dataclasses.asdict(recipe), dataset=dataclasses.asdict(spec))
-
+    method = methods.override(methods.method_for(args.method, dataset.spec.name, args.ipc or 1), args)
+    Augment(method.aug_type, dataset.spec)  # a wrong flag ends here, before a pool is pretrained
     start, summary = 0, {"train_seconds": 0.0, "held_out_accuracy": 0.0, "best_step": 0, "steps_before": steps_taken(state)}
     if resumed:
         start, summary = state["step"], state["summary"]
-    steps = args.steps or (args.epochs * len(real.labels) // recipe.batch_size if args.epochs else DEFAULT_STEPS)
-    steps = math.inf if args.control_of else max(1, steps)
-    shuffle = Shuffle(len(real.labels), recipe.batch_size, args.seed, "real of stage 2")
+    if not tunes:
+        initial.check(dataset, method.init, args.ipc * method.factor**2)
+    learner = make_learner(args, method, accelerator, dataset, state, file, summary["steps_before"])
+    pool = None if method.match == "none" else make_pool(args, method, dataset, accelerator)
+    if not tunes and not resumed:
+        initial.start(learner.source, dataset, method.init, args.seed, pool)
+    matching = make_matcher(args, method, learner, dataset, pool)
+    if resumed and matching:
+        matching.load_state_dict(state["matching"])
+    run = Run(args, accelerator, method_values=dataclasses.asdict(method), dataset=dataclasses.asdict(dataset.spec),
+              **({"recipe_values": dataclasses.asdict(learner.gan.recipe)} if tunes else {}))
+
+    steps = count_steps(args, method, learner, dataset)
     meter = Meter()
     bar = tqdm(itertools.count(start), "pool_match", initial=start, total=None if args.control_of else steps,
                disable=not run.is_main)
     last = start >= steps or summary["train_seconds"] >= seconds
+    if last and not resumed:  # a coreset, which learns nothing
+        keep_best(args, run, learner, dataset, summary, 0)
+        save(run, learner, matching, summary, 0)
     with Interruptible(accelerator) as interrupt:
         for step in bar:
             if last:
                 break
             began = time.perf_counter()
-            rows = gan.mine(shuffle.indices(step))
-            images, labels = to_signed(real.images[rows]), real.labels[rows]
-            turn = summary["steps_before"] + step  # averaging and random streams go on where the earlier stage stopped
-            meter.add(step + 1, **gan.generator_step(labels, turn, matching), **gan.critic_step(images, labels, turn))
+            meter.add(step + 1, **learner.step(step, matching))
             done = step + 1
             if done % args.log_interval == 0 or done == steps:
                 metrics = meter.read()
@@ -214,14 +304,14 @@ def main():
             interrupted = interrupt.requested(done)
             if scored or interrupted:
                 meter.check()
-                gan.check(done)
+                learner.check(done)
                 if scored:
-                    keep_best(args, run, gan, dataset, summary, done)
-                save(run, gan, summary, done)
+                    keep_best(args, run, learner, dataset, summary, done)
+                save(run, learner, matching, summary, done)
             if interrupted:
                 raise KeyboardInterrupt
     run.close()
-    accelerator.print(f"generator of step {summary['best_step']}: {run.dir / MODEL}")
+    accelerator.print(f"{learner.folder} of step {summary['best_step']}: {run.dir / learner.folder}")
 
 
 if __name__ == "__main__":

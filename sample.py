@@ -82,13 +82,13 @@ def main():
     # One entry, because the file keeps several in no particular order.
     save_file({"images": images, "labels": labels}, args.output_dir / "set.safetensors",
               metadata={"set": json.dumps(facts, sort_keys=True)})
-    by_class = images.unflatten(0, (source.num_classes, args.ipc))  # K,N,C,H,W
+    by_class = images.unflatten(0, (source.num_classes, -1))  # K,N,C,H,W
     for name, members in zip(folder_names(facts["classes"]), tqdm(by_class, "sample", unit="class")):
         folder = args.output_dir / "images" / name
         folder.mkdir(parents=True)
         for index, image in enumerate(members):
             to_picture(image).save(folder / f"{index:05d}.png")
-    columns = min(args.ipc, 10)
+    columns = min(by_class.shape[1], 10)
     zoom = max(1, 32 // source.size)  # tiny images are shown in larger pixels
     shown = by_class[:, :columns].flatten(0, 1).repeat_interleave(zoom, 2).repeat_interleave(zoom, 3)
     sheet = make_grid(shown, nrow=columns, padding=2)

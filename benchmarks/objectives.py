@@ -18,12 +18,11 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from common.cli import COUNT, POSITIVE, Parser, add_data_arguments, run_script
 from common.device import make_accelerator
-from common.rng import Shuffle
 from common.run import CHECKPOINT, device_name, inherit_data, load_checkpoint, write_json
-from data import load_dataset, to_signed
+from data import load_dataset
 from evaluation import PROTOCOLS, evaluate
 from generators import GAN, recipe_of
-from matching import Matcher
+from matching import GeneratorLearner, Matcher
 from pools import ClassifierPool
 
 BASE = {"match": "moments", "weight": 1.0, "select": "dream", "classes": 2, "per_class": 96, "aug_type": "color_crop_cutout"}
@@ -55,16 +54,12 @@ def name_of(variant):
     return "{match}, weight {weight:g}, {select}, {classes} classes of {per_class}".format(**variant)
 
 
-def train(gan, dataset, matcher, seconds, first):
-    """Train `gan` for `seconds`; the number of steps taken."""
-    clock = time.process_time if gan.accelerator.device.type == "cpu" else time.perf_counter
-    shuffle = Shuffle(len(dataset.train), gan.recipe.batch_size, gan.seed, "real of stage 2")
+def train(learner, matcher, seconds):
+    """Train for `seconds`; the number of steps taken."""
+    clock = time.process_time if learner.accelerator.device.type == "cpu" else time.perf_counter
     began, step = clock(), 0
     while clock() - began < seconds:
-        rows = gan.mine(shuffle.indices(step))
-        labels = dataset.train.labels[rows]
-        gan.generator_step(labels, first + step, matcher)
-        gan.critic_step(to_signed(dataset.train.images[rows]), labels, first + step)
+        learner.step(step, matcher)
         step += 1
     return step
 
@@ -116,10 +111,10 @@ def main():
             state = load_checkpoint(args.weight / CHECKPOINT)
             gan = GAN(accelerator, dataset.spec, recipe_of(state, args.weight), seed)
             gan.load_state_dict(state, args.weight)
-            matcher = None
+            learner, matcher = GeneratorLearner(gan, dataset, state["step"]), None
             if variant["match"] != "none":
-                matcher = Matcher(gan, dataset, pool, interval=50, candidates=1000, **variant)
-            steps.append(train(gan, dataset, matcher, args.seconds, state["step"]))
+                matcher = Matcher(learner, dataset, pool, interval=50, candidates=1000, **variant)
+            steps.append(train(learner, matcher, args.seconds))
             scores.append(score(gan, dataset, student_protocol(args.eval_epochs), seed))
         rows += rows_of(name_of(variant), scores, data=dataset.spec.name, device=device_name(accelerator.device),
                         train_seconds=args.seconds, variant=variant, generator_steps=steps)

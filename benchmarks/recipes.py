@@ -18,6 +18,7 @@ from common.device import make_accelerator
 from common.run import device_name, inherit_data, write_json
 from data import load_dataset
 from generators import GAN, RECIPES
+from matching import GeneratorLearner
 
 PYRAMID, DIM = RECIPES["pyramid"], RECIPES["dim"]
 VARIANTS = {
@@ -51,7 +52,7 @@ def main():
         steps, scores = [], []
         for seed in range(args.repeats):
             gan = GAN(accelerator, dataset.spec, VARIANTS[name], seed)
-            steps.append(train(gan, dataset, None, args.seconds, 0))
+            steps.append(train(GeneratorLearner(gan, dataset), None, args.seconds))
             scores.append(score(gan, dataset, student_protocol(args.eval_epochs), seed))
         rows += rows_of(name, scores, data=dataset.spec.name, device=device_name(accelerator.device),
                         train_seconds=args.seconds, recipe=asdict(VARIANTS[name]), generator_steps=steps)

@@ -27,7 +27,6 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 import common.device
 from common.cli import COUNT, PRECISIONS, Parser, run_script
 from common.errors import UserError
-from common.rng import Shuffle
 
 BATCHES = {"gen_condense": 128, "pool_match": 64}
 """Images of a step of each script, as published."""
@@ -36,9 +35,9 @@ CLASSES, CHANNELS, SIZE = 10, 3, 32
 
 def ours(stage, recipe, precision, batch_size, width=None, keep_memory=True):
     """A function `step(number)` that takes one training step of `stage`; `width` None is the recipe's own."""
-    from data import Dataset, Spec, Split, to_signed
+    from data import Dataset, Spec, Split
     from generators import GAN, RECIPES
-    from matching import Matcher
+    from matching import GeneratorLearner, Matcher
     from pools import build_classifier
 
     if not keep_memory:
@@ -48,21 +47,14 @@ def ours(stage, recipe, precision, batch_size, width=None, keep_memory=True):
     real = Split(torch.randint(256, (100 * CLASSES, CHANNELS, SIZE, SIZE), dtype=torch.uint8),
                  torch.arange(CLASSES).repeat(100)).to(accelerator.device)
     recipe = replace(RECIPES[recipe], batch_size=batch_size, width=width or RECIPES[recipe].width)
-    gan = GAN(accelerator, spec, recipe, seed=0)
-    matching = None
+    dataset = Dataset(spec, real, real, real)
+    learner, matching = GeneratorLearner(GAN(accelerator, spec, recipe, seed=0), dataset), None
     if stage == "pool_match":  # what a member has learned changes no second of it
         member = build_classifier("convnet", CHANNELS, SIZE, CLASSES).to(accelerator.device).eval().requires_grad_(False)
-        matching = Matcher(gan, Dataset(spec, real, real, real), SimpleNamespace(draw=lambda generator: member),
-                           match="logit", weight=None, select="random", classes=2, per_class=batch_size // 2,
-                           aug_type="color_crop_cutout", interval=1, candidates=1)
-    shuffle = Shuffle(len(real), batch_size, 0, "real")
-
-    def step(number):
-        batch = real[gan.mine(shuffle.indices(number))]
-        gan.generator_step(batch.labels, number, matching)
-        gan.critic_step(to_signed(batch.images), batch.labels, number)
-
-    return step
+        pool = SimpleNamespace(prepare=lambda step, learner: None, draw=lambda generator: member)
+        matching = Matcher(learner, dataset, pool, match="logit", weight=None, select="random", classes=2,
+                           per_class=batch_size // 2, aug_type="color_crop_cutout", interval=1, candidates=1)
+    return lambda number: learner.step(number, matching)
 
 
 class _OneStep:

@@ -1,4 +1,4 @@
-"""Clustering of several groups of points at once."""
+"""Clustering of several groups of points at once, and choices of few points that stand for many."""
 
 import torch
 
@@ -48,3 +48,32 @@ def representatives(points, k, generator):
     """The rows nearest to the k centroids of each group (DREAM, arXiv 2302.14416): int64 [G, k] for points [G, N, D]."""
     centroids, _ = kmeans(points, k, generator, iterations=30)
     return _nearest(centroids, points)
+
+
+def herding(points, k):
+    """`k` rows whose running mean stays nearest to the mean of all (Welling, ICML 2009): int64 [G, k] for points [G, N, D].
+
+    In the order of choice, none twice.
+    """
+    mean = points.mean(1)
+    total, taken, rows = torch.zeros_like(mean), points.new_zeros(points.shape[:2]), []
+    for n in range(1, k + 1):
+        target = n * mean - total  # G,D
+        row = ((points - target.unsqueeze(1)).square().sum(-1) + taken).argmin(1, keepdim=True)
+        total = total + points.gather(1, row.unsqueeze(-1).expand(-1, -1, points.shape[-1])).squeeze(1)
+        taken.scatter_(1, row, torch.inf)
+        rows.append(row)
+    return torch.cat(rows, 1)
+
+
+def k_center(points, k, first):
+    """`k` rows, each the farthest from those before it (greedy k-center; Sener and Savarese, ICLR 2018): int64 [G, k].
+
+    points [G, N, D]; first, int64 [G], the row that starts.
+    """
+    rows, nearest = [first], torch.full_like(points[..., 0], torch.inf)
+    while len(rows) < k:
+        latest = points[torch.arange(len(points), device=points.device), rows[-1]]
+        nearest = torch.minimum(nearest, (points - latest.unsqueeze(1)).square().sum(-1))
+        rows.append(nearest.argmax(1))
+    return torch.stack(rows, 1)

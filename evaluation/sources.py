@@ -14,6 +14,7 @@ from common.rng import stream
 from data import to_signed, to_uint8
 from generators import load_generator
 from generators.base import index_within_class
+from matching.pixels import PixelSet
 from pools import build_classifier
 
 CHOICES = ("fixed", "representative")
@@ -29,7 +30,7 @@ def load_source(path, device="cpu"):
 
     Raises UserError if there is none.
     """
-    return load_generator(path, device)
+    return load_generator(path, device, others=(PixelSet,))
 
 
 def check_fits(source, spec, name):
@@ -47,6 +48,11 @@ def balanced_labels(num_classes, ipc, device="cpu"):
     return torch.arange(num_classes, device=device).repeat_interleave(ipc)
 
 
+def images_per_class(source, ipc):
+    """How many images of a class students see: `ipc`, or what as many stored ones are decoded into."""
+    return source.decoded(ipc) if hasattr(source, "decoded") else ipc
+
+
 def draw_set(source, ipc, seed, device="cpu", choice="fixed"):
     """The set of `ipc` images of every class that `seed` names, class by class: uint8 `[K * ipc, C, H, W]`, int64 labels.
 
@@ -54,7 +60,7 @@ def draw_set(source, ipc, seed, device="cpu", choice="fixed"):
     rounding to 256 levels included. `choice` is one of `CHOICES`; a representative set is chosen among the first images of the
     same seed, 20 for each wanted one, and is the same on the same kind of device.
     """
-    labels = balanced_labels(source.num_classes, ipc, device)
+    labels = balanced_labels(source.num_classes, images_per_class(source, ipc), device)
     if choice == "representative":
         return _representatives(source, ipc, seed, device), labels
     return to_uint8(source.sample(labels, seed)), labels

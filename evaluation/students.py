@@ -10,7 +10,7 @@ from scipy.special import stdtrit
 
 from common.rng import stream
 from data import Augment, standardise, to_signed, to_uint8
-from evaluation.sources import CHOICES, check_fits, draw_set
+from evaluation.sources import CHOICES, check_fits, draw_set, images_per_class
 from pools import accuracy, build_classifier, epoch_batches, train_classifier
 from pools.training import split_batches
 
@@ -115,7 +115,7 @@ def evaluate(source, dataset, model_name="convnet", ipc=50, sampling="fresh", *,
         steps = max(1, spec.num_classes * ipc // protocol.batch_size)
         images, make_batches = steps * protocol.batch_size, random_batches_of
     else:
-        images, make_batches = spec.num_classes * ipc, batches_of
+        images, make_batches = spec.num_classes * images_per_class(source, ipc), batches_of
     return _train(make_batches, images, dataset, model_name, num_eval, seed, protocol, scored_on, autocast)
 
 

@@ -11,27 +11,29 @@ from generators.adversarial import GAN, load_weights
 from generators.base import ConditionalGenerator
 from generators.recipes import NETWORKS, RECIPES, Recipe, recipe_of
 
-__all__ = ["GAN", "MODEL", "NETWORKS", "RECIPES", "ConditionalGenerator", "Recipe", "load_generator", "load_weights",
+__all__ = ["GAN", "MODEL", "NETWORKS", "PIXELS", "RECIPES", "ConditionalGenerator", "Recipe", "load_generator", "load_weights",
            "recipe_of"]
 
-MODEL = "generator"
-"""The folder inside a run that holds the generator."""
+MODEL, PIXELS = "generator", "pixels"
+"""The folders inside a run that hold what was learned."""
 
 
-def load_generator(path, device="cpu"):
+def load_generator(path, device="cpu", others=()):
     """A generator from a run's folder, a saved model's folder, or a checkpoint file of the published DiM code.
 
-    In eval mode on `device`. Raises UserError naming `path` if there is none or it cannot be read.
+    In eval mode on `device`. `others` are model classes that may stand in the place of a generator. Raises UserError naming
+    `path` if there is none or it cannot be read.
     """
     path = Path(path)
     if path.is_file():
         return _published(load_checkpoint(path), path).eval().to(device)
-    folder = next((folder for folder in (path / MODEL, path) if (folder / "config.json").exists()), None)
+    folder = next((folder for folder in (path / MODEL, path / PIXELS, path) if (folder / "config.json").exists()), None)
     if not path.exists():
         raise UserError(f"{path} does not exist: name a run's folder, a saved model's folder or a checkpoint file")
     try:
         name = json.loads((folder / "config.json").read_text())["_class_name"]
-        kind = next(network for network, _ in NETWORKS.values() if network.__name__ == name)
+        kinds = [*others, *(network for network, _ in NETWORKS.values())]
+        kind = next(kind for kind in kinds if kind.__name__ == name)
     except (TypeError, KeyError, StopIteration, ValueError):
         raise UserError(f"{path} holds no saved generator: name a run of gen_condense.py or pool_match.py "
                         "that has reached its first checkpoint") from None

@@ -1,44 +1,86 @@
 """The matching term of one step: which classes, which real images, in whose eyes, and what must agree."""
 
+import functools
+
+import torch
+
+from common.device import autocast
+from common.errors import UserError
 from common.rng import Shuffle
 from data import Augment, standardise, to_signed
 from matching.objectives import OBJECTIVES
 from matching.selectors import SELECTORS
 
+SETTINGS = ("image", "class")
+"""Siamese augmentation: one setting for each pair of a real and a synthetic image, or for all images of a class."""
+
 
 class Matcher:
-    """Compares real and generated images of the same labels as members of a pool see them.
+    """Compares real and synthetic images of the same labels as networks of a pool see them.
 
     Args:
-        gan: the `GAN` whose generator is matched; dataset, a `Dataset` on the device; pool, a `ClassifierPool`.
-        match, select: keys of OBJECTIVES and SELECTORS; weight, of the term (None: the objective's own).
-        classes: compared in one step, spread over the processes (rounded up to a multiple of them).
-        per_class: images of each class, real and generated.
-        aug_type: siamese augmentation, the same for the i-th real and the i-th generated image of a class; "none" for none.
+        learner: what is learned, see `matching.learners`; dataset, a `Dataset` on the device; pool, see `pools`.
+        match, select: keys of OBJECTIVES and SELECTORS; metric, of METRICS, for `match="grad"`.
+        weight: of the term (None: the objective's own).
+        classes: compared in one step, spread over the processes (rounded up to a multiple of them); None for all.
+        per_class: real images of each class. A generator makes as many; a pixel set gives all that it has.
+        at_once: classes of a process that are in memory together; None for all. The sum over the parts is the same.
+        aug_type: siamese augmentation, "none" for none; aug_setting, one of `SETTINGS`.
         interval, candidates: of the DREAM selector.
     """
 
-    def __init__(self, gan, dataset, pool, *, match, weight, select, classes, per_class, aug_type, interval, candidates):
-        spec, processes = dataset.spec, gan.accelerator.num_processes
-        self.gan, self.dataset, self.pool, self.per_class = gan, dataset, pool, per_class
-        self.objective = OBJECTIVES[match]
-        self.weight = self.objective.weight if weight is None else weight
-        self.classes = -(-min(classes, spec.num_classes) // processes) * processes
-        self.selector = SELECTORS[select](dataset.train, spec.num_classes, per_class, gan.seed, pool=pool, interval=interval,
-                                          candidates=candidates, spec=spec)
-        self.augment = Augment(aug_type, spec)
-        self.passes = Shuffle(spec.num_classes, self.classes, gan.seed, "classes")
+    def __init__(self, learner, dataset, pool, *, match, weight, select, classes, per_class, aug_type, interval, candidates,
+                 metric="l1", aug_setting="image", at_once=None):
+        spec, processes = dataset.spec, learner.accelerator.num_processes
+        self.learner, self.dataset, self.pool, self.per_class, self.at_once = learner, dataset, pool, per_class, at_once
+        objective = OBJECTIVES[match]
+        self.objective = functools.partial(objective.function, metric=metric) if match == "grad" else objective.function
+        self.weight = objective.weight if weight is None else weight
+        self.classes = -(-min(classes or spec.num_classes, spec.num_classes) // processes) * processes
+        self.selector = SELECTORS[select](dataset.train, spec.num_classes, per_class, learner.seed, pool=pool,
+                                          interval=interval, candidates=candidates, spec=spec)
+        self.augment, self.aug_setting = Augment(aug_type, spec), aug_setting
+        synthetic = learner.images_per_class(per_class)
+        if aug_setting == "image" and synthetic != per_class:
+            raise UserError(f"--aug-setting image pairs real images with synthetic ones, but there are {per_class} and "
+                            f"{synthetic} of each class: use --aug-setting class")
+        self.passes = Shuffle(spec.num_classes, self.classes, learner.seed, "classes")
 
     def __call__(self, step):
-        """The weighted loss of step `step`, a 0-dim tensor whose gradient reaches the generator."""
-        gan, spec = self.gan, self.dataset.spec
-        labels = gan.mine(self.passes.indices(step))  # [k], this process's classes
-        rows = self.selector.indices(labels.cpu(), step).to(labels.device)  # [k, n]
-        noise = gan.noise((self.classes, self.per_class), "matching", step)  # [k, n, Z]
-        setting = self.augment.draw(self.classes * self.per_class, gan.stream("augment", "matching", step))
-        uniform = gan.mine(setting.uniform.unflatten(0, (self.classes, self.per_class))).flatten(0, 1)
-        real = to_signed(self.dataset.train.images[rows.flatten()])
-        fake = gan.generator(noise.flatten(0, 1), labels.repeat_interleave(self.per_class)).float()
-        seen = (self.augment.apply(standardise(images, spec), setting._replace(uniform=uniform)).unflatten(0, rows.shape)
-                for images in (real, fake))  # [k, n, C, H, W] each
-        return self.weight * self.objective.function(self.pool.draw(gan.stream("member", step)), *seen, labels)
+        """The weighted loss of step `step`, a 0-dim tensor whose gradient reaches what is learned."""
+        return sum(self.parts(step))
+
+    def parts(self, step):
+        """Yield the same loss as terms, one for each `at_once` classes: each may be differentiated before the next is made."""
+        learner = self.learner
+        plan = self.passes.indices(step)  # the classes of all processes
+        mine = learner.mine(torch.arange(self.classes))  # places in the plan
+        each = self.per_class if self.aug_setting == "image" else 1
+        setting = self.augment.draw(self.classes * each, learner.stream("augment", "matching", step))
+        uniform = setting.uniform.unflatten(0, (self.classes, each))
+        self.pool.prepare(step, learner)
+        classifier = self.pool.draw(learner.stream("member", step))
+        for places in mine.split(self.at_once or len(mine)):
+            labels = plan.to(places.device)[places]  # [k]
+            rows = self.selector.indices(labels.cpu(), step).to(labels.device)  # [k, n]
+            real = to_signed(self.dataset.train.images[rows])  # k,n,C,H,W
+            drawn = uniform.to(labels.device)[places]
+            with autocast(learner.accelerator):
+                fake = learner.images(labels, places, (self.classes, self.per_class), step)  # k,m,C,H,W
+                seen = (self._look(images, setting, drawn) for images in (real, fake))
+                loss = self.objective(classifier, *seen, labels)
+            yield self.weight * len(places) / len(mine) * loss
+
+    def _look(self, images, setting, drawn):
+        """What a network is shown of `images` [k, n, C, H, W]; `drawn` is [k, n or 1, 8]."""
+        flat = standardise(images.flatten(0, 1), self.dataset.spec)
+        setting = setting._replace(uniform=drawn.expand(-1, images.shape[1], -1).flatten(0, 1))
+        return self.augment.apply(flat, setting).unflatten(0, images.shape[:2])
+
+    def state_dict(self):
+        """What resuming needs beside the learner's own state."""
+        return {"pool": self.pool.state_dict(), "selector": self.selector.state_dict()}
+
+    def load_state_dict(self, state):
+        self.pool.load_state_dict(state["pool"])
+        self.selector.load_state_dict(state["selector"])

@@ -18,6 +18,12 @@ class Uniform:
         """Rows of the split for `classes` (a list of k labels): int64 [k, count]."""
         return torch.stack([self._draw(label, self.count, step) for label in classes])
 
+    def state_dict(self):
+        return {}
+
+    def load_state_dict(self, state):
+        """Nothing is kept between steps."""
+
     def _draw(self, label, count, step):
         rows, generator = self.rows[label], stream(self.seed, "select", label, step)
         if count <= len(rows):
@@ -44,6 +50,13 @@ class Dream(Uniform):
             self._epoch = step // self.interval
             self._selected = self._select(self._epoch * self.interval)
         return self._selected[classes]
+
+    def state_dict(self):
+        """The latest choice: the network that made it may have learned since."""
+        return {"epoch": self._epoch, "selected": self._selected}
+
+    def load_state_dict(self, state):
+        self._epoch, self._selected = state["epoch"], state["selected"]
 
     def _select(self, step):
         generator = stream(self.seed, "dream", step)

@@ -1,6 +1,7 @@
 """Classifiers, the loop that trains them, and the pool that pretrains, keeps and draws them."""
 
 from pools.classifiers import CLASSIFIERS, build_classifier
+from pools.fresh import OnlinePool, RandomPool
 from pools.pool import ClassifierPool
 from pools.training import SCHEDULES, accuracy, embed_images, epoch_batches, train_classifier
 
@@ -8,6 +9,8 @@ __all__ = [
     "CLASSIFIERS",
     "SCHEDULES",
     "ClassifierPool",
+    "OnlinePool",
+    "RandomPool",
     "accuracy",
     "build_classifier",
     "embed_images",

@@ -72,6 +72,15 @@ class ClassifierPool:
             self._models[index] = model.to(self.device).eval().requires_grad_(False)
         return self._models[index]
 
+    def prepare(self, step, learner):
+        """What happens before a step of matching: nothing."""
+
+    def state_dict(self):
+        return {}
+
+    def load_state_dict(self, state):
+        """Everything is on disk."""
+
     def draw(self, generator):
         """A member and snapshot, all equally likely, by the next draw of `generator`."""
         return self[int(torch.randint(len(self), (), generator=generator, device=generator.device))]

@@ -20,7 +20,7 @@ _CHECK_INTERVAL = 50  # steps at least between looks at the loss, each of which 
 
 
 def train_classifier(model, batches, *, epochs, lr=0.01, momentum=0.9, weight_decay=5e-4, schedule="cosine",
-                     autocast=nullcontext, on_epoch=None, on_step=None):
+                     optimizer=None, autocast=nullcontext, on_epoch=None, on_step=None):
     """Train `model` in place by cross-entropy with SGD, and return the mean loss of the last epoch, a 0-dim tensor.
 
     Args:
@@ -28,12 +28,14 @@ def train_classifier(model, batches, *, epochs, lr=0.01, momentum=0.9, weight_de
         batches: `batches(epoch)` yields (standardised and augmented images, int64 labels `[B]`) on the model's device.
         epochs: number of calls of `batches`, at least 1.
         schedule: a key of `SCHEDULES`; the learning rate changes between epochs.
+        optimizer: one that goes on from an earlier call, instead of a new SGD by the settings above.
         autocast: makes the context of each forward pass.
         on_epoch: called after each epoch with (epochs done, mean loss as a 0-dim tensor).
         on_step: called after each step with the number of steps done.
     Raises UserError when the loss is no longer finite.
     """
-    optimizer = torch.optim.SGD(model.parameters(), lr, momentum=momentum, weight_decay=weight_decay)
+    if optimizer is None:
+        optimizer = torch.optim.SGD(model.parameters(), lr, momentum=momentum, weight_decay=weight_decay)
     scaler = _loss_scaler(next(model.parameters()).device.type, autocast)
     factor = SCHEDULES[schedule]
     step = last_check = 0

@@ -107,6 +107,26 @@ def runs(request, command, tmp_path_factory):
     return folder, launch(folder, [stage1(request.param, folder, "gan2"), stage2(folder / "gan1", folder, "match2")])
 
 
+def pixels(method, folder, tag):
+    return ["pool_match", "--output-dir", str(folder), "--tag", tag, "--method", method, "--ipc", "2", "--steps", str(STEPS),
+            "--match-batch", "4", "--precision", "fp32", "--eval-epochs", "1", "--log-interval", "1",
+            "--select-candidates", "20"]
+
+
+def test_two_processes_learn_the_pixels_of_one(command, tmp_path, monkeypatch):
+    monkeypatch.setenv("ACCELERATE_USE_CPU", "1")
+    for method in ("dm", "dream"):
+        command(pool_match, *pixels(method, tmp_path, f"{method}1")[1:])
+    launch(tmp_path, [pixels(method, tmp_path, f"{method}2") for method in ("dm", "dream")])
+    for method in ("dm", "dream"):
+        one, two = (load_checkpoint(tmp_path / f"{method}{count}" / "checkpoint.pt") for count in (1, 2))
+        moved = one["optimizer"]["state"][0]["momentum_buffer"]
+        assert moved.abs().max() > 0
+        torch.testing.assert_close(two["optimizer"]["state"][0]["momentum_buffer"], moved, rtol=1e-2,
+                                   atol=1e-3 * float(moved.abs().max()))
+        torch.testing.assert_close(two["pixels"]["pixels"], one["pixels"]["pixels"], atol=1e-3, rtol=0)
+
+
 def counted(state, part, optimizer):
     """Names of the weights of a network whose values can be compared.
 

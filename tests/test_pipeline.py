@@ -265,7 +265,7 @@ def test_the_published_commands_need_no_further_flag(results):
     assert gen_condense.choose_recipe(args).epochs > 0
     best = str(results / "gan")
     args = pool_match.parse_args(["--tag", "match", "--match", "logit", "--match-aug", "--weight", best])
-    assert (args.match, args.match_aug, args.data, args.aug_type) == ("logit", True, "digits", "color_crop_cutout")
+    assert (args.match, args.match_aug, args.data, args.method) == ("logit", True, "digits", "dim")
     assert pool_match.read_weight(args)[0]["step"] == 6
     args = validate.parse_args(["--tag", "test", "--pretrain-weight", str(results / "match")])
     path, = validate.named_paths(args).values()

@@ -1,0 +1,66 @@
+"""The images that pixels start from, which are all that a coreset is."""
+
+import torch
+
+from common.clustering import herding, k_center, representatives
+from common.errors import UserError
+from common.rng import stream
+from data import to_signed
+from matching.pixels import mosaic
+from pools import embed_images
+
+
+def _real(points, count, generator):
+    return torch.randperm(len(points), generator=generator)[:count].to(points.device)
+
+
+def _herding(points, count, generator):
+    return herding(points[None], count)[0]
+
+
+def _k_center(points, count, generator):
+    nearest_to_mean = (points - points.mean(0)).square().sum(1).argmin()
+    return k_center(points[None], count, nearest_to_mean[None])[0]
+
+
+def _kmeans(points, count, generator):
+    return representatives(points[None], count, generator)[0]
+
+
+CHOICES = {"real": _real, "herding": _herding, "k-center": _k_center, "kmeans": _kmeans}
+"""How real images are chosen, by what a network sees of those of one class: real is at random."""
+
+INITS = ("noise", *CHOICES)
+"""What pixels may start from."""
+
+
+def check(dataset, how, count):
+    """Raise UserError where a class has fewer real images than the `count` that `how` asks for."""
+    fewest = int(torch.bincount(dataset.train.labels, minlength=dataset.spec.num_classes).min())
+    if how != "noise" and count > fewest:
+        raise UserError(f"the smallest class has {fewest} training images, fewer than the {count} that --init {how} asks for: "
+                        "lower --ipc or --factor")
+
+
+def start(pixels, dataset, how, seed, pool):
+    """Fill a `PixelSet` by one of `INITS`; where each image holds several smaller ones, with as many real images.
+
+    `pool` gives the network whose embeddings are compared. Raises UserError where a class has too few real images.
+    """
+    spec, real, config = dataset.spec, dataset.train, pixels.config
+    if how == "noise":  # of the mean and the spread of the real images, as DC starts
+        mean, std = (torch.tensor(value).view(-1, 1, 1) for value in (spec.mean, spec.std))
+        noise = torch.randn(pixels.pixels.shape, generator=stream(seed, "noise"))
+        pixels.pixels.data.copy_((noise * std + mean) * 2 - 1)
+        return
+    count = config.ipc * config.factor**2
+    check(dataset, how, count)
+    if how == "real":
+        points = real.labels[:, None]  # the choice looks at nothing
+    else:
+        pool.prepare(0, None)
+        points = embed_images(pool.draw(stream(seed, "start", "network")), real.images, spec)
+    for label in range(spec.num_classes):
+        rows = torch.nonzero(real.labels == label)[:, 0]
+        chosen = rows[CHOICES[how](points[rows], count, stream(seed, "start", label))]
+        pixels.pixels.data[label] = mosaic(to_signed(real.images[chosen])[None], config.factor)[0]

@@ -1,0 +1,107 @@
+"""Pools whose networks are made while matching: randomly initialised ones, and one that is trained between the steps."""
+
+import torch
+from torch import nn
+
+from common.rng import stream
+from data import Augment, standardise, to_signed
+from pools.classifiers import build_classifier
+from pools.training import epoch_batches, train_classifier
+
+_CALIBRATION = 16  # real images of each class
+
+
+class RandomPool:
+    """A randomly initialised network for every draw (DM, arXiv 2110.04181). Frozen, in eval mode, on the data set's device.
+
+    Batch norms take their statistics from one batch of real images. Args: dataset, a `Dataset`; names, keys of `CLASSIFIERS`,
+    all equally likely.
+    """
+
+    def __init__(self, dataset, *, names=("convnet",)):
+        self.dataset, self.names = dataset, tuple(names)
+
+    def prepare(self, step, learner):
+        """What happens before step `step`: nothing."""
+
+    def draw(self, generator):
+        """A new network by the next draws of `generator`."""
+        spec, real = self.dataset.spec, self.dataset.train
+        name = self.names[int(torch.randint(len(self.names), (), generator=generator))]
+        model = build_classifier(name, spec.channels, spec.size, spec.num_classes, generator=generator)
+        model = model.to(real.images.device).requires_grad_(False)
+        norms = [module for module in model.modules() if isinstance(module, nn.BatchNorm2d)]
+        if norms:
+            rows = torch.randint(len(real), (_CALIBRATION * spec.num_classes,), generator=generator).to(real.images.device)
+            for norm in norms:
+                norm.momentum = None  # the mean of all batches, of which there is one
+            model.train()(standardise(to_signed(real.images[rows]), spec))
+            for norm in norms:
+                norm.momentum = 0.1
+        return model.eval()
+
+    def state_dict(self):
+        return {}
+
+    def load_state_dict(self, state):
+        """Nothing is kept between steps."""
+
+
+class OnlinePool(RandomPool):
+    """One network at a time: made anew every `outer` steps, and trained before each of the others.
+
+    Args beside those of `RandomPool`: teacher, "synthetic" (trained on what is being learned, as DC and DSA do) or "real" (as
+    IDC does); inner, passes of that training; images, real ones a pass; batch_size, lr, momentum, weight_decay of its SGD;
+    aug_type; seed, of all draws.
+    """
+
+    def __init__(self, dataset, *, teacher, outer, inner, names=("convnet",), images=500, batch_size=256, lr=0.01, momentum=0.0,
+                 weight_decay=0.0, aug_type="none", seed=0):
+        super().__init__(dataset, names=names)
+        self.teacher, self.outer, self.inner, self.images, self.batch_size = teacher, outer, inner, images, batch_size
+        self.settings = {"lr": lr, "momentum": momentum, "weight_decay": weight_decay}
+        self.augment, self.seed = Augment(aug_type, dataset.spec), seed
+        self._model = None
+
+    def draw(self, generator):
+        """The network of the step that was prepared."""
+        return self._model
+
+    def prepare(self, step, learner):
+        """Make the network of step `step`, or train it on: `learner.training_set()` is (uint8 images, labels)."""
+        round_, place = divmod(step, self.outer)
+        if place == 0 or self._model is None:
+            self._start(round_)
+        else:
+            self._train(step, learner)
+
+    def _start(self, round_):
+        self._model = super().draw(stream(self.seed, "online", round_))
+        self._optimizer = torch.optim.SGD(self._model.parameters(), **self.settings)
+
+    def _train(self, step, learner):
+        spec, real = self.dataset.spec, self.dataset.train
+
+        def batches(epoch):
+            generator = stream(self.seed, "online", step, epoch)
+            if self.teacher == "synthetic":
+                images, labels = learner.training_set()
+            else:
+                rows = torch.randperm(len(real), generator=generator)[: self.images].to(real.images.device)
+                images, labels = real.images[rows], real.labels[rows]
+            return epoch_batches(images, labels, spec, self.augment, self.batch_size, generator)
+
+        self._model.requires_grad_(True)
+        train_classifier(self._model, batches, epochs=self.inner, optimizer=self._optimizer, schedule="constant",
+                         lr=self.settings["lr"])
+        self._model.eval().requires_grad_(False)
+
+    def state_dict(self):
+        """What resuming within a round needs."""
+        return {"model": self._model.state_dict(), "optimizer": self._optimizer.state_dict()} if self._model else {}
+
+    def load_state_dict(self, state):
+        if state:
+            self._start(0)
+            self._model.load_state_dict(state["model"])
+            self._optimizer.load_state_dict(state["optimizer"])

@@ -1,0 +1,138 @@
+"""Every method by its command line, and every combination of the four choices."""
+
+import json
+
+import pytest
+import torch
+from accelerate import Accelerator
+
+import gen_condense
+import pool_match
+import sample
+import validate
+from common.run import load_checkpoint, read_json
+from data import load_dataset
+from evaluation import load_source
+from generators import GAN, RECIPES
+from matching import METHODS, OBJECTIVES, SELECTORS, GeneratorLearner, Matcher, PixelLearner, PixelSet, initial
+from matching.methods import method_for
+from pools import OnlinePool, RandomPool
+
+QUICK = ("--match-batch", 4, "--select-candidates", 20, "--select-interval", 2, "--eval-epochs", 1, "--eval-interval", 100,
+         "--log-interval", 1, "--pool-members", 1, "--pool-epochs", 1, "--pool-snapshots", 1)
+
+
+@pytest.fixture(scope="module")
+def digits():
+    return load_dataset("digits")
+
+
+def make_learner(name, digits, accelerator):
+    if name == "generator":
+        recipe = {**vars(RECIPES["pyramid"]), "width": 8, "batch_size": 4}
+        return GeneratorLearner(GAN(accelerator, digits.spec, type(RECIPES["pyramid"])(**recipe), 0), digits)
+    pixels = PixelSet(size=8, channels=1, num_classes=10, ipc=2, factor=2 if name == "multi-formation" else 1)
+    initial.start(pixels, digits, "real", 0, None)
+    return PixelLearner(accelerator, digits.spec, pixels, 0, lr=0.1)
+
+
+@pytest.mark.parametrize("select", SELECTORS)
+@pytest.mark.parametrize("match", OBJECTIVES)
+@pytest.mark.parametrize("learn", ["generator", "pixels", "multi-formation"])
+def test_every_combination(digits, learn, match, select):
+    learner = make_learner(learn, digits, Accelerator(cpu=True))
+    before = [value.clone() for value in learner.source.parameters()]
+    # Pairs, which the logit objective compares, need as many real images as decoded ones.
+    per_class = 8 if learn == "multi-formation" else 2
+    for pool in (RandomPool(digits), OnlinePool(digits, teacher="synthetic", outer=2, inner=1)):
+        matcher = Matcher(learner, digits, pool, match=match, weight=None, select=select, classes=2, per_class=per_class,
+                          aug_type="color_crop", aug_setting="class", interval=1, candidates=20)
+        for step in range(2):
+            assert all(value.isfinite() for value in learner.step(step, matcher).values())
+    assert any(not torch.equal(*pair) for pair in zip(before, learner.source.parameters()))
+    learner.check(2)
+
+
+@pytest.mark.parametrize("method", [name for name, row in METHODS.items() if row.learn == "pixels"])
+def test_every_preset_runs_and_is_judged(command, tmp_path, method):
+    shared = ("--output-dir", tmp_path)
+    steps = () if METHODS[method].steps == 0 else ("--steps", 2)
+    command(pool_match, *shared, "--tag", "set", "--method", method, "--ipc", 2, *QUICK, *steps)
+    source = load_source(tmp_path / "set")
+    assert isinstance(source, PixelSet)
+    assert source.decoded(2) == 2 * METHODS[method].factor ** 2
+    config = read_json(tmp_path / "set" / "config.json")
+    assert config["method_values"]["match"] == METHODS[method].match
+    command(validate, *shared, "--tag", "test", "--pretrain-weight", tmp_path / "set", "--ipc", 1, 2, "--sampling", "fixed",
+            "--num-eval", 1, "--epochs", 1, "--min-steps", 1)
+    rows = json.loads((tmp_path / "test" / "report.json").read_text())
+    assert [row["images"] for row in rows] == [10 * source.decoded(1), 10 * source.decoded(2)]
+    command(sample, "--pretrain-weight", tmp_path / "set", "--ipc", 2, "--output-dir", tmp_path / "export")
+    assert len(list((tmp_path / "export").rglob("images/*/*.png"))) == 10 * source.decoded(2)
+
+
+@pytest.mark.parametrize("method", ["dm", "dsa", "dream"])
+def test_resuming_pixels_gives_what_one_run_gives(command, tmp_path, method):
+    words = ("--output-dir", tmp_path, "--method", method, "--ipc", 2, *QUICK)
+    command(pool_match, *words, "--tag", "whole", "--steps", 5)
+    command(pool_match, *words, "--tag", "parts", "--steps", 3)
+    command(pool_match, *words, "--tag", "parts", "--steps", 5, "--resume")
+    whole, parts = (load_checkpoint(tmp_path / tag / "checkpoint.pt")["pixels"]["pixels"] for tag in ("whole", "parts"))
+    assert torch.equal(whole, parts)
+
+
+# What users of the published code type, and what does the same here.
+PUBLISHED = [
+    ("main.py --dataset CIFAR10 --model ConvNet --ipc 10", "--method dc --data cifar10 --ipc 10"),
+    ("main.py … --method DSA --dsa_strategy color_crop_cutout_flip_scale_rotate", "--method dsa"),
+    ("main_DM.py --dataset CIFAR10 --model ConvNet --ipc 10 --dsa_strategy … --init real --lr_img 1",
+     "--method dm --data cifar10 --ipc 10"),
+    ("condense.py --reproduce -d cifar10 -f 2 --ipc 10", "--method idc --data cifar10 --factor 2 --ipc 10"),
+]
+
+
+@pytest.mark.parametrize(("published", "ours"), PUBLISHED)
+def test_published_command_lines(command, tmp_path, published, ours):
+    words = ours.replace(" --data cifar10", "").split()
+    command(pool_match, "--output-dir", tmp_path, *words, *QUICK, "--steps", 1)
+    assert isinstance(load_source(tmp_path / "match"), PixelSet)
+
+
+def test_published_values():
+    assert (METHODS["dm"].lr, METHODS["dm"].steps, METHODS["dm"].match_batch, METHODS["dm"].init) == (1.0, 20_000, 256, "real")
+    dsa = method_for("dsa", "cifar10", 10)
+    assert (dsa.lr, dsa.outer, dsa.inner, dsa.metric, dsa.match_batch) == (0.1, 10, 50, "dc", 256)
+    idc, grey = (method_for("idc", data, 10) for data in ("cifar10", "mnist"))
+    assert (idc.metric, idc.lr, idc.pool_images, idc.factor) == ("mse", 5e-3, 2000, 2)
+    assert (grey.metric, grey.lr, grey.pool_images) == ("l1", 1e-4, 500)
+
+
+def test_a_combination_that_no_paper_has(command, tmp_path):
+    """Gradient matching of a generator's weights on DREAM batches, by flags alone."""
+    command(gen_condense, "--output-dir", tmp_path, "--width", 8, "--batch-size", 4, "--steps", 1)
+    command(pool_match, "--output-dir", tmp_path, "--weight", tmp_path / "gan", "--match", "grad", "--metric", "cos",
+            "--select", "dream", "--pool-training", "real", "--outer", 2, *QUICK, "--steps", 3)
+    assert load_source(tmp_path / "match").size == 8
+
+
+def test_the_methods_are_listed(command, capsys):
+    with pytest.raises(SystemExit) as leaving:
+        command(pool_match, "--list-methods")
+    assert leaving.value.code == 0
+    assert "| dream | pixels | grad |" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(("words", "said"), [
+    (["--method", "dm", "--weight", "x"], "--weight is not for --method dm, which learns pixels"),
+    (["--method", "dm", "--match", "none"], "--match none is not for --method dm"),
+    (["--method", "dsa", "--control-of", "x"], "--control-of is not for --method dsa"),
+    (["--init", "real", "--weight", "x"], "--init is not for --method dim, which learns the weights of a generator"),
+    ([], "--method dim tunes a generator: give --weight"),
+    (["--method", "herding", "--ipc", "5000"], "fewer than the 5000 that --init herding asks for: lower --ipc"),
+    (["--method", "dm", "--aug-setting", "image", "--steps", "1"], "use --aug-setting class"),
+    (["--method", "dm", "--metric", "angle"], "invalid choice: 'angle'"),
+])
+def test_bad_flags(fails, tmp_path, words, said):
+    error = fails(2, pool_match, "--output-dir", tmp_path, *QUICK, *words)
+    assert said in error
+    assert len(error.splitlines()) == 1
