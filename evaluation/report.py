@@ -53,8 +53,8 @@ def markdown(rows):
             how = f"published DiM protocol: best accuracy seen in five looks at the {scored}, in per cent"
         tables.append(f"**{model} on {data}**, {how}\n\n{_grid(header, lines)}")
     note = ("Mean ± standard deviation over students with different seeds (± half the width of the mean's 95 % interval, "
-            "Student's t).\nIPC: images per class. Sampling fixed: one set per student; representative: one chosen among 20 or more "
-            "times as many;\nfresh: a new set of that size every epoch; all: every training image.")
+            "Student's t).\nIPC: images per class. Sampling fixed: one set per student; representative: one chosen among 20 or "
+            "more times as many;\nfresh: a new set of that size every epoch; all: every training image.")
     return "\n\n".join([*tables, note]) + "\n"
 
 
