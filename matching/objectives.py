@@ -41,17 +41,18 @@ def energy(real, fake):
 
     2 E|x-y| - E|x-x'| - E|y-y'| (Székely and Rizzo, 2013), which is zero only where the distributions agree.
     """
-    n, m = real.shape[1], fake.shape[1]
-    within_real = torch.cdist(real, real).sum((1, 2)) / (n * (n - 1))
-    # cdist has no gradient at distance zero, which is where the diagonal lies: sqrt of a floored square has one.
-    squares = (fake.unsqueeze(2) - fake.unsqueeze(1)).square().sum(-1) if fake.shape[-1] <= 16 else _squares(fake)
-    within_fake = (squares + 1e-8).sqrt().sum((1, 2)) / (m * (m - 1))
-    return ((2 * torch.cdist(real, fake).mean((1, 2)) - within_real - within_fake) / within_real).mean()
+    spread = _mean_distance(real)
+    return ((2 * torch.cdist(real, fake).mean((1, 2)) - spread - _mean_distance(fake)) / spread).mean()
 
 
-def _squares(x):
+def _mean_distance(x):
+    """Mean distance between different rows of x [k, n, D]: [k]. Rows that are equal have no gradient."""
+    count = x.shape[1]
     norms = x.square().sum(-1)
-    return (norms.unsqueeze(2) + norms.unsqueeze(1) - 2 * x @ x.transpose(1, 2)).clamp_min(0)
+    squares = norms.unsqueeze(2) + norms.unsqueeze(1) - 2 * x @ x.transpose(1, 2)
+    # The diagonal is rounding, whose root would outweigh that of everything else.
+    squares = squares.masked_fill(torch.eye(count, dtype=torch.bool, device=x.device), 1).clamp_min(1e-8)
+    return (squares.sqrt().sum((1, 2)) - count) / (count * (count - 1))
 
 
 def distance(x, y, metric):
