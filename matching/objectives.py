@@ -13,6 +13,8 @@ from torch.nn import functional as F
 
 from common.device import process_mean
 
+_PIECE = 256  # real images that a network sees at once where no gradient is asked for
+
 
 def log_probabilities(real, fake):
     """Mean squared difference of log-softmax, image by image: real, fake [..., K] (DiM, eq. 5; its code weights it by 0.01)."""
@@ -81,7 +83,11 @@ METRICS = ("l1", "mse", "cos", "dc", "l1_mean")
 
 
 def gradients(classifier, images, labels):
-    """The classifier's gradient of the mean cross-entropy, per class: a list of [k, *parameter], images [k, n, C, H, W]."""
+    """The classifier's gradient of the mean cross-entropy, per class: a list of [k, *parameter], images [k, n, C, H, W].
+
+    Differentiable where `images` require a gradient, and then made of all classes side by side. Otherwise each class is a
+    batch by itself: real images are many, and side by side they need k times the memory and, on a CPU, twice the time.
+    """
     parameters = {name: value.detach() for name, value in classifier.named_parameters()}
     buffers = dict(classifier.named_buffers())
 
@@ -89,7 +95,13 @@ def gradients(classifier, images, labels):
         logits = functional_call(classifier, (parameters, buffers), (batch,))
         return F.cross_entropy(logits, label.expand(len(batch)))
 
-    return list(vmap(grad(loss), in_dims=(None, 0, 0))(parameters, images, labels).values())
+    if images.requires_grad:
+        return list(vmap(grad(loss), in_dims=(None, 0, 0))(parameters, images, labels).values())
+    with torch.enable_grad():
+        for value in parameters.values():
+            value.requires_grad_()
+        each = [torch.autograd.grad(loss(parameters, *pair), parameters.values()) for pair in zip(images, labels)]
+    return [torch.stack(same) for same in zip(*each)]
 
 
 def gradient_distance(real, fake, metric):
@@ -110,8 +122,8 @@ def _match_embeddings(criterion):
 
 def _see(classifier, view, real, fake):
     """`view` of both batches in one dtype: [k, n, ...] each, the real one without a graph."""
-    with torch.no_grad():
-        seen = view(real.flatten(0, 1)).float().unflatten(0, real.shape[:2])
+    with torch.no_grad():  # in pieces, of which each uses the memory of the one before
+        seen = torch.cat([view(piece).float() for piece in real.flatten(0, 1).split(_PIECE)]).unflatten(0, real.shape[:2])
     return seen, view(fake.flatten(0, 1)).float().unflatten(0, fake.shape[:2])
 
 
@@ -124,9 +136,7 @@ def _match_feature(classifier, real, fake, labels):
 
 
 def _match_gradient(classifier, real, fake, labels, metric="l1"):
-    with torch.no_grad():
-        target = [g.detach() for g in gradients(classifier, real, labels)]
-    seen = gradients(classifier, fake, labels)
+    target, seen = gradients(classifier, real, labels), gradients(classifier, fake, labels)
     per_class = vmap(lambda x, y: gradient_distance(x, y, metric))(target, seen)
     return per_class.mean()
 

@@ -94,9 +94,10 @@ def test_whole_gradient_matching_step(metric):
         assert (got - wanted).abs().max() <= expected["tol_grad_relative_to_max"] * wanted.abs().max()
 
 
-def test_gradients_are_each_class_by_itself():
+@pytest.mark.parametrize("differentiable", [True, False])
+def test_gradients_are_each_class_by_itself(differentiable):
     model = build_classifier("convnet", 1, 8, 5, width=8)
-    images, labels = torch.randn(3, 4, 1, 8, 8), torch.tensor([0, 2, 4])
+    images, labels = torch.randn(3, 4, 1, 8, 8, requires_grad=differentiable), torch.tensor([0, 2, 4])
     for index, label in enumerate(labels):
         loss = F.cross_entropy(model(images[index]), label.expand(4))
         for one, every in zip(torch.autograd.grad(loss, model.parameters()), gradients(model, images, labels)):
