@@ -80,6 +80,8 @@ def parse_args(argv=None):
     what.add_argument("--match-aug", action=argparse.BooleanOptionalAction, default=None,
                       help="compare through siamese augmentation: the same for real and synthetic images")
     what.add_argument("--aug-type", help="augmentations, joined by _, or none")
+    what.add_argument("--aug-single", action=argparse.BooleanOptionalAction, default=None,
+                      help="apply one of them at a time (DSA, DM), else all but two of crop, scale and rotate")
     what.add_argument("--aug-setting", choices=SETTINGS,
                       help="one setting of them for each pair of a real and a synthetic image, or for each class")
     what.add_argument("--select", choices=SELECTORS,
@@ -185,7 +187,8 @@ def make_pool(args, method, dataset, accelerator):
         return RandomPool(dataset, names=args.pool)
     return OnlinePool(dataset, teacher=method.pool_training, outer=method.outer, inner=method.inner, names=args.pool,
                       images=method.pool_images, batch_size=method.pool_batch, momentum=method.pool_momentum,
-                      weight_decay=method.pool_decay, aug_type=method.pool_aug, seed=args.seed)
+                      weight_decay=method.pool_decay, aug_type=method.pool_aug, aug_single=method.aug_single,
+                      seed=args.seed)
 
 
 def make_learner(args, method, accelerator, dataset, state, file, steps_before):
@@ -214,8 +217,9 @@ def make_matcher(args, method, learner, dataset, pool):
         return None
     return Matcher(learner, dataset, pool, match=method.match, metric=method.metric, weight=method.match_weight,
                    select=method.select, classes=method.match_classes, per_class=method.match_batch,
-                   aug_type=method.aug_type if method.match_aug else "none", aug_setting=method.aug_setting,
-                   interval=method.select_interval, candidates=args.select_candidates, at_once=args.class_batch)
+                   aug_type=method.aug_type if method.match_aug else "none", aug_single=method.aug_single,
+                   aug_setting=method.aug_setting, interval=method.select_interval, candidates=args.select_candidates,
+                   at_once=args.class_batch)
 
 
 def keep_best(args, run, learner, dataset, summary, step):

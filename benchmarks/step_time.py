@@ -1,7 +1,8 @@
-"""Seconds of one training step at the published network, ours beside the published code's (vimar-gu/DiM), as JSON.
+"""Seconds of one training step at the published network, ours beside the published code's, as JSON.
 
-    python benchmarks/step_time.py --published CHECKOUT > step_time.json
+    python benchmarks/step_time.py --published DIM DATASETCONDENSATION DREAM > step_time.json
 
+The checkouts are of vimar-gu/DiM, VICO-UoE/DatasetCondensation and lyq312318224/DREAM (which needs fast-pytorch-kmeans).
 Every contestant is a process of its own, so that no setting of one reaches another, and they step in turn, so that whatever
 else the machine does falls on all of them alike. The published code runs as it is, on random images that are in memory
 already; where there is no GPU, its `.cuda()` does nothing.
@@ -12,7 +13,6 @@ import importlib
 import itertools
 import json
 import multiprocessing
-import re
 import statistics
 import sys
 import time
@@ -27,34 +27,165 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 import common.device
 from common.cli import COUNT, PRECISIONS, Parser, run_script
 from common.errors import UserError
+from common.run import device_name
+from data import Dataset, Spec, Split, standardise, to_signed
+from generators import GAN, RECIPES
+from matching import METHODS, SELECTORS, GeneratorLearner, Matcher, PixelLearner, PixelSet, initial
+from pools import RandomPool, build_classifier, embed_images
 
-BATCHES = {"gen_condense": 128, "pool_match": 64}
-"""Images of a step of each script, as published."""
+CHECKOUTS = {"gan_model.py": ("gen_condense", "pool_match"), "main_DM.py": ("dm", "dsa"), "new_strategy.py": ("dream",)}
+"""The file by which a checkout is known, and the steps that it is timed for."""
+BATCHES = {"gen_condense": 128, "pool_match": 64, "dm": 256, "dsa": 256, "dream": 128}
+"""Images of a step, in the last three real ones of each class, as published: dream is the selection of a batch."""
 CLASSES, CHANNELS, SIZE = 10, 3, 32
+IPC = 10
+PER_CLASS = 5000  # images that DREAM selects from
 
 
-def ours(stage, recipe, precision, batch_size, width=None, keep_memory=True):
-    """A function `step(number)` that takes one training step of `stage`; `width` None is the recipe's own."""
-    from data import Dataset, Spec, Split
-    from generators import GAN, RECIPES
-    from matching import GeneratorLearner, Matcher
-    from pools import build_classifier
+def make_dataset(per_class):
+    """`per_class` images of every class: smooth noise, so that their embeddings cluster."""
+    spec = Spec("random", tuple(map(str, range(CLASSES))), CHANNELS, SIZE, (0.5,) * CHANNELS, (0.25,) * CHANNELS, True)
+    coarse = torch.rand(per_class * CLASSES, CHANNELS, 4, 4, generator=torch.Generator().manual_seed(0))
+    images = (torch.nn.functional.interpolate(coarse, size=(SIZE, SIZE), mode="bilinear") * 255).to(torch.uint8)
+    real = Split(images, torch.arange(CLASSES).repeat_interleave(per_class))
+    return Dataset(spec, real, real, real)
 
+
+def make_network(generator=None):
+    """A frozen ConvNet as the published code uses it; what it has learned changes no second of a step."""
+    return build_classifier("convnet", CHANNELS, SIZE, CLASSES, generator=generator).eval().requires_grad_(False)
+
+
+def ours(stage, batch_size, precision="fp32", recipe="dim", width=None, keep_memory=True, per_class=PER_CLASS,
+         candidates=PER_CLASS):
+    """A function `step(number)` that takes one step of `stage`; `width` None is the recipe's own.
+
+    What it returns is None, or a function to call once the clock has stopped, for a dict of what else to report.
+    """
     if not keep_memory:
         common.device.keep_freed_memory = lambda: None
     accelerator = common.device.make_accelerator(precision)
-    spec = Spec("random", tuple(map(str, range(CLASSES))), CHANNELS, SIZE, (0.5,) * CHANNELS, (0.25,) * CHANNELS, True)
-    real = Split(torch.randint(256, (100 * CLASSES, CHANNELS, SIZE, SIZE), dtype=torch.uint8),
-                 torch.arange(CLASSES).repeat(100)).to(accelerator.device)
-    recipe = replace(RECIPES[recipe], batch_size=batch_size, width=width or RECIPES[recipe].width)
-    dataset = Dataset(spec, real, real, real)
-    learner, matching = GeneratorLearner(GAN(accelerator, spec, recipe, seed=0), dataset), None
-    if stage == "pool_match":  # what a member has learned changes no second of it
-        member = build_classifier("convnet", CHANNELS, SIZE, CLASSES).to(accelerator.device).eval().requires_grad_(False)
+    if stage == "dream":
+        return ours_selecting(make_dataset(per_class).to(accelerator.device), batch_size, candidates)
+    dataset = make_dataset(max(batch_size, IPC)).to(accelerator.device)
+    if stage in ("dm", "dsa"):
+        return ours_learning_pixels(METHODS[stage], accelerator, dataset, batch_size)
+    return ours_training(stage, accelerator, dataset, replace(RECIPES[recipe], batch_size=batch_size,
+                                                              width=width or RECIPES[recipe].width))
+
+
+def ours_training(stage, accelerator, dataset, recipe):
+    learner, matching = GeneratorLearner(GAN(accelerator, dataset.spec, recipe, seed=0), dataset), None
+    if stage == "pool_match":
+        member = make_network().to(accelerator.device)
         pool = SimpleNamespace(prepare=lambda step, learner: None, draw=lambda generator: member)
         matching = Matcher(learner, dataset, pool, match="logit", weight=None, select="random", classes=2,
-                           per_class=batch_size // 2, aug_type="color_crop_cutout", interval=1, candidates=1)
-    return lambda number: learner.step(number, matching)
+                           per_class=recipe.batch_size // 2, aug_type="color_crop_cutout", interval=1, candidates=1)
+
+    def step(number):
+        learner.step(number, matching)
+
+    return step
+
+
+def ours_learning_pixels(method, accelerator, dataset, batch_size):
+    spec = dataset.spec
+    pixels = PixelSet(spec.size, spec.channels, spec.num_classes, IPC).to(accelerator.device)
+    pool = RandomPool(dataset)
+    initial.start(pixels, dataset, "real", 0, pool)
+    learner = PixelLearner(accelerator, spec, pixels, 0, lr=method.lr)
+    matching = Matcher(learner, dataset, pool, match=method.match, metric=method.metric, weight=1.0, select="random",
+                       classes=None, per_class=batch_size, aug_type=method.aug_type, aug_single=method.aug_single,
+                       aug_setting="class", interval=1, candidates=1)
+
+    def step(number):
+        learner.step(number, matching)
+
+    return step
+
+
+def ours_selecting(dataset, batch_size, candidates):
+    network = make_network(torch.Generator().manual_seed(0)).to(dataset.train.images.device)
+    selector = SELECTORS["dream"](dataset.train, CLASSES, batch_size, 0, pool=SimpleNamespace(draw=lambda generator: network),
+                                  interval=1, candidates=candidates, spec=dataset.spec)
+
+    def step(number):
+        rows = selector.indices(list(range(CLASSES)), number)
+        return lambda: {"inertia": inertia(network, dataset, rows)}
+
+    return step
+
+
+def inertia(network, dataset, rows):
+    """Mean squared distance of all embeddings of a class to that of the nearest selected image, whose `rows` are [K, n]."""
+    points = embed_images(network, dataset.train.images, dataset.spec).unflatten(0, (CLASSES, -1))
+    first = torch.arange(CLASSES)[:, None] * points.shape[1]
+    chosen = points.gather(1, (rows.cpu() - first).to(points.device)[..., None].expand(-1, -1, points.shape[-1]))
+    return float(torch.cdist(points, chosen).min(-1).values.square().mean())
+
+
+def published(stage, batch_size, checkout, per_class=PER_CLASS):
+    """`step(number)` as `ours` gives it, by the code of `checkout`."""
+    sys.path.insert(0, str(checkout))
+    torch.backends.cudnn.deterministic = True  # as its scripts do
+    if stage == "dream":
+        return published_selecting(make_dataset(per_class), batch_size)
+    if stage in ("dm", "dsa"):
+        return published_learning_pixels(stage, batch_size)
+    return published_training(stage, batch_size)
+
+
+def published_learning_pixels(stage, batch_size):
+    """The step of main_DM.py or, gradient matching alone, of main.py, class by class, by the functions of that repository."""
+    utils = importlib.import_module("utils")
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    settings = {"strategy": METHODS[stage].aug_type, "param": utils.ParamDiffAug()}
+    distance = SimpleNamespace(device=device, dis_metric="ours")
+    criterion = torch.nn.CrossEntropyLoss()
+    real = torch.randn(CLASSES, batch_size, CHANNELS, SIZE, SIZE, device=device)
+    made = torch.randn(CLASSES, IPC, CHANNELS, SIZE, SIZE, device=device, requires_grad=True)
+    optimiser = torch.optim.SGD([made], 0.1, momentum=0.5)
+
+    def means(network, x, y, label):
+        return (network.embed(x).detach().mean(0) - network.embed(y).mean(0)).square().sum()
+
+    def gradients(network, x, y, label):
+        theirs = torch.autograd.grad(criterion(network(x), label.expand(len(x))), network.parameters())
+        own = torch.autograd.grad(criterion(network(y), label.expand(len(y))), network.parameters(), create_graph=True)
+        return utils.match_loss(own, theirs, distance)
+
+    compare_class = means if stage == "dm" else gradients
+
+    def step(number):
+        network = utils.get_network("ConvNet", CHANNELS, CLASSES, (SIZE, SIZE)).to(device).train()
+        network.requires_grad_(stage == "dsa")
+        loss = 0
+        for label in range(CLASSES):
+            x, y = (utils.DiffAugment(images[label], seed=number, **settings) for images in (real, made))
+            loss = loss + compare_class(network, x, y, torch.tensor(label, device=device))
+        optimiser.zero_grad()
+        loss.backward()
+        optimiser.step()
+
+    return step
+
+
+def published_selecting(dataset, batch_size):
+    """DREAM's query of a batch of every class; the network is ours, which is the same function."""
+    strategy = importlib.import_module("new_strategy")
+    network = make_network(torch.Generator().manual_seed(0))
+    if torch.cuda.is_available():
+        network.cuda()
+    else:
+        strategy.torch.arange = lambda *bounds, make=torch.arange, **unused: make(*bounds)  # it asks for "cuda"
+    images = standardise(to_signed(dataset.train.images), dataset.spec).to(next(network.parameters()).device)
+
+    def step(number):
+        rows = [strategy.NEW_Strategy(of_class, network).query(batch_size) for of_class in images.chunk(CLASSES)]
+        first = torch.arange(CLASSES)[:, None] * (len(images) // CLASSES)
+        return lambda: {"inertia": inertia(network, dataset, torch.stack(rows).cpu() + first)}
+
+    return step
 
 
 class _OneStep:
@@ -68,14 +199,12 @@ class _OneStep:
         return itertools.repeat(self.batch) if inside else iter([self.batch])
 
 
-def published(stage, checkout, batch_size):
-    """`step(number)` as `ours` gives it: one batch through the `train` of the script `stage` of the published code.
+def published_training(stage, batch_size):
+    """One batch through the `train` of the script `stage` of DiM's code.
 
     Its own defaults, logit matching with siamese augmentation, and a ConvNet where it would draw a classifier.
     """
-    sys.path.insert(0, str(checkout))
     script = importlib.import_module(stage)
-    torch.backends.cudnn.deterministic = True  # as its scripts do
     if not torch.cuda.is_available():
         torch.Tensor.cuda = torch.nn.Module.cuda = lambda self: self
         script.Normalize = lambda mean, std, device, make=script.Normalize: make(mean, std)  # on the CPU
@@ -102,10 +231,11 @@ def _serve(pipe, build, options):
     with contextlib.suppress(EOFError):  # until nobody asks any more
         for number in itertools.count():
             start = time.perf_counter()
-            step(number)
+            report = step(number)
             if torch.cuda.is_available():
                 torch.cuda.synchronize()
-            pipe.send(time.perf_counter() - start)
+            seconds = time.perf_counter() - start
+            pipe.send((seconds, report() if report else {}))
             pipe.recv()
 
 
@@ -114,17 +244,19 @@ class Contestant:
 
     def __init__(self, name, build, options):
         spawn = multiprocessing.get_context("spawn")  # a fresh interpreter: nothing is inherited
-        self.name, self.seconds = name, []
+        self.name, self.seconds, self.reports = name, [], []
         self.pipe, other = spawn.Pipe()
         self.process = spawn.Process(target=_serve, args=(other, build, options), daemon=True)
         self.process.start()
         other.close()
-        print(f"{name}: first step {self._answer():.2f} s", file=sys.stderr)
+        print(f"{name}: first step {self._answer()[0]:.2f} s", file=sys.stderr)
 
     def time_step(self):
-        """Take one step and add its seconds to `seconds`."""
+        """Take one step and add its seconds to `seconds`, and what else it gave to `reports`."""
         self.pipe.send(None)
-        self.seconds.append(self._answer())
+        seconds, report = self._answer()
+        self.seconds.append(seconds)
+        self.reports.append(report)
         print(f"{self.name}: {self.seconds[-1]:.2f} s", file=sys.stderr)
 
     def _answer(self):
@@ -138,17 +270,20 @@ class Contestant:
         self.process.join()
 
 
-def compare(stage, precision="fp32", repeats=3, checkout=None, batch_size=None, width=None):
+def compare(stage, precision="fp32", repeats=3, checkout=None, batch_size=None, **options):
     """Seconds of each contestant's steps, their medians, and how many times as long the published code takes as each."""
     batch_size = batch_size or BATCHES[stage]
-    network = {"stage": stage, "batch_size": batch_size, "width": width, "precision": precision, "recipe": "dim"}
+    mine = {"stage": stage, "batch_size": batch_size, "precision": precision, **options}
     line_up = {"published": (published, {"stage": stage, "batch_size": batch_size, "checkout": checkout})} if checkout else {}
-    line_up["ours"] = (ours, network)
+    line_up["ours"] = (ours, mine)
     if precision != "fp32":
-        line_up["ours, fp32"] = (ours, {**network, "precision": "fp32"})
-    if not torch.cuda.is_available():
-        line_up["ours, freed memory returned"] = (ours, {**network, "keep_memory": False})
-    line_up["another network: pyramid"] = (ours, {**network, "recipe": "pyramid"})
+        line_up["ours, fp32"] = (ours, {**mine, "precision": "fp32"})
+    if stage in CHECKOUTS["gan_model.py"]:
+        if not torch.cuda.is_available():
+            line_up["ours, freed memory returned"] = (ours, {**mine, "keep_memory": False})
+        line_up["another network: pyramid"] = (ours, {**mine, "recipe": "pyramid"})
+    if stage == "dream":
+        line_up["ours, a fifth of the images"] = (ours, {**mine, "candidates": 1000})
 
     with contextlib.ExitStack() as stack:
         contestants = [stack.enter_context(contextlib.closing(Contestant(name, *what))) for name, what in line_up.items()]
@@ -158,32 +293,30 @@ def compare(stage, precision="fp32", repeats=3, checkout=None, batch_size=None, 
     seconds = {contestant.name: contestant.seconds for contestant in contestants}
     ratios = {name: [theirs / own for theirs, own in zip(seconds["published"], values)]  # of the same turn
               for name, values in seconds.items() if checkout and name != "published"}
-    return {"batch_size": batch_size, "seconds": seconds,
+    reports = {contestant.name: contestant.reports for contestant in contestants if any(contestant.reports)}
+    return {"batch_size": batch_size, "seconds": seconds, **({"reports": reports} if reports else {}),
             "median_seconds": {name: statistics.median(values) for name, values in seconds.items()},
             "published_over": {name: {"median": statistics.median(values), "min": min(values), "max": max(values)}
                                for name, values in ratios.items()}}
 
 
-def device_name():
-    """The GPU's name or the processor's."""
-    if torch.cuda.is_available():
-        return torch.cuda.get_device_name()
-    listing = Path("/proc/cpuinfo")
-    names = re.findall(r"model name\s*: (.*)", listing.read_text()) if listing.exists() else []
-    return names[0] if names else "CPU"
-
-
 def main():
     parser = Parser(description=__doc__.split("\n")[0])
-    parser.add_argument("--published", type=Path, metavar="PATH", help="a checkout of vimar-gu/DiM to time beside ours")
+    parser.add_argument("--published", type=Path, nargs="+", default=[], metavar="PATH", help="checkouts to time beside ours")
+    parser.add_argument("--stages", nargs="+", choices=BATCHES, default=list(BATCHES), help="steps to time")
     parser.add_argument("--repeats", type=COUNT, default=3, help="timed steps of each contestant")
     parser.add_argument("--precision", choices=PRECISIONS, default="auto", help="arithmetic of our networks")
     args = parser.parse_args()
-    if args.published and not (args.published / "gan_model.py").exists():
-        raise UserError(f"--published {args.published} holds no gan_model.py: give a checkout of vimar-gu/DiM")
+    checkouts = {}
+    for path in args.published:
+        known = [stages for name, stages in CHECKOUTS.items() if (path / name).exists()]
+        if not known:
+            raise UserError(f"--published {path} holds none of {', '.join(CHECKOUTS)}: give a checkout of the published code")
+        checkouts.update(dict.fromkeys(known[0], path))
     precision = common.device.make_accelerator(args.precision).mixed_precision.replace("no", "fp32")
-    stages = {stage: compare(stage, precision, args.repeats, args.published) for stage in BATCHES}
-    print(json.dumps({"device": device_name(), "threads": torch.get_num_threads(), "torch": torch.__version__,
+    stages = {stage: compare(stage, precision, args.repeats, checkouts.get(stage)) for stage in args.stages}
+    device = device_name(torch.device("cuda" if torch.cuda.is_available() else "cpu"))
+    print(json.dumps({"device": device, "torch": torch.__version__,
                       "precision": precision, **stages}, indent=1))
 
 

@@ -21,9 +21,9 @@ _FLIP, _BRIGHTNESS, _SATURATION, _CONTRAST, _GEOMETRY_Y, _GEOMETRY_X, _CUTOUT_Y,
 
 
 class AugmentParams(NamedTuple):
-    """A drawn setting: which geometric operation, if any, and uniform numbers `[n, 8]`, one row per image or one for all."""
+    """A drawn setting: the operations to apply, and uniform numbers `[n, 8]`, one row per image or one for all."""
 
-    geometric: str | None
+    names: frozenset
     uniform: torch.Tensor
 
 
@@ -37,10 +37,11 @@ class Augment:
     centre lies anywhere). Zero is the training images' mean colour.
 
     Args: strategy, names of `AUGMENTATIONS` joined by "_", or "none"; spec, the data set's `Spec`: where mirrored images
-    change class, flip is dropped. Raises UserError for an unknown name.
+    change class, flip is dropped; single, whether a call applies only one of all that are named, as DSA and DM do.
+    Raises UserError for an unknown name.
     """
 
-    def __init__(self, strategy, spec):
+    def __init__(self, strategy, spec, single=False):
         names = set() if strategy == "none" else set(strategy.lower().split("_"))
         if unknown := names.difference(AUGMENTATIONS):
             raise UserError(
@@ -48,36 +49,36 @@ class Augment:
                 "or give none"
             )
         self.names = frozenset(names if spec.flip else names - {"flip"})
-        self.geometric = tuple(name for name in _GEOMETRIC if name in self.names)
+        self.exclusive = tuple(name for name in (AUGMENTATIONS if single else _GEOMETRIC) if name in self.names)
 
     def draw(self, n, generator, device=None):
         """Settings of `n` images, or one for a whole batch with n = 1; drawn on the generator's device, moved to `device`."""
-        geometric = None
-        if self.geometric:  # read by the host, which costs nothing with a generator on the CPU
-            choice = torch.randint(len(self.geometric), (), generator=generator, device=generator.device)
-            geometric = self.geometric[int(choice)]
+        names = self.names
+        if self.exclusive:  # read by the host, which costs nothing with a generator on the CPU
+            choice = torch.randint(len(self.exclusive), (), generator=generator, device=generator.device)
+            names = names.difference(self.exclusive) | {self.exclusive[int(choice)]}
         uniform = torch.rand(n, 8, generator=generator, device=generator.device)
-        return AugmentParams(geometric, uniform.to(generator.device if device is None else device, non_blocking=True))
+        return AugmentParams(names, uniform.to(generator.device if device is None else device, non_blocking=True))
 
     def apply(self, images, params):
         """`images` `[B, C, H, W]` augmented as `params` say, whose number of rows is 1 or B. Differentiable."""
         if len(params.uniform) not in (1, len(images)):
             raise ValueError(f"{len(params.uniform)} settings do not fit {len(images)} images")
         uniform = params.uniform.to(images.dtype)[:, :, None, None, None]  # [n, 8, 1, 1, 1]
-        if "flip" in self.names:
+        if "flip" in params.names:
             images = torch.where(uniform[:, _FLIP] < 0.5, images.flip(3), images)
-        if "color" in self.names:
+        if "color" in params.names:
             images = _color(images, uniform[:, _BRIGHTNESS], uniform[:, _SATURATION], uniform[:, _CONTRAST])
         y, x = params.uniform[:, _GEOMETRY_Y], params.uniform[:, _GEOMETRY_X]
-        if params.geometric == "crop":
+        if "crop" in params.names:
             images = _crop(images, y, x)
-        elif params.geometric == "scale":
+        elif "scale" in params.names:
             low, high = 1 / 1.2, 1.2
             images = _warp(images, low + (high - low) * x, 0 * x, 0 * x, low + (high - low) * y)
-        elif params.geometric == "rotate":
+        elif "rotate" in params.names:
             angle = (2 * x - 1) * math.radians(15)
             images = _warp(images, angle.cos(), -angle.sin(), angle.sin(), angle.cos())
-        if "cutout" in self.names:
+        if "cutout" in params.names:
             images = _cutout(images, params.uniform[:, _CUTOUT_Y], params.uniform[:, _CUTOUT_X])
         return images
 

@@ -25,12 +25,13 @@ class Matcher:
         classes: compared in one step, spread over the processes (rounded up to a multiple of them); None for all.
         per_class: real images of each class. A generator makes as many; a pixel set gives all that it has.
         at_once: classes of a process that are in memory together; None for all. The sum over the parts is the same.
-        aug_type: siamese augmentation, "none" for none; aug_setting, one of `SETTINGS`.
+        aug_type: siamese augmentation, "none" for none; aug_single, one of its operations a step;
+            aug_setting, one of `SETTINGS`.
         interval, candidates: of the DREAM selector.
     """
 
     def __init__(self, learner, dataset, pool, *, match, weight, select, classes, per_class, aug_type, interval, candidates,
-                 metric="l1", aug_setting="image", at_once=None):
+                 metric="l1", aug_single=False, aug_setting="image", at_once=None):
         spec, processes = dataset.spec, learner.accelerator.num_processes
         self.learner, self.dataset, self.pool, self.per_class, self.at_once = learner, dataset, pool, per_class, at_once
         objective = OBJECTIVES[match]
@@ -39,7 +40,7 @@ class Matcher:
         self.classes = -(-min(classes or spec.num_classes, spec.num_classes) // processes) * processes
         self.selector = SELECTORS[select](dataset.train, spec.num_classes, per_class, learner.seed, pool=pool,
                                           interval=interval, candidates=candidates, spec=spec)
-        self.augment, self.aug_setting = Augment(aug_type, spec), aug_setting
+        self.augment, self.aug_setting = Augment(aug_type, spec, aug_single), aug_setting
         synthetic = learner.images_per_class(per_class)
         if aug_setting == "image" and synthetic != per_class:
             raise UserError(f"--aug-setting image pairs real images with synthetic ones, but there are {per_class} and "

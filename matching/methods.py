@@ -18,6 +18,7 @@ class Method:
     syn_batch: int = 0                # decoded images of a class, 0 for all
     match_aug: bool = True
     aug_type: str = "color_crop_cutout"
+    aug_single: bool = False          # one of them at a time
     aug_setting: str = "class"
     # in whose eyes
     pool_training: str = "random"     # pretrained, random, synthetic or real
@@ -51,10 +52,11 @@ _CORESET = Method("pixels", "coreset", steps=0, match_weight=1.0, lr=1.0)
 METHODS = {
     "dim": Method("generator", "DiM, arXiv 2303.04707; --match logit is as published", match_classes=2, match_batch=96,
                   aug_setting="image", pool_training="pretrained", select="dream", select_interval=50),
-    "dm": Method("pixels", "DM, arXiv 2110.04181", "mean", match_weight=1.0, match_batch=256, aug_type=DSA, lr=1.0,
-                 steps=20_000),
+    "dm": Method("pixels", "DM, arXiv 2110.04181", "mean", match_weight=1.0, match_batch=256, aug_type=DSA, aug_single=True,
+                 lr=1.0, steps=20_000),
     "dc": _DC,
-    "dsa": replace(_DC, source="DSA, ICML 2021", match_aug=True, aug_type=DSA, pool_aug=DSA, init="real"),
+    "dsa": replace(_DC, source="DSA, ICML 2021", match_aug=True, aug_type=DSA, aug_single=True, pool_aug=DSA,
+                   init="real"),
     "idc": _IDC,
     "dream": replace(_IDC, source="DREAM, arXiv 2302.14416", select="dream", match_batch=128, init="kmeans", steps=120_000),
     "random": replace(_CORESET, source="images at random", init="real"),
@@ -94,7 +96,8 @@ def override(method, args):
 
 def table():
     """The table as markdown: one line per method."""
-    names = ("learn", "match", "metric", "pool_training", "select", "init", "factor", "aug_type", "match_batch", "lr", "steps")
+    names = ("learn", "match", "metric", "pool_training", "select", "init", "factor", "aug_type", "aug_single", "match_batch",
+             "lr", "steps")
     lines = ["| method | " + " | ".join(names) + " | source |", "|" + " --- |" * (len(names) + 2)]
     for name, method in METHODS.items():
         values = asdict(method)

@@ -52,15 +52,15 @@ class OnlinePool(RandomPool):
 
     Args beside those of `RandomPool`: teacher, "synthetic" (trained on what is being learned, as DC and DSA do) or "real" (as
     IDC does); inner, passes of that training; images, real ones a pass; batch_size, lr, momentum, weight_decay of its SGD;
-    aug_type; seed, of all draws.
+    aug_type; aug_single, one operation a batch; seed, of all draws.
     """
 
     def __init__(self, dataset, *, teacher, outer, inner, names=("convnet",), images=500, batch_size=256, lr=0.01, momentum=0.0,
-                 weight_decay=0.0, aug_type="none", seed=0):
+                 weight_decay=0.0, aug_type="none", aug_single=False, seed=0):
         super().__init__(dataset, names=names)
         self.teacher, self.outer, self.inner, self.images, self.batch_size = teacher, outer, inner, images, batch_size
         self.settings = {"lr": lr, "momentum": momentum, "weight_decay": weight_decay}
-        self.augment, self.seed = Augment(aug_type, dataset.spec), seed
+        self.augment, self.seed = Augment(aug_type, dataset.spec, aug_single), seed
         self._model = None
 
     def draw(self, generator):

@@ -19,12 +19,12 @@ def images(count=64, spec=SPEC):
     return torch.randn(count, spec.channels, spec.size, spec.size, generator=torch.Generator().manual_seed(0))
 
 
-def setting(geometric=None, **columns):
-    """One setting for the whole batch: 0.5 everywhere, which is no colour change, except for the columns named."""
+def setting(*names, **columns):
+    """These operations, with one setting for the whole batch: 0.5 except for the columns named, which is no colour change."""
     uniform = torch.full((1, 8), 0.5)
     for name, value in columns.items():
         uniform[0, globals()[name]] = value
-    return AugmentParams(geometric, uniform)
+    return AugmentParams(frozenset(names), uniform)
 
 
 @pytest.mark.parametrize("per_image", [True, False])
@@ -115,18 +115,18 @@ def test_flip_is_dropped_where_mirrored_images_change_class():
 
 def test_color_formulas():
     augment, x = Augment("color", SPEC), images(4)
-    torch.testing.assert_close(augment.apply(x, setting()), x)
-    torch.testing.assert_close(augment.apply(x, setting(BRIGHTNESS=0.9)), x + 0.4)
-    grey = augment.apply(x, setting(SATURATION=0.0))
+    torch.testing.assert_close(augment.apply(x, setting("color")), x)
+    torch.testing.assert_close(augment.apply(x, setting("color", BRIGHTNESS=0.9)), x + 0.4)
+    grey = augment.apply(x, setting("color", SATURATION=0.0))
     torch.testing.assert_close(grey, x.mean(1, keepdim=True).expand_as(x))
-    low = augment.apply(x, setting(CONTRAST=0.0))
+    low = augment.apply(x, setting("color", CONTRAST=0.0))
     mean = x.mean((1, 2, 3), keepdim=True)
     torch.testing.assert_close(low - mean, (x - mean) / 2)
 
 
 def test_saturation_does_nothing_to_grey_images():
     augment, x = Augment("color", GREY), images(4, GREY)
-    assert torch.equal(augment.apply(x, setting(SATURATION=0.0)), augment.apply(x, setting(SATURATION=0.9)))
+    assert torch.equal(augment.apply(x, setting("color", SATURATION=0.0)), augment.apply(x, setting("color", SATURATION=0.9)))
 
 
 def test_crop_shifts_by_whole_pixels_up_to_an_eighth():
@@ -140,10 +140,10 @@ def test_crop_shifts_by_whole_pixels_up_to_an_eighth():
 
 def test_cutout_covers_a_quarter_at_most_and_is_cut_off_at_the_border():
     augment, x = Augment("cutout", SPEC), images(4).abs() + 1
-    middle = augment.apply(x, setting())
+    middle = augment.apply(x, setting("cutout"))
     assert (middle[:, :, 4:12, 4:12] == 0).all()
     assert (middle == 0).sum() == 4 * 3 * 64
-    corner = augment.apply(x, setting(CUTOUT_Y=0.0, CUTOUT_X=0.9999))
+    corner = augment.apply(x, setting("cutout", CUTOUT_Y=0.0, CUTOUT_X=0.9999))
     assert (corner[:, :, :4, 12:] == 0).all()
     assert (corner == 0).sum() == 4 * 3 * 16
     covered = (augment(torch.ones(2000, 3, 16, 16), stream(0, "cutout")) == 0)[:, 0].sum((1, 2))
@@ -185,9 +185,16 @@ def test_scale_and_rotate_move_a_dot_where_they_should():
 def test_one_geometric_operation_per_call_each_about_as_often():
     augment = Augment(ALL, SPEC)
     generator = stream(0, "choice")
-    drawn = [augment.draw(1, generator).geometric for _ in range(300)]
-    assert all(70 < drawn.count(name) < 130 for name in ("crop", "scale", "rotate"))
-    assert Augment("color_cutout", SPEC).draw(1, generator).geometric is None
+    drawn = [augment.draw(1, generator).names for _ in range(300)]
+    assert all(70 < drawn.count(frozenset((name, "color", "cutout", "flip"))) < 130 for name in ("crop", "scale", "rotate"))
+    assert Augment("color_cutout", SPEC).draw(1, generator).names == {"color", "cutout"}
+
+
+def test_single_applies_one_operation_per_call_each_about_as_often():
+    augment, generator = Augment(ALL, SPEC, single=True), stream(0, "choice")
+    drawn = [augment.draw(1, generator).names for _ in range(600)]
+    assert all(60 < drawn.count(frozenset((name,))) < 140 for name in AUGMENTATIONS)
+    assert all(augment.draw(1, generator).names != {"flip"} for augment in [Augment(ALL, GREY, single=True)] for _ in range(60))
 
 
 @pytest.mark.parametrize("strategy", ["colour", "color_", "", "none_crop", "color-crop"])

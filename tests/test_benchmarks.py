@@ -1,9 +1,12 @@
 """The benchmarks of matching terms and of recipes: what they write is a report that the tables are made from."""
 
+import json
 from dataclasses import replace
 
+import pytest
+
 import gen_condense
-from benchmarks import objectives, recipes
+from benchmarks import curves, objectives, recipes
 from evaluation.report import read_report
 from generators import RECIPES
 
@@ -27,3 +30,28 @@ def test_recipes_are_scored_alike(command, monkeypatch, tmp_path):
     assert [(row["source"], row["ipc"], row["scored_on"], row["n"]) for row in rows] == [
         ("dim", 1, "held_out", 2), ("pyramid", 1, "held_out", 2)]
     assert all(row["recipe"]["width"] == 16 and row["generator_steps"][0] > 0 for row in rows)
+
+
+def save_scores(folder, accuracies):
+    """A run's folder with these held-out scores, one every 10 steps."""
+    folder.mkdir()
+    lines = [{"step": 10 * place, "held_out_accuracy": value} for place, value in enumerate(accuracies, 1)]
+    (folder / "metrics.jsonl").write_text("\n".join(map(json.dumps, [{"step": 1, "matching": 2.0}, *lines])))
+    (folder / "config.json").write_text(json.dumps({"device": "abacus", "argv": []}))
+    return folder
+
+
+def test_curves_say_how_much_sooner(command, fails, tmp_path):
+    slow = [save_scores(tmp_path / f"slow{seed}", [50 + seed, 60 + seed, 70 + seed, 90 + seed]) for seed in (-1, 1)]
+    fast = save_scores(tmp_path / "fast", [70, 100, 80, 100])
+    out = tmp_path / "out.json"
+    command(curves, "--curve", "slow", *slow, "--curve", "fast", fast, "--output", out)
+    written = json.loads(out.read_text())
+    assert written["curves"][0]["mean"] == [50, 60, 70, 90]
+    half, *_, last = written["sooner"]["fast"]
+    assert half == {"accuracy": 70, "slow": 30, "fast": 10, "ratio": 3}
+    assert last == {"accuracy": 90, "slow": 40, "fast": pytest.approx(50 / 3), "ratio": pytest.approx(2.4)}
+    assert out.with_suffix(".png").stat().st_size > 0
+    short = save_scores(tmp_path / "short", [50])
+    assert "--eval-interval" in fails(2, curves, "--curve", "short", short, "--output", out)
+    assert "metrics.jsonl" in fails(2, curves, "--curve", "none", tmp_path / "none", "--output", out)

@@ -15,7 +15,7 @@ from torch.nn import functional as F
 from common.clustering import herding, k_center, kmeans, representatives
 from common.errors import UserError
 from common.rng import stream
-from data import load_dataset, standardise, to_signed, to_uint8
+from data import Dataset, Spec, Split, load_dataset, standardise, to_signed, to_uint8
 from generators import GAN, RECIPES, load_weights
 from matching import (
     METHODS,
@@ -269,6 +269,38 @@ def test_classes_in_chunks_give_the_joint_result(digits, match):
     for pixels, loss in results[1:]:
         torch.testing.assert_close(pixels, results[0][0], atol=1e-5, rtol=1e-4)
         torch.testing.assert_close(loss, results[0][1], rtol=1e-4, atol=1e-5)
+
+
+class Kept:
+    """A tensor that autograd keeps for its backward pass, and how many bytes of them there have been at once."""
+
+    now = peak = 0
+
+    def __init__(self, tensor):
+        self.tensor = tensor
+        Kept.now += tensor.nbytes
+        Kept.peak = max(Kept.peak, Kept.now)
+
+    def __del__(self):
+        Kept.now -= self.tensor.nbytes
+
+
+def test_the_peak_of_memory_is_that_of_a_chunk():
+    """100 classes of 50 images, 10 at once: no more for the backward pass than 10 classes need by themselves."""
+    peaks = {}
+    for classes, at_once in ((10, None), (100, 10), (100, None)):
+        spec = Spec("many", tuple(map(str, range(classes))), 1, 8, (0.5,), (0.25,), True)
+        split = Split(torch.randint(256, (classes * 4, 1, 8, 8), dtype=torch.uint8), torch.arange(classes).repeat(4))
+        dataset = Dataset(spec, split, split, split)
+        pixels = PixelSet(size=8, channels=1, num_classes=classes, ipc=50)
+        learner, pool = PixelLearner(Accelerator(cpu=True), spec, pixels, 0, lr=1.0), RandomPool(dataset)
+        Kept.now = Kept.peak = 0
+        with torch.autograd.graph.saved_tensors_hooks(Kept, lambda kept: kept.tensor):
+            learner.step(0, pixel_matcher(learner, dataset, pool, per_class=4, at_once=at_once))
+        assert Kept.now == 0
+        peaks[classes, at_once] = Kept.peak
+    assert peaks[100, 10] < 1.2 * peaks[10, None]
+    assert peaks[100, None] > 8 * peaks[10, None]
 
 
 def test_a_step_of_dm_is_the_published_one(digits):

@@ -9,8 +9,11 @@ from benchmarks import step_time
 @pytest.mark.parametrize("stage", step_time.BATCHES)
 def test_a_step_of_each_stage(stage):
     AcceleratorState._reset_state(reset_partial_state=True)
-    step = step_time.ours(stage, "dim", "fp32", batch_size=4, width=8)
-    step(0)
+    step = step_time.ours(stage, batch_size=4, width=8, per_class=6, candidates=6)
+    report = step(0)
+    assert (report is not None) == (stage == "dream")
+    if report:
+        assert 0 < report()["inertia"] < 1e4
 
 
 def test_every_contestant_steps_in_a_process_of_its_own():
