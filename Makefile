@@ -5,9 +5,6 @@ OUT ?= demo-results
 RUN := $(BIN)/accelerate launch --num_processes 1 --num_machines 1 --mixed_precision no --dynamo_backend no
 FLAGS := --data digits --output-dir $(OUT) --overwrite
 
-# IDC on MNIST within minutes: few iterations at a high learning rate.
-IDC := --outer 25 --match-batch 32 --pool-images 128 --lr 5e-4 --steps 160
-
 .PHONY: demo mnist baselines test lint clean
 
 $(BIN)/.installed: requirements.txt requirements-dev.txt
@@ -40,15 +37,18 @@ mnist: $(BIN)/.installed
 # The pixel methods on MNIST, as the README reports them: on two CPU cores, an hour of matching and half an hour of students.
 baselines: OUT = baselines-results
 baselines: FLAGS = --data mnist --output-dir $(OUT) --overwrite
+baselines: SHORT = --ipc 1 --match-batch 32 --steps 800 --eval-epochs 200
+baselines: IDC = --method idc --ipc 1 --outer 25 --match-batch 32 --pool-images 128 --lr 5e-4 --steps 160 --eval-interval 16 \
+    --eval-ipc 1 --eval-epochs 150
 baselines: JUDGE = $(RUN) validate.py $(FLAGS) --sampling fixed --num-eval 5
 baselines: $(BIN)/.installed
 	$(RUN) pool_match.py $(FLAGS) --tag dm --method dm --ipc 10 --match-batch 64 --steps 1000 --eval-interval 500
-	$(RUN) pool_match.py $(FLAGS) --tag dc --method dc --ipc 1 --match-batch 32 --steps 800 --eval-interval 400
-	$(RUN) pool_match.py $(FLAGS) --tag dsa --method dsa --ipc 1 --match-batch 32 --steps 800 --eval-interval 400
-	$(RUN) pool_match.py $(FLAGS) --tag idc --method idc --ipc 1 $(IDC) --eval-interval 80
-	$(RUN) pool_match.py $(FLAGS) --tag dream --method idc --select dream --select-candidates 300 --ipc 1 $(IDC) --eval-interval 80
+	$(RUN) pool_match.py $(FLAGS) --tag dc --method dc $(SHORT) --eval-interval 200
+	$(RUN) pool_match.py $(FLAGS) --tag dsa --method dsa $(SHORT) --eval-interval 400
+	$(RUN) pool_match.py $(FLAGS) --tag idc $(IDC)
+	$(RUN) pool_match.py $(FLAGS) --tag dream $(IDC) --select dream --select-candidates 300
 	for ipc in 1 10; do $(RUN) pool_match.py $(FLAGS) --tag herding$$ipc --method herding --ipc $$ipc \
-	    --pool-members 1 --pool-epochs 1 --pool-snapshots 1; done
+	    --pool-members 1 --pool-epochs 1 --pool-snapshots 1 || exit 1; done
 	$(JUDGE) --tag one --ipc 1 --lr 0.003 --aug-type crop_scale_rotate --compare random \
 	    --pretrain-weight $(foreach name,dc dsa idc dream,$(name)=$(OUT)/$(name)) herding=$(OUT)/herding1
 	$(JUDGE) --tag ten --ipc 10 --lr 0.01 --batch-size 25 --aug-type color_crop_cutout_scale_rotate --compare random \

@@ -46,10 +46,11 @@ def average(name, runs):
 
 def steps_to(curve, accuracy):
     """The first step, interpolated, at which the mean is as high; None if it never is."""
-    best = numpy.maximum.accumulate(curve["mean"])
-    if best[-1] < accuracy:
+    reached = [place for place, mean in enumerate(curve["mean"]) if mean >= accuracy]
+    if not reached:
         return None
-    return float(numpy.interp(accuracy, best, curve["steps"]))
+    around = slice(max(reached[0] - 1, 0), reached[0] + 1)
+    return float(numpy.interp(accuracy, curve["mean"][around], curve["steps"][around]))
 
 
 def compare(reference, other):

@@ -5,7 +5,7 @@
 The checkouts are of vimar-gu/DiM, VICO-UoE/DatasetCondensation and lyq312318224/DREAM (which needs fast-pytorch-kmeans).
 Every contestant is a process of its own, so that no setting of one reaches another, and they step in turn, so that whatever
 else the machine does falls on all of them alike. The published code runs as it is, on random images that are in memory
-already; where there is no GPU, its `.cuda()` does nothing.
+already; where there is no GPU, on the CPU.
 """
 
 import contextlib
@@ -37,6 +37,7 @@ CHECKOUTS = {"gan_model.py": ("gen_condense", "pool_match"), "main_DM.py": ("dm"
 """The file by which a checkout is known, and the steps that it is timed for."""
 BATCHES = {"gen_condense": 128, "pool_match": 64, "dm": 256, "dsa": 256, "dream": 128}
 """Images of a step, in the last three real ones of each class, as published: dream is the selection of a batch."""
+DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 CLASSES, CHANNELS, SIZE = 10, 3, 32
 IPC = 10
 PER_CLASS = 5000  # images that DREAM selects from
@@ -124,12 +125,12 @@ def inertia(network, dataset, rows):
     return float(torch.cdist(points, chosen).min(-1).values.square().mean())
 
 
-def published(stage, batch_size, checkout, per_class=PER_CLASS):
+def published(stage, batch_size, checkout):
     """`step(number)` as `ours` gives it, by the code of `checkout`."""
     sys.path.insert(0, str(checkout))
     torch.backends.cudnn.deterministic = True  # as its scripts do
     if stage == "dream":
-        return published_selecting(make_dataset(per_class), batch_size)
+        return published_selecting(make_dataset(PER_CLASS), batch_size)
     if stage in ("dm", "dsa"):
         return published_learning_pixels(stage, batch_size)
     return published_training(stage, batch_size)
@@ -138,12 +139,11 @@ def published(stage, batch_size, checkout, per_class=PER_CLASS):
 def published_learning_pixels(stage, batch_size):
     """The step of main_DM.py or, gradient matching alone, of main.py, class by class, by the functions of that repository."""
     utils = importlib.import_module("utils")
-    device = "cuda" if torch.cuda.is_available() else "cpu"
     settings = {"strategy": METHODS[stage].aug_type, "param": utils.ParamDiffAug()}
-    distance = SimpleNamespace(device=device, dis_metric="ours")
+    distance = SimpleNamespace(device=DEVICE, dis_metric="ours")
     criterion = torch.nn.CrossEntropyLoss()
-    real = torch.randn(CLASSES, batch_size, CHANNELS, SIZE, SIZE, device=device)
-    made = torch.randn(CLASSES, IPC, CHANNELS, SIZE, SIZE, device=device, requires_grad=True)
+    real = torch.randn(CLASSES, batch_size, CHANNELS, SIZE, SIZE, device=DEVICE)
+    made = torch.randn(CLASSES, IPC, CHANNELS, SIZE, SIZE, device=DEVICE, requires_grad=True)
     optimiser = torch.optim.SGD([made], 0.1, momentum=0.5)
 
     def means(network, x, y, label):
@@ -157,12 +157,12 @@ def published_learning_pixels(stage, batch_size):
     compare_class = means if stage == "dm" else gradients
 
     def step(number):
-        network = utils.get_network("ConvNet", CHANNELS, CLASSES, (SIZE, SIZE)).to(device).train()
+        network = utils.get_network("ConvNet", CHANNELS, CLASSES, (SIZE, SIZE)).to(DEVICE).train()
         network.requires_grad_(stage == "dsa")
         loss = 0
         for label in range(CLASSES):
             x, y = (utils.DiffAugment(images[label], seed=number, **settings) for images in (real, made))
-            loss = loss + compare_class(network, x, y, torch.tensor(label, device=device))
+            loss = loss + compare_class(network, x, y, torch.tensor(label, device=DEVICE))
         optimiser.zero_grad()
         loss.backward()
         optimiser.step()
@@ -173,12 +173,10 @@ def published_learning_pixels(stage, batch_size):
 def published_selecting(dataset, batch_size):
     """DREAM's query of a batch of every class; the network is ours, which is the same function."""
     strategy = importlib.import_module("new_strategy")
-    network = make_network(torch.Generator().manual_seed(0))
-    if torch.cuda.is_available():
-        network.cuda()
-    else:
+    network = make_network(torch.Generator().manual_seed(0)).to(DEVICE)
+    if DEVICE.type == "cpu":
         strategy.torch.arange = lambda *bounds, make=torch.arange, **unused: make(*bounds)  # it asks for "cuda"
-    images = standardise(to_signed(dataset.train.images), dataset.spec).to(next(network.parameters()).device)
+    images = standardise(to_signed(dataset.train.images), dataset.spec).to(DEVICE)
 
     def step(number):
         rows = [strategy.NEW_Strategy(of_class, network).query(batch_size) for of_class in images.chunk(CLASSES)]
@@ -213,7 +211,7 @@ def published_training(stage, batch_size):
     args = SimpleNamespace(
         data="cifar10", num_classes=CLASSES, dim_noise=100, batch_size=batch_size, print_freq=50, eval_lr=0.01, momentum=0.9,
         weight_decay=5e-4, epochs_match_train=16, match="logit", match_aug=True, aug_type="color_crop_cutout", mixup_net="cut")
-    players = script.Generator(args).cuda(), script.Discriminator(args).cuda()
+    players = script.Generator(args).to(DEVICE), script.Discriminator(args).to(DEVICE)
     optimisers = [torch.optim.Adam(player.parameters(), lr=1e-4, betas=(0.0, 0.9)) for player in players]
     augmentations = script.diffaug(args)
     batch = torch.rand(batch_size, CHANNELS, SIZE, SIZE) * 2 - 1, torch.randint(CLASSES, (batch_size,))
@@ -315,9 +313,7 @@ def main():
         checkouts.update(dict.fromkeys(known[0], path))
     precision = common.device.make_accelerator(args.precision).mixed_precision.replace("no", "fp32")
     stages = {stage: compare(stage, precision, args.repeats, checkouts.get(stage)) for stage in args.stages}
-    device = device_name(torch.device("cuda" if torch.cuda.is_available() else "cpu"))
-    print(json.dumps({"device": device, "torch": torch.__version__,
-                      "precision": precision, **stages}, indent=1))
+    print(json.dumps({"device": device_name(DEVICE), "torch": torch.__version__, "precision": precision, **stages}, indent=1))
 
 
 if __name__ == "__main__":

@@ -52,6 +52,9 @@ def test_curves_say_how_much_sooner(command, fails, tmp_path):
     assert half == {"accuracy": 70, "slow": 30, "fast": 10, "ratio": 3}
     assert last == {"accuracy": 90, "slow": 40, "fast": pytest.approx(50 / 3), "ratio": pytest.approx(2.4)}
     assert out.with_suffix(".png").stat().st_size > 0
+    late = save_scores(tmp_path / "late", [40, 80, 60, 70])  # its best comes before its end
+    command(curves, "--curve", "late", late, "--curve", "fast", fast, "--output", out)
+    assert json.loads(out.read_text())["sooner"]["fast"][-1]["late"] == 20
     short = save_scores(tmp_path / "short", [50])
     assert "--eval-interval" in fails(2, curves, "--curve", "short", short, "--output", out)
     assert "metrics.jsonl" in fails(2, curves, "--curve", "none", tmp_path / "none", "--output", out)

@@ -1,14 +1,26 @@
-"""Pixels as what is learned: multi-formation against the published decodings, sets as sources."""
+"""Pixels as what is learned: multi-formation against the published decodings, starts, steps, networks that learn meanwhile."""
+
+import itertools
 
 import pytest
 import torch
+from accelerate import Accelerator
 from parity_fixtures import load_data
 
 from common.errors import UserError
+from common.rng import stream
+from data import Dataset, Spec, Split, load_dataset, standardise, to_signed, to_uint8
 from evaluation import DistilledDataset, draw_set, load_source
+from matching import Matcher, PixelLearner, initial
 from matching.pixels import PixelSet, decode, mosaic, scales, zoom
+from pools import OnlinePool, RandomPool
 
 FORMATIONS = load_data("multiformation/multiformation")
+
+
+@pytest.fixture(scope="module")
+def digits():
+    return load_dataset("digits")
 
 
 @pytest.mark.parametrize("case", FORMATIONS.json["cases"], ids=lambda case: case["id"])
@@ -72,3 +84,143 @@ def test_more_than_is_stored_is_refused():
         draw_set(filled(), 5, 0)
     with pytest.raises(UserError, match="16 images of every class are stored, fewer than the 17"):
         filled(factor=2).sample(torch.zeros(17, dtype=torch.int64))
+
+
+def pixel_learner(digits, ipc=2, factor=1, **options):
+    pixels = PixelSet(size=8, channels=1, num_classes=10, ipc=ipc, factor=factor)
+    pool = RandomPool(digits)
+    initial.start(pixels, digits, "real", 0, pool)
+    return PixelLearner(Accelerator(cpu=True), digits.spec, pixels, 0, **{"lr": 1.0, **options}), pool
+
+
+def pixel_matcher(learner, digits, pool, **options):
+    settings = {"match": "mean", "weight": 1.0, "select": "random", "classes": 0, "per_class": 6, "aug_type": "crop",
+                "aug_setting": "class", "interval": 5, "candidates": 20}
+    return Matcher(learner, digits, pool, **{**settings, **options})
+
+
+@pytest.mark.parametrize("match", ["mean", "grad", "energy"])
+def test_classes_in_chunks_give_the_joint_result(digits, match):
+    results = []
+    for at_once in (None, 1, 3):
+        learner, pool = pixel_learner(digits)
+        report = learner.step(0, pixel_matcher(learner, digits, pool, match=match, at_once=at_once))
+        results.append((learner.source.pixels.detach(), report["matching"]))
+    for pixels, loss in results[1:]:
+        torch.testing.assert_close(pixels, results[0][0], atol=1e-5, rtol=1e-4)
+        torch.testing.assert_close(loss, results[0][1], rtol=1e-4, atol=1e-5)
+
+
+class Kept:
+    """A tensor that autograd keeps for its backward pass, and how many bytes of them there have been at once."""
+
+    now = peak = 0
+
+    def __init__(self, tensor):
+        self.tensor = tensor
+        Kept.now += tensor.nbytes
+        Kept.peak = max(Kept.peak, Kept.now)
+
+    def __del__(self):
+        Kept.now -= self.tensor.nbytes
+
+
+def test_the_peak_of_memory_is_that_of_a_chunk():
+    """100 classes of 50 images, 10 at once: no more for the backward pass than 10 classes need by themselves."""
+    peaks = {}
+    for classes, at_once in ((10, None), (100, 10), (100, None)):
+        spec = Spec("many", tuple(map(str, range(classes))), 1, 8, (0.5,), (0.25,), True)
+        split = Split(torch.randint(256, (classes * 4, 1, 8, 8), dtype=torch.uint8), torch.arange(classes).repeat(4))
+        dataset = Dataset(spec, split, split, split)
+        pixels = PixelSet(size=8, channels=1, num_classes=classes, ipc=50)
+        learner, pool = PixelLearner(Accelerator(cpu=True), spec, pixels, 0, lr=1.0), RandomPool(dataset)
+        Kept.now = Kept.peak = 0
+        with torch.autograd.graph.saved_tensors_hooks(Kept, lambda kept: kept.tensor):
+            learner.step(0, pixel_matcher(learner, dataset, pool, per_class=4, at_once=at_once))
+        assert Kept.now == 0
+        peaks[classes, at_once] = Kept.peak
+    assert peaks[100, 10] < 1.2 * peaks[10, None]
+    assert peaks[100, None] > 8 * peaks[10, None]
+
+
+def test_a_step_of_dm_is_the_published_one(digits):
+    """One step by hand: learning rate 1 on standardised images, squared distances of mean embeddings summed over classes."""
+    learner, pool = pixel_learner(digits, ipc=3)
+    matcher = pixel_matcher(learner, digits, pool, aug_type="none")
+    spec, real = digits.spec, digits.train
+    plan = matcher.passes.indices(0)
+    start = standardise(learner.source.pixels.detach().flatten(0, 1), spec).unflatten(0, (10, 3)).requires_grad_()
+    network = pool.draw(learner.stream("member", 0))
+    loss = 0
+    for label, rows in zip(plan, matcher.selector.indices(plan, 0)):
+        target = network.embed(standardise(to_signed(real.images[rows]), spec)).mean(0)
+        loss = loss + (target - network.embed(start[label]).mean(0)).square().sum()
+    (gradient,) = torch.autograd.grad(loss, start)
+    report = learner.step(0, matcher)
+    assert float(report["matching"]) == pytest.approx(float(loss), rel=1e-4)
+    got = standardise(learner.source.pixels.detach().flatten(0, 1), spec).unflatten(0, (10, 3))
+    torch.testing.assert_close(got - start.detach(), -gradient, atol=1e-4, rtol=1e-3)
+
+
+def test_pixels_in_units_of_zero_to_one_stay_inside(digits):
+    learner, pool = pixel_learner(digits, space="unit", lr=100.0)
+    for step in range(3):
+        learner.step(step, pixel_matcher(learner, digits, pool))
+    assert learner.source.pixels.abs().max() <= 1
+
+
+def test_pairs_need_as_many_synthetic_images_as_real_ones(digits):
+    learner, pool = pixel_learner(digits)
+    with pytest.raises(UserError, match="6 and 2 of each class: use --aug-setting class"):
+        pixel_matcher(learner, digits, pool, aug_setting="image")
+
+
+def test_a_subset_of_the_decoded_images_is_compared(digits):
+    learner, _ = pixel_learner(digits, factor=2, batch=3)
+    assert learner.images(torch.tensor([4, 1]), None, None, 0).shape == (2, 3, 1, 8, 8)
+    assert not torch.equal(learner.images(torch.tensor([4]), None, None, 0), learner.images(torch.tensor([4]), None, None, 1))
+
+
+@pytest.mark.parametrize("how", initial.INITS)
+def test_pixels_start_from_noise_or_from_images_of_their_class(digits, how):
+    pixels = PixelSet(size=8, channels=1, num_classes=10, ipc=3)
+    initial.start(pixels, digits, how, 0, RandomPool(digits))
+    images = to_uint8(pixels.pixels.detach())
+    known = [(images[label].unsqueeze(1) == digits.train.images[digits.train.labels == label]).flatten(2).all(2).any(1).all()
+             for label in range(10)]
+    assert all(known) == (how != "noise")
+    again = PixelSet(size=8, channels=1, num_classes=10, ipc=3)
+    initial.start(again, digits, how, 0, RandomPool(digits))
+    assert torch.equal(again.pixels, pixels.pixels)
+
+
+def test_a_start_that_needs_more_images_than_there_are_is_refused(digits):
+    with pytest.raises(UserError, match="fewer than the 800 that --init real asks for: lower --ipc or --factor"):
+        initial.start(PixelSet(size=8, channels=1, num_classes=10, ipc=200, factor=2), digits, "real", 0, None)
+
+
+def test_an_online_network_is_new_when_due_and_learns_in_between(digits):
+    learner, _ = pixel_learner(digits)
+    for teacher in ("synthetic", "real"):
+        pool = OnlinePool(digits, teacher=teacher, outer=3, inner=2, images=32, batch_size=16)
+        seen = []
+        for step in range(4):
+            pool.prepare(step, learner)
+            seen.append(torch.cat([weight.flatten().clone() for weight in pool.draw(None).parameters()]))
+        moved = [float((after - before).norm()) for before, after in itertools.pairwise(seen)]
+        assert 0 < moved[0] < 0.1 * moved[2]
+        assert 0 < moved[1] < 0.1 * moved[2]
+        other = OnlinePool(digits, teacher=teacher, outer=3, inner=2, images=32, batch_size=16)
+        other.load_state_dict(pool.state_dict())
+        for one in (pool, other):
+            one.prepare(4, learner)
+        assert all(torch.equal(*pair) for pair in zip(pool.draw(None).parameters(), other.draw(None).parameters()))
+
+
+def test_random_networks_are_calibrated_where_they_have_batch_norms(digits):
+    network = RandomPool(digits, names=("convnet_bn",)).draw(stream(0, "network"))
+    means = [module.running_mean for module in network.modules() if hasattr(module, "running_mean")]
+    assert means
+    assert all(mean.abs().max() > 0 for mean in means)
+    assert not network.training
+    assert not any(weight.requires_grad for weight in network.parameters())
