@@ -34,6 +34,13 @@ def read_curve(run):
     return [list(values) for values in zip(*scores)]
 
 
+def flags_of(run):
+    """The flags of a run's command, less where it was written."""
+    argv = read_json(run / CONFIG)["argv"]
+    at = argv.index("--output-dir") if "--output-dir" in argv else len(argv)
+    return argv[:at] + argv[at + 2:]
+
+
 def average(name, runs):
     """A curve: its name, the runs' commands and their accuracies at the steps that they share."""
     curves = [read_curve(run) for run in runs]
@@ -41,7 +48,7 @@ def average(name, runs):
         raise UserError(f"--curve {name}: its runs were scored at different steps")
     accuracies = [values for _, values in curves]
     return {"name": name, "steps": curves[0][0], "mean": numpy.mean(accuracies, 0).tolist(), "accuracies": accuracies,
-            "device": read_json(runs[0] / CONFIG)["device"], "argv": [read_json(run / CONFIG)["argv"] for run in runs]}
+            "device": read_json(runs[0] / CONFIG)["device"], "argv": list(map(flags_of, runs))}
 
 
 def steps_to(curve, accuracy):

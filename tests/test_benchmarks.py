@@ -37,7 +37,7 @@ def save_scores(folder, accuracies):
     folder.mkdir()
     lines = [{"step": 10 * place, "held_out_accuracy": value} for place, value in enumerate(accuracies, 1)]
     (folder / "metrics.jsonl").write_text("\n".join(map(json.dumps, [{"step": 1, "matching": 2.0}, *lines])))
-    (folder / "config.json").write_text(json.dumps({"device": "abacus", "argv": []}))
+    (folder / "config.json").write_text(json.dumps({"device": "abacus", "argv": ["--output-dir", "/home/me", "--seed", "1"]}))
     return folder
 
 
@@ -48,6 +48,7 @@ def test_curves_say_how_much_sooner(command, fails, tmp_path):
     command(curves, "--curve", "slow", *slow, "--curve", "fast", fast, "--output", out)
     written = json.loads(out.read_text())
     assert written["curves"][0]["mean"] == [50, 60, 70, 90]
+    assert written["curves"][0]["argv"] == [["--seed", "1"]] * 2
     half, *_, last = written["sooner"]["fast"]
     assert half == {"accuracy": 70, "slow": 30, "fast": 10, "ratio": 3}
     assert last == {"accuracy": 90, "slow": 40, "fast": pytest.approx(50 / 3), "ratio": pytest.approx(2.4)}
