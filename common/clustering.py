@@ -11,11 +11,12 @@ def kmeans(points, k, generator=None, centroids=None, iterations=100, tolerance=
     to the centroids returned, and an empty cluster keeps its centroid.
     """
     groups, _, dim = points.shape
+    firsts = k * torch.arange(groups, device=points.device).unsqueeze(1)  # a group's first cluster, counted over all groups
     centroids = _plus_plus(points, k, generator) if centroids is None else centroids
     for _ in range(iterations):
         assignment = _nearest(points, centroids)
-        slots = assignment.unsqueeze(-1).expand(-1, -1, dim)
-        sums = torch.zeros_like(centroids).scatter_add_(1, slots, points)
+        sums = points.new_zeros(groups * k, dim).index_add_(0, (assignment + firsts).flatten(), points.flatten(0, 1))
+        sums = sums.unflatten(0, (groups, k))
         sizes = torch.zeros(groups, k, device=points.device).scatter_add_(1, assignment, torch.ones_like(points[..., 0]))
         moved = torch.where(sizes.unsqueeze(-1) > 0, sums / sizes.clamp_min(1).unsqueeze(-1), centroids)
         movement = (moved - centroids).square().sum((1, 2)).max()
@@ -27,21 +28,27 @@ def kmeans(points, k, generator=None, centroids=None, iterations=100, tolerance=
 
 def _nearest(points, centroids):
     """The centroid nearest to each point, by squared distances less the points' own squares, which decide nothing."""
-    return (centroids.square().sum(-1).unsqueeze(1) - 2 * points @ centroids.transpose(1, 2)).argmin(-1)
+    return (centroids.square().sum(-1).unsqueeze(1) - points @ (2 * centroids).transpose(1, 2)).argmin(-1)
 
 
 def _plus_plus(points, k, generator):
     groups, count, _ = points.shape
-    rows = torch.arange(groups, device=points.device)
+    rows, squares = torch.arange(groups, device=points.device), points.square().sum(-1)
     draw = lambda: torch.rand(groups, generator=generator).to(points.device)
-    chosen = [points[rows, (draw() * count).long()]]
-    gap = (points - chosen[0].unsqueeze(1)).square().sum(-1)  # [G, N], to the nearest start so far
+
+    def gap_to(chosen):
+        """Squared distances of the points from one row of each group: [G, N], without a copy of all points."""
+        products = (points @ points[rows, chosen].unsqueeze(-1)).squeeze(-1)
+        return (squares + squares[rows, chosen].unsqueeze(1) - 2 * products).clamp_min(0)
+
+    chosen = [(draw() * count).long()]
+    gap = gap_to(chosen[0])  # to the nearest start so far
     for _ in range(k - 1):
         steps = gap.double().cumsum(1)
         next_row = torch.searchsorted(steps, (draw().double() * steps[:, -1]).unsqueeze(1)).squeeze(1).clamp_max(count - 1)
-        chosen.append(points[rows, next_row])
-        gap = torch.minimum(gap, (points - chosen[-1].unsqueeze(1)).square().sum(-1))
-    return torch.stack(chosen, 1)
+        chosen.append(next_row)
+        gap = torch.minimum(gap, gap_to(next_row))
+    return points[rows.unsqueeze(1), torch.stack(chosen, 1)]
 
 
 def representatives(points, k, generator):
