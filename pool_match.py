@@ -29,10 +29,12 @@ from common.device import autocast, make_accelerator
 from common.errors import UserError
 from common.run import (
     CHECKPOINT,
+    CONFIG,
     Interruptible,
     Meter,
     Run,
     any_process,
+    check_folder,
     find_run,
     inherit_data,
     load_checkpoint,
@@ -41,19 +43,36 @@ from common.run import (
     write_json,
 )
 from data import Augment, load_dataset
-from evaluation import evaluate
+from evaluation import evaluate, load_source
+from evaluation.sources import check_fits
 from evaluation.students import PROTOCOLS
-from generators import GAN, recipe_of
-from matching import METHODS, METRICS, OBJECTIVES, SELECTORS, SETTINGS, SPACES, Matcher, initial, methods
-from matching.learners import GeneratorLearner, PixelLearner
+from generators import GAN, LATENTS, recipe_of
+from matching import (
+    LATENT_SPACES,
+    METHODS,
+    METRICS,
+    OBJECTIVES,
+    SELECTORS,
+    SETTINGS,
+    SPACES,
+    LatentSet,
+    Matcher,
+    initial,
+    methods,
+)
+from matching.learners import GeneratorLearner, LatentLearner, PixelLearner
 from matching.pixels import DECODERS, PixelSet
 from pools import CLASSIFIERS, ClassifierPool, OnlinePool, RandomPool
 
 SUMMARY = "summary.json"
 POOL_TRAININGS = ("pretrained", "random", "synthetic", "real")
 DEFAULT_IPC = 10
-ONLY_PIXELS = ("ipc", "init", "factor", "syn_batch", "class_batch", "space", "momentum")
-ONLY_GENERATOR = ("weight", "lr_critic", "batch_size", "control_of", "epochs")
+LEARNS = {"generator": "the weights of a generator", "pixels": "pixels", "latents": "the latents of a frozen generator"}
+GIVEN_TO = {  # flags that not every method has a use for
+    "generator": ("lr_critic", "batch_size", "control_of", "epochs", "weight"),
+    "pixels": ("init", "factor", "space", "ipc", "syn_batch", "class_batch", "momentum"),
+    "latents": ("latent_space", "own_weight", "chunk_steps", "weight", "ipc", "syn_batch", "class_batch", "momentum"),
+}
 
 
 class ListMethods(argparse.Action):
@@ -90,21 +109,31 @@ def parse_args(argv=None):
     what.add_argument("--select-candidates", type=COUNT, default=1000, help="images of each class that are clustered")
     generator = parser.add_argument_group("a generator")
     generator.add_argument("--weight", type=Path, metavar="PATH",
-                           help="the generator to start from: a run's folder or a checkpoint file of the published DiM code")
+                           help="the generator to start from: a run's folder or a checkpoint file of the published code; for "
+                                "latents also a run of --method inversion")
     generator.add_argument("--lr-critic", type=POSITIVE, help="learning rate of the critic (default: the recipe's)")
     generator.add_argument("--batch-size", type=number(int, 2), help="images of the adversarial step (default: the recipe's)")
     generator.add_argument("--control-of", type=Path, metavar="RUN",
                            help="train without matching for as many seconds as this finished run took; sets --match none")
+    stored = parser.add_argument_group("pixels and latents")
+    stored.add_argument("--ipc", type=COUNT, help=f"stored images per class (default: {DEFAULT_IPC}; of latents, as many as "
+                                                  "the smallest class has)")
+    stored.add_argument("--syn-batch", type=NATURAL, help="images of a class compared in one step, 0 for all")
+    stored.add_argument("--class-batch", type=COUNT, help="classes in memory together (default: all); the result is the same")
+    stored.add_argument("--momentum", type=number(float, 0, 0.999), help="of the SGD that learns them")
     pixels = parser.add_argument_group("pixels")
-    pixels.add_argument("--ipc", type=COUNT, help=f"stored images per class (default: {DEFAULT_IPC})")
     pixels.add_argument("--init", choices=initial.INITS, help="what they start from: noise, or real images chosen so")
     pixels.add_argument("--factor", type=number(int, 1, 8), help="each holds this number squared of smaller images (IDC)")
     pixels.add_argument("--decoder", choices=DECODERS, default="single",
                         help="cut images by --factor, by all numbers up to it, or as many as make 128 in all")
-    pixels.add_argument("--syn-batch", type=NATURAL, help="images of a class compared in one step, 0 for all")
-    pixels.add_argument("--class-batch", type=COUNT, help="classes in memory together (default: all); the result is the same")
     pixels.add_argument("--space", choices=SPACES, help="units of --lr: of standardised images, or of images in [0, 1]")
-    pixels.add_argument("--momentum", type=number(float, 0, 0.999), help="of the SGD that learns them")
+    latents = parser.add_argument_group("latents")
+    latents.add_argument("--latent-space", choices=LATENT_SPACES,
+                         help="vectors are the generator's noise, or its coarsest grid")
+    latents.add_argument("--own-weight", type=WEIGHT,
+                         help="of each image's distance from the real one that its latent was found for: keeps a class diverse")
+    latents.add_argument("--chunk-steps", type=NATURAL,
+                         help="inversion: Adam steps on --syn-batch latents of a class before the next; 0: others each step")
     pool = parser.add_argument_group("pool")
     pool.add_argument("--pool", nargs="+", choices=CLASSIFIERS, default=["convnet"], help="classifiers in the pool")
     pool.add_argument("--pool-training", choices=POOL_TRAININGS,
@@ -129,18 +158,17 @@ def parse_args(argv=None):
     args = parser.parse_args(argv)
     if bool(args.epochs) + bool(args.steps) + bool(args.control_of) > 1:
         parser.error("--epochs, --steps and --control-of exclude each other: give one")
-    learns_pixels = METHODS[args.method].learn == "pixels"
-    misplaced = [name.replace("_", "-") for name in (ONLY_GENERATOR if learns_pixels else ONLY_PIXELS)
-                 if getattr(args, name) is not None]
-    misplaced += ["match none"] if learns_pixels and args.match == "none" else []
+    learns = METHODS[args.method].learn
+    misplaced = [name.replace("_", "-") for names in GIVEN_TO.values() for name in names
+                 if name not in GIVEN_TO[learns] and getattr(args, name) is not None]
+    misplaced += ["match none"] if learns != "generator" and args.match == "none" else []
     if misplaced:
-        learns = "pixels" if learns_pixels else "the weights of a generator"
-        parser.error(f"--{misplaced[0]} is not for --method {args.method}, which learns {learns}")
-    if not learns_pixels and not args.weight:
-        parser.error(f"--method {args.method} tunes a generator: give --weight, a run of gen_condense.py")
+        parser.error(f"--{misplaced[0]} is not for --method {args.method}, which learns {LEARNS[learns]}")
+    if learns != "pixels" and not args.weight:
+        parser.error(f"--method {args.method} starts from a generator: give --weight, a run of gen_condense.py")
     if args.control_of:
         args.match = "none"
-    if learns_pixels and args.ipc is None:
+    if learns == "pixels" and args.ipc is None:
         args.ipc = DEFAULT_IPC
     inherit_data(args, args.output_dir / args.tag if args.resume else args.weight)
     return args
@@ -202,13 +230,38 @@ def make_learner(args, method, accelerator, dataset, state, file, steps_before):
         learner = GeneratorLearner(GAN(accelerator, spec, recipe, args.seed), dataset, steps_before)
         learner.load_state_dict(state, file)
         return learner
-    pixels = PixelSet(size=spec.size, channels=spec.channels, num_classes=spec.num_classes, ipc=args.ipc, factor=method.factor,
-                      decoder=args.decoder).to(accelerator.device)
-    learner = PixelLearner(accelerator, spec, pixels, args.seed, lr=method.lr, momentum=method.momentum, space=method.space,
-                           batch=method.syn_batch or None)
+    settings = {"lr": method.lr, "momentum": method.momentum, "batch": method.syn_batch or None}
+    if method.learn == "latents":
+        latents, rows = start_latents(args, method, dataset, accelerator.device)
+        learner = LatentLearner(accelerator, spec, latents, args.seed, real=dataset.train, rows=rows,
+                                chunk_steps=method.chunk_steps, **settings)
+    else:
+        pixels = PixelSet(size=spec.size, channels=spec.channels, num_classes=spec.num_classes, ipc=args.ipc,
+                          factor=method.factor, decoder=args.decoder).to(accelerator.device)
+        learner = PixelLearner(accelerator, spec, pixels, args.seed, space=method.space, **settings)
     if state:
         learner.load_state_dict(state, file)
     return learner
+
+
+def holds_latents(path):
+    """Whether `path` is a run that has found the latents of real images."""
+    folder = find_run(path)
+    return folder is not None and (folder / LATENTS).exists()
+
+
+def start_latents(args, method, dataset, device):
+    """The latents to start from, of the run or for the generator that --weight names, and the rows of the images that they
+    stand for, int64 [K, ipc]."""
+    source = load_source(args.weight, device)
+    check_fits(source, dataset.spec, f"--weight {args.weight}")
+    if not isinstance(source, LatentSet):
+        return initial.latents(source, dataset, args.ipc, method.latent_space, args.seed)
+    if args.ipc not in (None, source.max_ipc):
+        raise UserError(f"--ipc {args.ipc}: --weight {args.weight} holds {source.max_ipc} latents of every class")
+    state = load_checkpoint(find_run(args.weight) / CHECKPOINT)
+    source.load_state_dict(state[LATENTS])  # as they were before rounding
+    return source, state["rows"]
 
 
 def make_matcher(args, method, learner, dataset, pool):
@@ -219,7 +272,7 @@ def make_matcher(args, method, learner, dataset, pool):
                    select=method.select, classes=method.match_classes, per_class=method.match_batch,
                    aug_type=method.aug_type if method.match_aug else "none", aug_single=method.aug_single,
                    aug_setting=method.aug_setting, interval=method.select_interval, candidates=args.select_candidates,
-                   at_once=args.class_batch)
+                   at_once=args.class_batch, own_weight=method.own_weight)
 
 
 def keep_best(args, run, learner, dataset, summary, step):
@@ -254,11 +307,33 @@ def count_steps(args, method, learner, dataset):
         return math.inf
     if args.epochs:
         return max(1, args.epochs * len(dataset.train) // learner.gan.recipe.batch_size)
+    if method.steps is None:
+        return method.chunk_steps * -(-learner.source.max_ipc // learner.batch)
     return method.steps
+
+
+def invert_first(args):
+    """Find the latents of real images under a tag of its own, unless --weight holds them already; they are the weight then."""
+    if holds_latents(args.weight):
+        return
+    check_folder(args)  # before hours of work
+    folder = args.output_dir / f"{args.tag}-inversion"
+    answers = {field.name for field in dataclasses.fields(methods.Method)} & vars(args).keys()
+    answers -= {"latent_space", "chunk_steps", "syn_batch"}
+    match(argparse.Namespace(**{**vars(args), **dict.fromkeys(answers), "method": "inversion", "tag": folder.name,
+                                "resume": args.resume and (folder / CONFIG).exists()}))
+    args.weight, args.ipc, args.latent_space, args.chunk_steps = folder, None, None, None
 
 
 def main():
     args = parse_args()
+    if args.method == "itgan":
+        invert_first(args)
+    match(args)
+
+
+def match(args):
+    """One run: learn, score, save."""
     accelerator = make_accelerator(args.precision)
     resumed = resume_state(args)
     tunes = METHODS[args.method].learn == "generator"
@@ -271,11 +346,11 @@ def main():
     start, summary = 0, {"train_seconds": 0.0, "held_out_accuracy": 0.0, "best_step": 0, "steps_before": steps_taken(state)}
     if resumed:
         start, summary = state["step"], state["summary"]
-    if not tunes:
+    if method.learn == "pixels":
         initial.check(dataset, method.init, args.ipc * method.factor**2)
     learner = make_learner(args, method, accelerator, dataset, state, file, summary["steps_before"])
     pool = None if method.match == "none" else make_pool(args, method, dataset, accelerator)
-    if not tunes and not resumed:
+    if method.learn == "pixels" and not resumed:
         initial.start(learner.source, dataset, method.init, args.seed, pool)
     matching = make_matcher(args, method, learner, dataset, pool)
     if resumed and matching:
@@ -304,12 +379,12 @@ def main():
                 bar.set_postfix({name: f"{value:.3g}" for name, value in metrics.items()})
             summary["train_seconds"] += time.perf_counter() - began
             last = done == steps or any_process(accelerator, summary["train_seconds"] >= seconds)
-            scored = last or done % args.eval_interval == 0
+            due = last or done % args.eval_interval == 0
             interrupted = interrupt.requested(done)
-            if scored or interrupted:
+            if due or interrupted:
                 meter.check()
                 learner.check(done)
-                if scored:
+                if last or (due and not method.chunk_steps):  # latents that have not had their turn score nothing
                     keep_best(args, run, learner, dataset, summary, done)
                 save(run, learner, matching, summary, done)
             if interrupted:

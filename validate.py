@@ -20,7 +20,7 @@ from common.run import Run, device_name, inherit_data
 from data import Augment, load_dataset
 from evaluation import PROTOCOLS, SAMPLINGS, RealImages, evaluate, evaluate_full, load_source
 from evaluation.report import markdown, write_report
-from evaluation.sources import check_fits
+from evaluation.sources import check_fits, diversity
 from evaluation.students import steps_per_epoch
 from pools import CLASSIFIERS
 
@@ -133,10 +133,16 @@ def main():
         source = sources[row["source"]]
         return evaluate(source, dataset, row["model"], row["ipc"], row["sampling"], protocol=protocol, **settings)
 
+    @functools.cache
+    def describe(name, ipc):
+        if name == WHOLE:
+            return {}
+        return {"bytes": sources[name].stored_bytes(ipc), "diversity": diversity(sources[name], ipc, device)}
+
     rows = []
     for first in tqdm(range(0, len(plan), accelerator.num_processes), "validate", unit="row", disable=not run.is_main):
         index = first + accelerator.process_index  # every process judges one row of its own
-        mine = [{**row, **facts, **judge(row).row()} for row in plan[index:index + 1]]
+        mine = [{**row, **facts, **judge(row).row(), **describe(row["source"], row["ipc"])} for row in plan[index:index + 1]]
         for row in gather_object(mine):
             rows.append(row)
             run.log({f"accuracy/{row['source']}, {row['model']}, {row['sampling']}": row["mean"]}, row["ipc"] or 0)

@@ -29,14 +29,14 @@ from common.cli import COUNT, PRECISIONS, Parser, run_script
 from common.errors import UserError
 from common.run import device_name
 from data import Dataset, Spec, Split, standardise, to_signed
-from generators import GAN, RECIPES
-from matching import METHODS, SELECTORS, GeneratorLearner, Matcher, PixelLearner, PixelSet, initial
+from generators import GAN, NETWORKS, RECIPES
+from matching import METHODS, SELECTORS, GeneratorLearner, LatentLearner, Matcher, PixelLearner, PixelSet, initial
 from pools import RandomPool, build_classifier, embed_images
 
 CHECKOUTS = {"gan_model.py": ("gen_condense", "pool_match"), "main_DM.py": ("dm", "dsa"), "new_strategy.py": ("dream",)}
 """The file by which a checkout is known, and the steps that it is timed for."""
-BATCHES = {"gen_condense": 128, "pool_match": 64, "dm": 256, "dsa": 256, "dream": 128}
-"""Images of a step, in the last three real ones of each class, as published: dream is the selection of a batch."""
+BATCHES = {"gen_condense": 128, "pool_match": 64, "dm": 256, "dsa": 256, "dream": 128, "inversion": 100}
+"""Images of a step, from dm on of each class, as published (of inversion nothing is): dream is the selection of a batch."""
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 CLASSES, CHANNELS, SIZE = 10, 3, 32
 IPC = 10
@@ -58,7 +58,7 @@ def make_network(generator=None):
 
 
 def ours(stage, batch_size, precision="fp32", recipe="dim", width=None, keep_memory=True, per_class=PER_CLASS,
-         candidates=PER_CLASS):
+         candidates=PER_CLASS, classes=CLASSES):
     """A function `step(number)` that takes one step of `stage`; `width` None is the recipe's own.
 
     What it returns is None, or a function to call once the clock has stopped, for a dict of what else to report.
@@ -69,6 +69,8 @@ def ours(stage, batch_size, precision="fp32", recipe="dim", width=None, keep_mem
     if stage == "dream":
         return ours_selecting(make_dataset(per_class).to(accelerator.device), batch_size, candidates)
     dataset = make_dataset(max(batch_size, IPC)).to(accelerator.device)
+    if stage == "inversion":
+        return ours_inverting(accelerator, dataset, classes, batch_size, width)
     if stage in ("dm", "dsa"):
         return ours_learning_pixels(METHODS[stage], accelerator, dataset, batch_size)
     return ours_training(stage, accelerator, dataset, replace(RECIPES[recipe], batch_size=batch_size,
@@ -101,6 +103,24 @@ def ours_learning_pixels(method, accelerator, dataset, batch_size):
 
     def step(number):
         learner.step(number, matching)
+
+    return step
+
+
+def ours_inverting(accelerator, dataset, classes, batch_size, width):
+    """One step of GAN inversion by the default recipe's generator, on `batch_size` images of each of `classes`."""
+    method, spec, recipe = METHODS["inversion"], dataset.spec, RECIPES["pyramid"]
+    generator = NETWORKS[recipe.generator][0](spec.size, spec.channels, spec.num_classes, recipe.dim_noise,
+                                              width or recipe.width).to(accelerator.device)
+    latents, rows = initial.latents(generator, dataset, batch_size, method.latent_space, 0)
+    learner = LatentLearner(accelerator, spec, latents, 0, real=dataset.train, rows=rows, lr=method.lr, batch=batch_size,
+                            chunk_steps=method.chunk_steps)
+    matching = Matcher(learner, dataset, RandomPool(dataset), match=method.match, weight=1.0, select="random", classes=classes,
+                       per_class=batch_size, aug_type="none", aug_setting="class", interval=1, candidates=1)
+
+    def step(number):
+        learner.step(number, matching)
+        return lambda: {"images": classes * batch_size}
 
     return step
 
@@ -280,6 +300,8 @@ def compare(stage, precision="fp32", repeats=3, checkout=None, batch_size=None, 
         if not torch.cuda.is_available():
             line_up["ours, freed memory returned"] = (ours, {**mine, "keep_memory": False})
         line_up["another network: pyramid"] = (ours, {**mine, "recipe": "pyramid"})
+    if stage == "inversion":
+        line_up["one image at a time"] = (ours, {**mine, "batch_size": 1, "classes": 1})
     if stage == "dream":
         line_up["ours, a fifth of the images"] = (ours, {**mine, "candidates": 1000})
 

@@ -13,7 +13,8 @@ from common.errors import UserError
 from common.run import write_json
 
 KEYS = ("source", "data", "sampling", "ipc", "model", "mean", "std", "ci95", "n", "seconds")
-"""What every row has at least. Accuracies are in per cent, seconds are those of all n students together."""
+"""What every row has at least. Accuracies are in per cent, seconds those of all n students together. Rows may also say how many
+bytes their source keeps, and its `diversity`."""
 
 
 def _unique(values):
@@ -52,6 +53,12 @@ def markdown(rows):
         if protocol == "dim":
             how = f"published DiM protocol: best accuracy seen in five looks at the {scored}, in per cent"
         tables.append(f"**{model} on {data}**, {how}\n\n{_grid(header, lines)}")
+    kept = {(row["source"], row["ipc"]): row for row in rows if row.get("bytes") is not None}
+    if kept:
+        lines = [[source, str(ipc), f"{row['bytes']:,}", "" if row["diversity"] is None else f"{row['diversity']:.3f}"]
+                 for (source, ipc), row in kept.items()]
+        tables.append(f"What is stored, and how far apart two images of a class are\n\n"
+                      f"{_grid(['source', 'IPC', 'bytes', 'diversity'], lines)}")
     note = ("Mean ± standard deviation over students with different seeds (± half the width of the mean's 95 % interval, "
             "Student's t).\nIPC: images per class. Sampling fixed: one set per student; representative: one chosen among 20 or "
             "more times as many;\nfresh: a new set of that size every epoch; all: every training image.")

@@ -2,6 +2,7 @@
 
 A source has `num_classes`, `channels`, `size` and `sample(labels [B] int64, seed) -> signed float [B, C, H, W]` on the labels'
 device, where image i depends on the seed, on its label and on how many earlier labels are the same, and on nothing else.
+`stored_bytes(ipc)` says what keeping it takes.
 """
 
 from pathlib import Path
@@ -14,6 +15,7 @@ from common.rng import stream
 from data import to_signed, to_uint8
 from generators import load_generator
 from generators.base import index_within_class
+from matching.latents import LatentSet
 from matching.pixels import PixelSet
 from pools import build_classifier
 
@@ -22,6 +24,7 @@ CHOICES = ("fixed", "representative")
 
 _CANDIDATES, _CANDIDATES_PER_IMAGE = 500, 20  # of each class; the larger of the two counts
 _AT_ONCE = 4096  # candidates that are in memory together
+_COMPARED = 100  # images of a class whose distances are taken
 _VIEWS = 2  # networks that see them
 
 
@@ -30,7 +33,7 @@ def load_source(path, device="cpu"):
 
     Raises UserError if there is none.
     """
-    return load_generator(path, device, others=(PixelSet,))
+    return load_generator(path, device, others=(PixelSet, LatentSet))
 
 
 def check_fits(source, spec, name):
@@ -75,16 +78,41 @@ def _representatives(source, ipc, seed, device):
     """
     count = max(_CANDIDATES, _CANDIDATES_PER_IMAGE * ipc)
     count = min(count, getattr(source, "max_ipc", count))
-    views = [build_classifier("convnet", source.channels, source.size, source.num_classes,
-                              generator=stream(0, "view", view)).eval().to(device) for view in range(_VIEWS)]
+    views = _views(source, device)
     chosen = []
     for classes in torch.arange(source.num_classes, device=device).split(max(1, _AT_ONCE // count)):
         images = to_uint8(source.sample(classes.repeat_interleave(count), seed))
-        points = [torch.cat([view.embed(to_signed(batch)) for batch in images.split(512)]) for view in views]
-        points = torch.cat([x / x.std() for x in points], dim=1).unflatten(0, (len(classes), count))  # k,N,D
+        points = _seen(images, views).unflatten(0, (len(classes), count))  # k,N,D
         rows = representatives(points, ipc, stream(seed, "clusters", int(classes[0])))  # k,ipc
         chosen.append(images.unflatten(0, (len(classes), count))[torch.arange(len(classes), device=device)[:, None], rows])
     return torch.cat(chosen).flatten(0, 1)
+
+
+def _views(source, device):
+    """Randomly initialised ConvNets, always the same."""
+    return [build_classifier("convnet", source.channels, source.size, source.num_classes,
+                             generator=stream(0, "view", view)).eval().to(device) for view in range(_VIEWS)]
+
+
+def _seen(images, views):
+    """What `views` make of uint8 images [N, C, H, W]: embeddings [N, D] of spread 1."""
+    points = [torch.cat([view.embed(to_signed(batch)) for batch in images.split(512)]) for view in views]
+    return torch.cat([x / x.std() for x in points], dim=1)
+
+
+@torch.no_grad()
+def diversity(source, ipc, device="cpu"):
+    """Mean distance of two images of a class as random networks see them, among the first `ipc`, at most 100, of seed 0.
+
+    In units of the spread of all these images, so that it falls as the images of a class become alike. None for one image.
+    """
+    count = min(images_per_class(source, ipc), _COMPARED)
+    if count < 2:
+        return None
+    images = to_uint8(source.sample(balanced_labels(source.num_classes, count, device), 0))
+    points = _seen(images, _views(source, device)).unflatten(0, (source.num_classes, count))  # K,n,D
+    distances = torch.cdist(points, points).sum((1, 2)) / (count * (count - 1))
+    return float(distances.mean() / points.shape[-1] ** 0.5)
 
 
 class RealImages:
@@ -99,6 +127,10 @@ class RealImages:
         self.counts = torch.bincount(split.labels, minlength=num_classes)  # [K]
         self.max_ipc = int(self.counts.min())
         self._starts = self.counts.cumsum(0) - self.counts
+
+    def stored_bytes(self, ipc):
+        """A byte a pixel."""
+        return self.num_classes * ipc * self.channels * self.size**2
 
     def sample(self, labels, seed):
         """Real images of these labels, none twice: signed float `[B, C, H, W]` on the labels' device.

@@ -9,12 +9,13 @@ from common.errors import UserError
 from common.run import load_checkpoint
 from generators.adversarial import GAN, load_weights
 from generators.base import ConditionalGenerator
+from generators.biggan import load_published
 from generators.recipes import NETWORKS, RECIPES, Recipe, recipe_of
 
-__all__ = ["GAN", "MODEL", "NETWORKS", "PIXELS", "RECIPES", "ConditionalGenerator", "Recipe", "load_generator", "load_weights",
-           "recipe_of"]
+__all__ = ["GAN", "LATENTS", "MODEL", "NETWORKS", "PIXELS", "RECIPES", "ConditionalGenerator", "Recipe", "load_generator",
+           "load_weights", "recipe_of"]
 
-MODEL, PIXELS = "generator", "pixels"
+MODEL, PIXELS, LATENTS = "generator", "pixels", "latents"
 """The folders inside a run that hold what was learned."""
 
 
@@ -27,7 +28,8 @@ def load_generator(path, device="cpu", others=()):
     path = Path(path)
     if path.is_file():
         return _published(load_checkpoint(path), path).eval().to(device)
-    folder = next((folder for folder in (path / MODEL, path / PIXELS, path) if (folder / "config.json").exists()), None)
+    places = (path / MODEL, path / PIXELS, path / LATENTS, path)
+    folder = next((folder for folder in places if (folder / "config.json").exists()), None)
     if not path.exists():
         raise UserError(f"{path} does not exist: name a run's folder, a saved model's folder or a checkpoint file")
     try:
@@ -44,10 +46,12 @@ def load_generator(path, device="cpu", others=()):
 
 
 def _published(state, path):
-    """The generator in a checkpoint of the published DiM code (or of one of our runs), rebuilt from its tensors' shapes."""
+    """The generator in a checkpoint of the published DiM or IT-GAN code, rebuilt from its tensors' shapes."""
     try:
         if not isinstance(state, dict):
             raise TypeError
+        if "output_layer.2.weight" in state:
+            return load_published(state)
         weights = list(state["generator"].values())
         linear, image = weights[0], weights[-2]
         convs = [w for w in weights[1:-2] if w.dim() == 4]
@@ -59,6 +63,6 @@ def _published(state, path):
                                        dim_noise=linear.shape[1], width=width)
         load_weights(generator, state["generator"])
     except (KeyError, TypeError, ValueError, IndexError, AttributeError, RuntimeError) as error:
-        raise UserError(f"{path} is not a checkpoint of the published DiM code ({type(error).__name__}): for a run of this "
-                        "suite name its folder") from None
+        raise UserError(f"{path} is not a checkpoint of the published DiM or IT-GAN code ({type(error).__name__}): for a run "
+                        "of this suite name its folder") from None
     return generator

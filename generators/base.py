@@ -21,13 +21,22 @@ class ConditionalGenerator(ModelMixin, ConfigMixin):
     """forward(noise [B, Z], labels [B]) -> images [B, C, H, W] in [-1, 1].
 
     A diffusers model: `save_pretrained` writes config.json and safetensors, `from_pretrained` rebuilds it with no flags.
-    A subclass's `__init__` takes (size, channels, num_classes, dim_noise, ...) and calls `_describe` with the first four.
+    A subclass's `__init__` takes (size, channels, num_classes, dim_noise, ...) and calls `_describe` with the first four; its
+    `lift(noise, labels)` gives the coarsest grid [B, width, grid, grid], and `paint(grid, labels)` the images.
     """
 
     config_name = "config.json"
 
     def _describe(self, size, channels, num_classes, dim_noise):
         self.size, self.channels, self.num_classes, self.dim_noise = size, channels, num_classes, dim_noise
+
+    def forward(self, noise, labels):
+        """noise [B, Z], labels int64 [B] -> images [B, C, H, W] in [-1, 1]."""
+        return self.paint(self.lift(noise, labels), labels)
+
+    def stored_bytes(self, ipc):
+        """Bytes of its weights, whatever the number of images."""
+        return sum(value.nbytes for value in self.state_dict().values())
 
     @torch.no_grad()
     def sample(self, labels, seed):

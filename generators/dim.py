@@ -46,10 +46,15 @@ class DiMGenerator(ConditionalGenerator):
 
     def forward(self, noise, labels=None):
         """noise [B, Z] and labels int64 [B]; without labels the noise must already hold the one-hot code."""
+        return super().forward(noise, labels)
+
+    def lift(self, noise, labels):
         if labels is not None:
             one_hot = F.one_hot(labels, self.num_classes).to(noise.dtype)
             noise = torch.cat([one_hot, noise[:, self.num_classes:]], dim=1)
-        x = F.relu(self.linear_norm(self.linear(noise))).view(-1, self.width, self.grid, self.grid)
+        return F.relu(self.linear_norm(self.linear(noise))).view(-1, self.width, self.grid, self.grid)
+
+    def paint(self, x, labels):
         for conv, norm in self.blocks:
             x = F.relu(norm(conv(x)))
         return torch.tanh(self.to_image(x))[..., : self.size, : self.size]  # [B, C, H, W]

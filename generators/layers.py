@@ -31,8 +31,11 @@ class SyncBatchNorm(nn.modules.batchnorm._BatchNorm):
             self.running_mean.lerp_(mean, self.momentum)
             self.running_var.lerp_(var * (count / (count - 1)), self.momentum)
             self.num_batches_tracked += 1
-        scale = self.weight * (var + self.eps).rsqrt()
-        return (x * scale.view(shape) + (self.bias - mean * scale).view(shape)).to(x.dtype)
+        scale = (var + self.eps).rsqrt()
+        shift = -mean * scale
+        if self.affine:
+            scale, shift = scale * self.weight, shift * self.weight + self.bias
+        return (x * scale.view(shape) + shift.view(shape)).to(x.dtype)
 
 
 def _fold(weight):

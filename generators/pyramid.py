@@ -74,9 +74,10 @@ class PyramidGenerator(ConditionalGenerator):
         self.norm = ConditionalNorm(widths[-1], num_classes)
         self.to_image = nn.Conv2d(widths[-1], channels, 3, padding=1)
 
-    def forward(self, noise, labels):
-        """noise [B, Z], labels int64 [B] -> images [B, C, H, W] in [-1, 1]."""
-        x = self.linear(noise).view(len(noise), -1, self.grid, self.grid)
+    def lift(self, noise, labels):
+        return self.linear(noise).view(len(noise), -1, self.grid, self.grid)
+
+    def paint(self, x, labels):
         for block in self.blocks:
             x = block(x, labels)
         x = torch.tanh(self.to_image(F.relu(self.norm(x, labels))))

@@ -3,10 +3,12 @@
 from dataclasses import dataclass, replace
 
 from common.errors import UserError
+from generators.biggan import BigGANCritic, BigGANGenerator
 from generators.dim import DiMCritic, DiMGenerator
 from generators.pyramid import PyramidCritic, PyramidGenerator
 
-NETWORKS = {"dim": (DiMGenerator, DiMCritic), "pyramid": (PyramidGenerator, PyramidCritic)}
+NETWORKS = {"dim": (DiMGenerator, DiMCritic), "pyramid": (PyramidGenerator, PyramidCritic),
+            "biggan": (BigGANGenerator, BigGANCritic)}
 
 
 @dataclass(frozen=True)
@@ -32,6 +34,7 @@ class Recipe:
 RECIPES = {
     "pyramid": Recipe("pyramid", "hinge", "r1", 0.5, 4, 5e-4, 1e-3, 0.99, 64, 128, 100, 0.999, "crop", 200),
     "dim": Recipe("dim", "wgan", "wgan-gp", 10.0, 1, 1e-4, 1e-4, 0.9, 128, 196, 100, 0.0, "none", 150),
+    "biggan": Recipe("biggan", "hinge", "r1", 0.0, 1, 2e-4, 2e-4, 0.999, 64, 256, 128, 0.999, "color_crop_cutout", 500),
 }
 
 

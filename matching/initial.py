@@ -1,4 +1,4 @@
-"""The images that pixels start from, which are all that a coreset is."""
+"""What stored images start from: pixels from real images, which are all that a coreset is, and latents from noise."""
 
 import torch
 
@@ -6,6 +6,8 @@ from common.clustering import herding, k_center, representatives
 from common.errors import UserError
 from common.rng import stream
 from data import to_signed
+from generators import ConditionalGenerator
+from matching.latents import LatentSet
 from matching.pixels import mosaic
 from pools import embed_images
 
@@ -64,3 +66,23 @@ def start(pixels, dataset, how, seed, pool):
         rows = torch.nonzero(real.labels == label)[:, 0]
         chosen = rows[CHOICES[how](points[rows], count, stream(seed, "start", label))]
         pixels.pixels.data[label] = mosaic(to_signed(real.images[chosen])[None], config.factor)[0]
+
+
+def latents(generator, dataset, ipc, space, seed):
+    """A `LatentSet` of `ipc` vectors of every class (None: as many as the smallest class has images), filled with noise.
+
+    With it come the rows of training images, int64 [K, ipc] on the CPU, that they are to stand for, drawn at random. Raises
+    UserError for a source that is no generator and where a class has too few images.
+    """
+    if not isinstance(generator, ConditionalGenerator):
+        raise UserError("--weight holds no generator, whose latents could be learned: name a run of gen_condense.py")
+    labels = dataset.train.labels.cpu()
+    order = torch.randperm(len(labels), generator=stream(seed, "images of latents"))
+    by_class = [order[labels[order] == label] for label in range(dataset.spec.num_classes)]
+    fewest = min(map(len, by_class))
+    ipc = ipc or fewest
+    if ipc > fewest:
+        raise UserError(f"--ipc {ipc}: the smallest class has {fewest} training images for latents to stand for")
+    made = LatentSet.of(generator, ipc, space)
+    made.start(seed)
+    return made, torch.stack([rows[:ipc] for rows in by_class])

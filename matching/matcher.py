@@ -24,6 +24,7 @@ class Matcher:
         weight: of the term (None: the objective's own).
         classes: compared in one step, spread over the processes (rounded up to a multiple of them); None for all.
         per_class: real images of each class. A generator makes as many; a pixel set gives all that it has.
+        own_weight: for latents, of the distance of each image's embedding from that of the real image that it stands for.
         at_once: classes of a process that are in memory together; None for all. The sum over the parts is the same.
         aug_type: siamese augmentation, "none" for none; aug_single, one of its operations a step;
             aug_setting, one of `SETTINGS`.
@@ -31,11 +32,19 @@ class Matcher:
     """
 
     def __init__(self, learner, dataset, pool, *, match, weight, select, classes, per_class, aug_type, interval, candidates,
-                 metric="l1", aug_single=False, aug_setting="image", at_once=None):
+                 metric="l1", aug_single=False, aug_setting="image", at_once=None, own_weight=0.0):
         spec, processes = dataset.spec, learner.accelerator.num_processes
         self.learner, self.dataset, self.pool, self.per_class, self.at_once = learner, dataset, pool, per_class, at_once
         objective = OBJECTIVES[match]
+        self.own = objective.own if objective.own == "real" or own_weight else None
+        if self.own and not hasattr(learner, "own"):
+            raise UserError(f"--match {match} compares latents with the images that they stand for: use --method inversion")
+        if own_weight and objective.own != "beside":
+            names = ", ".join(name for name, row in OBJECTIVES.items() if row.own == "beside")
+            raise UserError(f"--own-weight is for an objective that compares embeddings: --match {names}")
         self.objective = functools.partial(objective.function, metric=metric) if match == "grad" else objective.function
+        if self.own == "beside":
+            self.objective = functools.partial(objective.function, own_weight=own_weight)
         self.weight = objective.weight if weight is None else weight
         self.classes = -(-min(classes or spec.num_classes, spec.num_classes) // processes) * processes
         self.selector = SELECTORS[select](dataset.train, spec.num_classes, per_class, learner.seed, pool=pool,
@@ -63,14 +72,21 @@ class Matcher:
         classifier = self.pool.draw(learner.stream("member", step))
         for places in mine.split(self.at_once or len(mine)):
             labels = plan.to(places.device)[places]  # [k]
-            rows = self.selector.indices(labels.cpu(), step).to(labels.device)  # [k, n]
-            real = to_signed(self.dataset.train.images[rows])  # k,n,C,H,W
+            own = learner.own(labels, step) if self.own else None  # [k, m]
+            rows = own if self.own == "real" else self.selector.indices(labels.cpu(), step)  # [k, n]
+            real = self._real(rows, labels.device)  # k,n,C,H,W
             drawn = uniform.to(labels.device)[places]
             with autocast(learner.accelerator):
                 fake = learner.images(labels, places, (self.classes, self.per_class), step)  # k,m,C,H,W
                 seen = (self._look(images, setting, drawn) for images in (real, fake))
-                loss = self.objective(classifier, *seen, labels)
+                beside = {}
+                if self.own == "beside":
+                    beside = {"own": self._look(self._real(own, labels.device), setting, drawn)}
+                loss = self.objective(classifier, *seen, labels, **beside)
             yield self.weight * len(places) / len(mine) * loss
+
+    def _real(self, rows, device):
+        return to_signed(self.dataset.train.images[rows.to(device)])
 
     def _look(self, images, setting, drawn):
         """What a network is shown of `images` [k, n, C, H, W]; `drawn` is [k, n or 1, 8]."""

@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass, fields, replace
 class Method:
     """One row; the names of its fields are the flags of `pool_match.py`, and any flag that is given takes its place."""
 
-    learn: str                        # generator, or pixels
+    learn: str                        # generator, pixels or latents
     source: str                       # where it was published
     # what must agree
     match: str = "energy"
@@ -38,7 +38,12 @@ class Method:
     lr: float | None = None
     momentum: float = 0.5
     space: str = "standardised"
-    steps: int = 1000
+    # latents
+    latent_space: str = "noise"
+    own_weight: float = 0.0           # of each latent's distance from the image that it stands for
+    chunk_steps: int = 0              # Adam steps on one batch of latents before the next (inversion), 0: a new batch each step
+    # all
+    steps: int | None = 1000          # None: every chunk once
 
 
 DSA = "color_crop_cutout_flip_scale_rotate"
@@ -47,6 +52,8 @@ _DC = Method("pixels", "DC, ICLR 2021", "grad", "dc", 1.0, match_batch=256, matc
 _IDC = Method("pixels", "IDC, ICML 2022", "grad", "mse", 1.0, syn_batch=128, pool_training="real", outer=100, pool_batch=64,
               pool_momentum=0.9, pool_decay=5e-4, pool_images=2000, pool_aug="color_crop_cutout", factor=2, lr=5e-3,
               space="unit", steps=200_000)
+_LATENTS = Method("latents", "IT-GAN, arXiv 2204.07513", "mean", match_weight=1.0, match_batch=256, syn_batch=256, aug_type=DSA,
+                  aug_single=True, own_weight=1.0, lr=0.1, momentum=0.0, steps=2000)
 _CORESET = Method("pixels", "coreset", steps=0, match_weight=1.0, lr=1.0)
 
 METHODS = {
@@ -59,6 +66,9 @@ METHODS = {
                    init="real"),
     "idc": _IDC,
     "dream": replace(_IDC, source="DREAM, arXiv 2302.14416", select="dream", match_batch=128, init="kmeans", steps=120_000),
+    "inversion": replace(_LATENTS, source="GAN inversion, as IT-GAN starts", match="own", own_weight=0.0, match_aug=False,
+                         lr=0.1, chunk_steps=200, steps=None),
+    "itgan": _LATENTS,
     "random": replace(_CORESET, source="images at random", init="real"),
     "herding": replace(_CORESET, source="Welling, ICML 2009", init="herding", pool_training="pretrained"),
     "k-center": replace(_CORESET, source="Sener and Savarese, ICLR 2018", init="k-center", pool_training="pretrained"),

@@ -114,10 +114,31 @@ def _match_logit(classifier, real, fake, labels):
 
 
 def _match_embeddings(criterion):
-    def objective(classifier, real, fake, labels):
-        return criterion(*_see(classifier, classifier.embed, real, fake))
+    def objective(classifier, real, fake, labels, own=None, own_weight=0.0):
+        target, seen = _see(classifier, classifier.embed, real, fake)
+        loss = criterion(target, seen)
+        if own is not None:
+            loss = loss + own_weight * relative(_embed(classifier, own), seen)
+        return loss
 
     return objective
+
+
+def _embed(classifier, images):
+    """Embeddings of real images [k, n, C, H, W] without a graph: [k, n, D]."""
+    with torch.no_grad():
+        return classifier.embed(images.flatten(0, 1)).float().unflatten(0, images.shape[:2])
+
+
+def relative(real, fake):
+    """Squared distance of each pair as a fraction of the real one's squared length, averaged: real, fake [k, n, ...]."""
+    axes = tuple(range(2, real.dim()))
+    return ((real - fake).square().mean(axes) / (real.square().mean(axes) + 1e-6)).mean()
+
+
+def _match_own(classifier, real, fake, labels):
+    """Pixels and embeddings of images with those of the very images that they stand for: GAN inversion."""
+    return relative(real, fake) + relative(*_see(classifier, classifier.embed, real, fake))
 
 
 def _see(classifier, view, real, fake):
@@ -143,18 +164,24 @@ def _match_gradient(classifier, real, fake, labels, metric="l1"):
 
 @dataclass(frozen=True)
 class Objective:
-    """A row of the table: the function, and the weight that it has beside the adversarial loss unless a flag says otherwise."""
+    """A row of the table: the function, and the weight that it has beside the adversarial loss unless a flag says otherwise.
+
+    own: what the images that latents stand for are to it: "beside", further arguments `own` (images [k, n, C, H, W]) and
+    `own_weight`; "real", what it takes as real images; None, nothing.
+    """
 
     function: Callable
     weight: float
     source: str
+    own: str | None = None
 
 
 OBJECTIVES = {
     "logit": Objective(_match_logit, 0.01, "DiM"),
     "feature": Objective(_match_feature, 0.001, "DiM, IDC"),
     "grad": Objective(_match_gradient, 0.001, "DiM, IDC"),
-    "mean": Objective(_match_embeddings(class_means), 1.0, "DM"),
-    "moments": Objective(_match_embeddings(moments), 1.0, "mean and standard deviation of embeddings, per class"),
-    "energy": Objective(_match_embeddings(energy), 1.0, "energy distance of embeddings, per class"),
+    "mean": Objective(_match_embeddings(class_means), 1.0, "DM", "beside"),
+    "moments": Objective(_match_embeddings(moments), 1.0, "mean and standard deviation of embeddings, per class", "beside"),
+    "energy": Objective(_match_embeddings(energy), 1.0, "energy distance of embeddings, per class", "beside"),
+    "own": Objective(_match_own, 1.0, "GAN inversion: pixels and embeddings of each latent's own real image", "real"),
 }

@@ -89,6 +89,10 @@ class PixelSet(ModelMixin, ConfigMixin):
             raise UserError(f"{self.max_ipc} images of every class are stored: lower --ipc, now {ipc}")
         return sum(f * f for factors in self.scales[:ipc] for f in factors)
 
+    def stored_bytes(self, ipc):
+        """The first `ipc` stored images of every class, a byte a pixel."""
+        return self.pixels[:, :ipc].numel()
+
     def forward(self, classes):
         """The images of `classes` [k] as students see them, signed but not clamped: [k, m, C, H, H], differentiable."""
         return decode(self.pixels[classes], self.scales)

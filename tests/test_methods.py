@@ -14,7 +14,18 @@ from common.run import load_checkpoint, read_json
 from data import load_dataset
 from evaluation import load_source
 from generators import GAN, RECIPES
-from matching import METHODS, OBJECTIVES, SELECTORS, GeneratorLearner, Matcher, PixelLearner, PixelSet, initial
+from generators.pyramid import PyramidGenerator
+from matching import (
+    METHODS,
+    OBJECTIVES,
+    SELECTORS,
+    GeneratorLearner,
+    LatentLearner,
+    Matcher,
+    PixelLearner,
+    PixelSet,
+    initial,
+)
 from matching.methods import method_for
 from pools import OnlinePool, RandomPool
 
@@ -31,6 +42,9 @@ def make_learner(name, digits, accelerator):
     if name == "generator":
         recipe = {**vars(RECIPES["pyramid"]), "width": 8, "batch_size": 4}
         return GeneratorLearner(GAN(accelerator, digits.spec, type(RECIPES["pyramid"])(**recipe), 0), digits)
+    if name == "latents":
+        latents, rows = initial.latents(PyramidGenerator(8, 1, 10, 9, width=8), digits, 4, "noise", 0)
+        return LatentLearner(accelerator, digits.spec, latents, 0, real=digits.train, rows=rows, lr=0.1, batch=2)
     pixels = PixelSet(size=8, channels=1, num_classes=10, ipc=2, factor=2 if name == "multi-formation" else 1)
     initial.start(pixels, digits, "real", 0, None)
     return PixelLearner(accelerator, digits.spec, pixels, 0, lr=0.1)
@@ -38,8 +52,10 @@ def make_learner(name, digits, accelerator):
 
 @pytest.mark.parametrize("select", SELECTORS)
 @pytest.mark.parametrize("match", OBJECTIVES)
-@pytest.mark.parametrize("learn", ["generator", "pixels", "multi-formation"])
+@pytest.mark.parametrize("learn", ["generator", "pixels", "multi-formation", "latents"])
 def test_every_combination(digits, learn, match, select):
+    if match == "own" and learn != "latents":
+        pytest.skip("compares latents with the images that they stand for")
     learner = make_learner(learn, digits, Accelerator(cpu=True))
     before = [value.clone() for value in learner.source.parameters()]
     # Pairs, which the logit objective compares, need as many real images as decoded ones.

@@ -1,0 +1,234 @@
+"""Latents of a frozen generator: BigGAN, sets of vectors, inversion, and IT-GAN by its command line."""
+
+import json
+
+import pytest
+import torch
+from accelerate import Accelerator
+from parity_fixtures import assert_close, fixture, fixture_input, fixture_state
+from PIL import Image
+from safetensors.torch import load_file
+
+import gen_condense
+import pool_match
+import sample
+import validate
+from common.errors import UserError
+from common.run import load_checkpoint
+from data import Dataset, Split, load_dataset, to_uint8
+from evaluation import load_source
+from evaluation.sources import diversity
+from generators import NETWORKS, load_generator
+from generators.biggan import BigGANCritic, BigGANGenerator, load_published
+from generators.pyramid import PyramidGenerator
+from matching import LatentLearner, LatentSet, Matcher, initial
+from pools import RandomPool
+
+
+@pytest.fixture(scope="module")
+def digits():
+    return load_dataset("digits")
+
+
+@pytest.mark.parametrize("variant", ["hash", "sin"])
+def test_biggan_computes_what_the_published_one_does(variant, tmp_path):
+    name = "itgan_biggan_generator"
+    state = dict(fixture_state(name, variant))
+    generator, labels = load_published(state), torch.arange(4)
+    torch.save(state, tmp_path / "G_Pretrained_CIFAR10_exp0.pth")
+    again = load_generator(tmp_path / "G_Pretrained_CIFAR10_exp0.pth")
+    for network in (generator, again):
+        with torch.no_grad():
+            images = network(fixture_input(name, variant), labels)
+        for output in fixture(name).json["outputs"]:
+            if output["variant"] == variant:
+                assert_close(images, fixture(name).arrays[output["npz_key"]], output["tol"])
+    assert sum(value.numel() for value in generator.parameters()) == fixture(name).json["parameters"]
+
+
+def test_spectral_norm_bounds_every_layer_and_follows_training():
+    critic = BigGANCritic(16, 3, 4, width=8).train()
+    images, labels = torch.randn(4, 3, 16, 16), torch.arange(4)
+    for _ in range(30):
+        critic(images, labels)
+    for layer in critic.modules():
+        if hasattr(layer, "normalised"):
+            assert torch.linalg.matrix_norm(layer.normalised().flatten(1), 2) == pytest.approx(1, abs=0.02)
+    before = [value.clone() for value in critic.buffers()]
+    critic.eval()(images, labels)
+    assert all(torch.equal(*pair) for pair in zip(before, critic.buffers()))
+
+
+@pytest.mark.parametrize("space", ["noise", "grid"])
+@pytest.mark.parametrize("name", NETWORKS)
+def test_a_set_keeps_half_floats_and_gives_back_what_it_scored(name, space, tmp_path):
+    generator = NETWORKS[name][0](size=12, channels=3, num_classes=4, dim_noise=9, width=16).eval()
+    latents = LatentSet.of(generator, 5, space)
+    latents.start(0)
+    labels = torch.tensor([2, 0, 2, 3])
+    images = latents.sample(labels)
+    torch.testing.assert_close(images[2], latents(torch.tensor([2]), torch.tensor([1]))[0, 0], atol=0.02, rtol=0)
+    latents.save_pretrained(tmp_path)
+    stored = load_file(next(tmp_path.glob("*.safetensors")))
+    assert stored["vectors"].dtype == torch.float16
+    assert latents.vectors.dtype == torch.float32
+    again = load_source(tmp_path)
+    assert torch.equal(again.sample(labels), images)
+    assert latents.stored_bytes(5) == sum(value.nbytes for value in stored.values())
+    assert latents.stored_bytes(5) - latents.stored_bytes(2) == 2 * 4 * 3 * latents.vectors[0, 0].numel()
+    with pytest.raises(UserError, match="--ipc"):
+        latents.sample(torch.zeros(6, dtype=torch.int64))
+
+
+def made_digits(digits, generator):
+    """The digits with images that the generator can make in place of the real ones."""
+    labels = torch.arange(10).repeat_interleave(6)
+    split = Split(to_uint8(generator.sample(labels, 1)), labels)
+    return Dataset(digits.spec, split, split, split)
+
+
+def learner_of(dataset, generator, **options):
+    latents, rows = initial.latents(generator, dataset, 6, "noise", 0)
+    settings = {"lr": 0.1, "batch": 3, "chunk_steps": 20, **options}
+    return LatentLearner(Accelerator(cpu=True), dataset.spec, latents, 0, real=dataset.train, rows=rows, **settings)
+
+
+def matcher_of(learner, dataset, match="own", **options):
+    return Matcher(learner, dataset, RandomPool(dataset), match=match, weight=1.0, select="random", classes=None, per_class=4,
+                   aug_type="none", aug_setting="class", interval=1, candidates=10, **options)
+
+
+def test_inversion_finds_images_chunk_by_chunk_and_resumes(digits):
+    generator = PyramidGenerator(8, 1, 10, 12, width=16).eval()
+    dataset = made_digits(digits, generator)
+    learner = learner_of(dataset, generator)
+    start, weights = learner.parameter.detach().clone(), [value.clone() for value in learner.source.generator.parameters()]
+    matcher = matcher_of(learner, dataset)
+    losses = []
+    for step in range(40):
+        losses.append(float(learner.step(step, matcher)["matching"]))
+        if step == 19:
+            assert not torch.equal(learner.parameter[:, :3], start[:, :3])
+            assert torch.equal(learner.parameter[:, 3:], start[:, 3:])
+            first = learner.parameter[:, :3].detach().clone()
+        if step == 29:
+            halfway = {**learner.state_dict(), "latents": {k: v.clone() for k, v in learner.source.state_dict().items()}}
+    assert losses[19] < 0.5 * losses[0]
+    assert losses[39] < 0.5 * losses[20]
+    assert torch.equal(learner.parameter[:, :3], first)
+    assert all(torch.equal(*pair) for pair in zip(weights, learner.source.generator.parameters()))
+    real = dataset.train.images[learner.own(torch.arange(10), 39)]
+    assert torch.equal(real, dataset.train.images[learner.rows[:, 3:]])
+
+    again = learner_of(dataset, generator)
+    again.load_state_dict(halfway, "checkpoint.pt")
+    for step in range(30, 40):
+        again.step(step, matcher_of(again, dataset))
+    torch.testing.assert_close(again.parameter, learner.parameter)
+
+
+def test_the_regulariser_keeps_images_of_a_class_apart(digits):
+    generator = PyramidGenerator(8, 1, 10, 12, width=16).eval()
+    dataset = made_digits(digits, generator)
+    spread = {}
+    for own_weight in (0.0, 10.0):
+        learner = learner_of(dataset, generator, chunk_steps=0, batch=6, lr=30.0)
+        matcher = matcher_of(learner, dataset, "mean", own_weight=own_weight)
+        for step in range(60):
+            learner.step(step, matcher)
+        own = to_uint8(learner.source.sample(torch.arange(10).repeat_interleave(6))).float()
+        real = dataset.train.images[learner.rows.flatten()].float()
+        spread[own_weight] = float((own - real).square().mean())
+    assert spread[10.0] < 0.8 * spread[0.0]
+
+
+def test_chunks_of_classes_give_the_joint_result(digits):
+    generator = PyramidGenerator(8, 1, 10, 12, width=16).eval()
+    dataset = made_digits(digits, generator)
+    moved = []
+    for at_once in (None, 3):
+        learner = learner_of(dataset, generator, chunk_steps=0, lr=1.0)
+        learner.step(0, matcher_of(learner, dataset, "mean", own_weight=0.5, at_once=at_once))
+        moved.append(learner.parameter.detach())
+    torch.testing.assert_close(*moved, atol=1e-5, rtol=1e-4)
+
+
+def test_diversity_falls_as_images_become_alike(digits):
+    generator = PyramidGenerator(8, 1, 10, 12, width=16).eval()
+    latents = LatentSet.of(generator, 8)
+    latents.start(0)
+    apart = diversity(latents, 8)
+    latents.vectors.data.mul_(0.1)
+    assert 0 < diversity(latents, 8) < 0.5 * apart
+    assert diversity(latents, 1) is None
+
+
+@pytest.fixture(scope="module")
+def runs(command, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("itgan")
+    shared = ("--output-dir", folder, "--log-interval", 1)
+    command(gen_condense, *shared, "--tag", "gan", "--generator", "biggan", "--width", 8, "--steps", 2)
+    command(pool_match, *shared, "--tag", "itgan", "--method", "itgan", "--weight", folder / "gan", "--ipc", 6,
+            "--syn-batch", 4, "--chunk-steps", 2, "--steps", 3, "--match-batch", 4, "--eval-epochs", 1)
+    return folder
+
+
+def test_itgan_inverts_first_and_is_judged_beside_its_parts(command, runs):
+    assert load_checkpoint(runs / "itgan-inversion" / "checkpoint.pt")["step"] == 4  # two chunks of two steps
+    found, learned = (load_source(runs / tag) for tag in ("itgan-inversion", "itgan"))
+    assert found.max_ipc == learned.max_ipc == 6
+    assert not torch.equal(found.vectors, learned.vectors)
+    command(validate, "--output-dir", runs, "--tag", "test", "--pretrain-weight", f"gan={runs / 'gan'}",
+            f"gan-inversion={runs / 'itgan-inversion'}", f"itgan={runs / 'itgan'}", "--compare", "random", "--ipc", 1, 6,
+            "--sampling", "fixed", "--num-eval", 1, "--epochs", 1, "--min-steps", 1)
+    rows = {(row["source"], row["ipc"]): row for row in json.loads((runs / "test" / "report.json").read_text())}
+    assert rows["random real images", 6]["bytes"] == 10 * 6 * 64
+    assert rows["gan", 1]["bytes"] == rows["gan", 6]["bytes"]
+    assert rows["itgan", 6]["bytes"] == rows["gan", 6]["bytes"] + 2 * 10 * 6 * 100
+    assert rows["itgan", 1]["diversity"] is None
+    assert rows["itgan", 6]["diversity"] > 0
+    report = (runs / "test" / "report.md").read_text()
+    assert f"{rows['itgan', 6]['bytes']:,}" in report
+    command(sample, "--pretrain-weight", runs / "itgan", "--ipc", 6, "--output-dir", runs / "export")
+    assert len(list((runs / "export").rglob("images/*/*.png"))) == 60
+
+
+def test_the_phases_run_apart_on_dream_batches_and_resume(command, runs):
+    shared = ("--output-dir", runs, "--method", "itgan", "--weight", runs / "itgan-inversion", "--match-batch", 4,
+              "--select", "dream", "--select-candidates", 20, "--eval-epochs", 1)
+    command(pool_match, *shared, "--tag", "whole", "--steps", 4)
+    command(pool_match, *shared, "--tag", "halves", "--steps", 2)
+    command(pool_match, *shared, "--tag", "halves", "--steps", 4, "--resume")
+    one, two = (load_checkpoint(runs / tag / "checkpoint.pt")["latents"]["vectors"] for tag in ("whole", "halves"))
+    torch.testing.assert_close(two, one)
+    assert not (runs / "whole-inversion").exists()
+
+
+@pytest.mark.parametrize(("words", "said"), [
+    (("--method", "itgan"), "--weight"),
+    (("--method", "itgan", "--weight", "{gan}", "--ipc", 999), "--ipc"),
+    (("--method", "itgan", "--weight", "{inversion}", "--ipc", 3), "--ipc"),
+    (("--method", "itgan", "--weight", "{inversion}", "--match", "grad", "--steps", 1), "--own-weight"),
+    (("--method", "dm", "--match", "own", "--steps", 1), "--method inversion"),
+    (("--method", "dm", "--own-weight", 1), "--own-weight"),
+    (("--method", "itgan", "--weight", "{inversion}", "--data", "{other}"), "--data"),
+])
+def test_bad_input_is_named_in_one_line(fails, runs, tmp_path, words, said):
+    other = tmp_path / "other"
+    for split in ("train", "test"):
+        for label in "ab":
+            (other / split / label).mkdir(parents=True)
+            for index in range(12):
+                Image.new("L", (8, 8), index).save(other / split / label / f"{index}.png")
+    places = {"gan": runs / "gan", "inversion": runs / "itgan-inversion", "other": other}
+    error = fails(2, pool_match, "--output-dir", tmp_path, "--tag", "bad", *(str(word).format(**places) for word in words))
+    assert said in error.splitlines()[-1]
+    assert not (tmp_path / "bad").exists()
+
+
+def test_biggan_of_a_checkpoint_samples(tmp_path):
+    generator = BigGANGenerator(20, 3, 4, dim_noise=9, width=8).train()
+    generator(torch.randn(8, 9), torch.arange(8) % 4)
+    generator.save_pretrained(tmp_path)
+    labels = torch.tensor([0, 3, 3])
+    assert torch.equal(load_generator(tmp_path).sample(labels, 0), generator.sample(labels, 0))
