@@ -17,16 +17,16 @@ LATENT_SPACES = ("noise", "grid")
 class LatentSet(ModelMixin, ConfigMixin):
     """`ipc` vectors of every class beside the generator that reads them: a distilled source, stored with float16 vectors.
 
-    Args: generator, a key of `generators.NETWORKS`; options, its constructor's; ipc, vectors of every class; space, one of
+    Args: network, a key of `generators.NETWORKS`; options, its constructor's; ipc, vectors of every class; space, one of
     `LATENT_SPACES`. A diffusers model, as generators are. `vectors` is float32 [K, ipc, Z] or [K, ipc, width, grid, grid].
     """
 
     config_name = "config.json"
 
     @register_to_config
-    def __init__(self, generator, options, ipc, space="noise"):
+    def __init__(self, network, options, ipc, space="noise"):
         super().__init__()
-        self.generator = NETWORKS[generator][0](**options).requires_grad_(False).eval()
+        self.generator = NETWORKS[network][0](**options).requires_grad_(False).eval()
         self.size, self.channels, self.num_classes = (getattr(self.generator, name)
                                                       for name in ("size", "channels", "num_classes"))
         self.max_ipc, self.space = ipc, space

@@ -1,5 +1,6 @@
 """Latents of a frozen generator: BigGAN, sets of vectors, inversion, and IT-GAN by its command line."""
 
+import copy
 import json
 
 import pytest
@@ -49,11 +50,11 @@ def test_biggan_computes_what_the_published_one_does(variant, tmp_path):
 def test_spectral_norm_bounds_every_layer_and_follows_training():
     critic = BigGANCritic(16, 3, 4, width=8).train()
     images, labels = torch.randn(4, 3, 16, 16), torch.arange(4)
-    for _ in range(30):
+    for _ in range(100):
         critic(images, labels)
     for layer in critic.modules():
         if hasattr(layer, "normalised"):
-            assert torch.linalg.matrix_norm(layer.normalised().flatten(1), 2) == pytest.approx(1, abs=0.02)
+            assert torch.linalg.matrix_norm(layer.normalised().detach().flatten(1), 2) == pytest.approx(1, abs=0.02)
     before = [value.clone() for value in critic.buffers()]
     critic.eval()(images, labels)
     assert all(torch.equal(*pair) for pair in zip(before, critic.buffers()))
@@ -112,7 +113,7 @@ def test_inversion_finds_images_chunk_by_chunk_and_resumes(digits):
             assert torch.equal(learner.parameter[:, 3:], start[:, 3:])
             first = learner.parameter[:, :3].detach().clone()
         if step == 29:
-            halfway = {**learner.state_dict(), "latents": {k: v.clone() for k, v in learner.source.state_dict().items()}}
+            halfway = copy.deepcopy(learner.state_dict())
     assert losses[19] < 0.5 * losses[0]
     assert losses[39] < 0.5 * losses[20]
     assert torch.equal(learner.parameter[:, :3], first)
@@ -158,7 +159,7 @@ def test_diversity_falls_as_images_become_alike(digits):
     latents = LatentSet.of(generator, 8)
     latents.start(0)
     apart = diversity(latents, 8)
-    latents.vectors.data.mul_(0.1)
+    latents.vectors.data.lerp_(latents.vectors.data[:, :1], 0.9)
     assert 0 < diversity(latents, 8) < 0.5 * apart
     assert diversity(latents, 1) is None
 

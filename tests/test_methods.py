@@ -143,7 +143,7 @@ def test_the_methods_are_listed(command, capsys):
     (["--method", "dm", "--match", "none"], "--match none is not for --method dm"),
     (["--method", "dsa", "--control-of", "x"], "--control-of is not for --method dsa"),
     (["--init", "real", "--weight", "x"], "--init is not for --method dim, which learns the weights of a generator"),
-    ([], "--method dim tunes a generator: give --weight"),
+    ([], "--method dim starts from a generator: give --weight"),
     (["--method", "herding", "--ipc", "5000"], "fewer than the 5000 that --init herding asks for: lower --ipc"),
     (["--method", "dm", "--aug-setting", "image", "--steps", "1"], "use --aug-setting class"),
     (["--method", "dm", "--metric", "angle"], "invalid choice: 'angle'"),
