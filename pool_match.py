@@ -47,19 +47,8 @@ from evaluation import evaluate, load_source
 from evaluation.sources import check_fits
 from evaluation.students import PROTOCOLS
 from generators import GAN, LATENTS, recipe_of
-from matching import (
-    LATENT_SPACES,
-    METHODS,
-    METRICS,
-    OBJECTIVES,
-    SELECTORS,
-    SETTINGS,
-    SPACES,
-    LatentSet,
-    Matcher,
-    initial,
-    methods,
-)
+from matching import METHODS, METRICS, OBJECTIVES, SELECTORS, SETTINGS, SPACES, Matcher, initial, methods
+from matching.latents import LATENT_SPACES, LatentSet
 from matching.learners import GeneratorLearner, LatentLearner, PixelLearner
 from matching.pixels import DECODERS, PixelSet
 from pools import CLASSIFIERS, ClassifierPool, OnlinePool, RandomPool
@@ -170,8 +159,18 @@ def parse_args(argv=None):
         args.match = "none"
     if learns == "pixels" and args.ipc is None:
         args.ipc = DEFAULT_IPC
-    inherit_data(args, args.output_dir / args.tag if args.resume else args.weight)
+    begun = [folder for folder in (args.output_dir / args.tag, inversion_folder(args)) if args.resume and has_begun(folder)]
+    inherit_data(args, (begun or [args.weight])[0])
     return args
+
+
+def inversion_folder(args):
+    """Where `--method itgan` keeps the latents that it starts from, unless --weight names some."""
+    return args.output_dir / f"{args.tag}-inversion"
+
+
+def has_begun(folder):
+    return (folder / CONFIG).exists()
 
 
 def read_weight(args):
@@ -316,13 +315,16 @@ def invert_first(args):
     """Find the latents of real images under a tag of its own, unless --weight holds them already; they are the weight then."""
     if holds_latents(args.weight):
         return
-    check_folder(args)  # before hours of work
-    folder = args.output_dir / f"{args.tag}-inversion"
+    folder = inversion_folder(args)
+    resume = args.resume and has_begun(folder)
+    if not resume:
+        check_folder(args)  # before hours of work
     answers = {field.name for field in dataclasses.fields(methods.Method)} & vars(args).keys()
     answers -= {"latent_space", "chunk_steps", "syn_batch"}
     match(argparse.Namespace(**{**vars(args), **dict.fromkeys(answers), "method": "inversion", "tag": folder.name,
-                                "resume": args.resume and (folder / CONFIG).exists()}))
+                                "resume": resume}))
     args.weight, args.ipc, args.latent_space, args.chunk_steps = folder, None, None, None
+    args.resume = args.resume and has_begun(args.output_dir / args.tag)  # or it was interrupted before
 
 
 def main():
