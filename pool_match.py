@@ -120,7 +120,8 @@ def parse_args(argv=None):
     latents.add_argument("--latent-space", choices=LATENT_SPACES,
                          help="vectors are the generator's noise, or its coarsest grid")
     latents.add_argument("--own-weight", type=WEIGHT,
-                         help="of each image's distance from the real one that its latent was found for: keeps a class diverse")
+                         help="of the distance of each image's embedding from that of the real one that its latent was found "
+                              "for: keeps a class diverse")
     latents.add_argument("--chunk-steps", type=NATURAL,
                          help="inversion: Adam steps on --syn-batch latents of a class before the next; 0: others each step")
     pool = parser.add_argument_group("pool")

@@ -118,7 +118,7 @@ def _match_embeddings(criterion):
         target, seen = _see(classifier, classifier.embed, real, fake)
         loss = criterion(target, seen)
         if own is not None:
-            loss = loss + own_weight * relative(_embed(classifier, own), seen)
+            loss = loss + own_weight * (_embed(classifier, own) - seen).square().sum(-1).mean()
         return loss
 
     return objective
