@@ -157,7 +157,7 @@ def test_a_step_of_dm_is_the_published_one(digits):
         loss = loss + (target - network.embed(start[label]).mean(0)).square().sum()
     (gradient,) = torch.autograd.grad(loss, start)
     report = learner.step(0, matcher)
-    assert float(report["matching"]) == pytest.approx(float(loss), rel=1e-4)
+    assert float(report["matching"]) == pytest.approx(loss.item(), rel=1e-4)
     got = standardise(learner.source.pixels.detach().flatten(0, 1), spec).unflatten(0, (10, 3))
     torch.testing.assert_close(got - start.detach(), -gradient, atol=1e-4, rtol=1e-3)
 
