@@ -5,7 +5,7 @@ OUT ?= demo-results
 RUN := $(BIN)/accelerate launch --num_processes 1 --num_machines 1 --mixed_precision no --dynamo_backend no
 FLAGS := --data digits --output-dir $(OUT) --overwrite
 
-.PHONY: demo mnist baselines test lint clean
+.PHONY: demo mnist baselines itgan test lint clean
 
 $(BIN)/.installed: requirements.txt requirements-dev.txt
 	$(PYTHON) -m venv .venv
@@ -54,6 +54,26 @@ baselines: $(BIN)/.installed
 	$(JUDGE) --tag ten --ipc 10 --lr 0.01 --batch-size 25 --aug-type color_crop_cutout_scale_rotate --compare random \
 	    --pretrain-weight dm=$(OUT)/dm herding=$(OUT)/herding10
 
+# Latents of the generators that `make demo` and `make mnist` leave: their inversion, IT-GAN, and as many real images.
+itgan: latents-digits latents-mnist
+latents-digits latents-mnist: OUT = itgan-results
+latents-digits latents-mnist: FLAGS = --output-dir $(OUT) --overwrite
+latents-digits: GAN = demo-results/gan
+latents-digits: MATCH = --match-batch 64 --steps 150
+latents-digits: IPC = 127
+latents-mnist: GAN = mnist-results/gan
+latents-mnist: INVERT = --syn-batch 50 --chunk-steps 120
+latents-mnist: MATCH = --match-batch 64 --syn-batch 32 --steps 150
+latents-mnist: IPC = 100
+latents-%: JUDGE = $(RUN) validate.py $(FLAGS) --ipc $(IPC) --sampling fixed --compare random --epochs 15 \
+    --pretrain-weight gan=$(GAN) gan-inversion=$(OUT)/$*-inversion itgan=$(OUT)/$*-itgan
+latents-%: $(BIN)/.installed
+	$(RUN) pool_match.py $(FLAGS) --tag $*-inversion --method inversion --weight $(GAN) --ipc $(IPC) $(INVERT)
+	for row in itgan "dream --select dream --select-candidates 300" "free --own-weight 0"; do $(RUN) pool_match.py $(FLAGS) \
+	    --tag $*-$$row --method itgan --weight $(OUT)/$*-inversion $(MATCH) --eval-interval 1000 || exit 1; done
+	$(JUDGE) itgan-dream=$(OUT)/$*-dream itgan-free=$(OUT)/$*-free --tag $*-convnet --num-eval 5
+	$(JUDGE) --tag $*-resnet18 --eval-model resnet18
+
 lint: $(BIN)/.installed
 	$(BIN)/ruff check .
 
@@ -61,4 +81,4 @@ test: lint
 	$(BIN)/python -m pytest
 
 clean:
-	rm -rf .venv demo-results mnist-results baselines-results results
+	rm -rf .venv demo-results mnist-results baselines-results itgan-results results
