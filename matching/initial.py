@@ -1,4 +1,4 @@
-"""What stored images start from: pixels from real images, which are all that a coreset is, and latents from noise."""
+"""What stored images start from: pixels from real images, which are all that a coreset is, latents from images like them."""
 
 import torch
 
@@ -7,6 +7,7 @@ from common.errors import UserError
 from common.rng import stream
 from data import to_signed
 from generators import ConditionalGenerator
+from generators.base import SAMPLE_BATCH
 from matching.latents import LatentSet
 from matching.pixels import mosaic
 from pools import embed_images
@@ -68,11 +69,16 @@ def start(pixels, dataset, how, seed, pool):
         pixels.pixels.data[label] = mosaic(to_signed(real.images[chosen])[None], config.factor)[0]
 
 
-def latents(generator, dataset, ipc, space, seed):
-    """A `LatentSet` of `ipc` vectors of every class (None: as many as the smallest class has images), filled with noise.
+_CANDIDATES = 500  # vectors of a class in which each of its images finds its start
 
-    With it come the rows of training images, int64 [K, ipc] on the CPU, that they are to stand for, drawn at random. Raises
-    UserError for a source that is no generator and where a class has too few images.
+
+@torch.no_grad()
+def latents(generator, dataset, ipc, space, seed):
+    """A `LatentSet` of `ipc` vectors of every class (None: as many as the smallest class has images), and what they stand for.
+
+    That is rows of training images, int64 [K, ipc] on the CPU, drawn at random; each vector is the one among `_CANDIDATES`
+    random ones whose image has the nearest pixels. Raises UserError for a source that is no generator and where a class has
+    too few images.
     """
     if not isinstance(generator, ConditionalGenerator):
         raise UserError("--weight holds no generator, whose latents could be learned: name a run of gen_condense.py")
@@ -84,5 +90,11 @@ def latents(generator, dataset, ipc, space, seed):
     if ipc > fewest:
         raise UserError(f"--ipc {ipc}: the smallest class has {fewest} training images for latents to stand for")
     made = LatentSet.of(generator, ipc, space)
-    made.start(seed)
-    return made, torch.stack([rows[:ipc] for rows in by_class])
+    rows = torch.stack([of_class[:ipc] for of_class in by_class])
+    for label, of_class in enumerate(rows):
+        real = to_signed(dataset.train.images[of_class.to(dataset.train.images.device)]).flatten(1)
+        drawn = made.draw(label, _CANDIDATES, seed)
+        labels = torch.full((_CANDIDATES,), label, device=drawn.device)
+        images = torch.cat([made.paint(*piece) for piece in zip(drawn.split(SAMPLE_BATCH), labels.split(SAMPLE_BATCH))])
+        made.vectors[label] = drawn[torch.cdist(real, images.flatten(1)).argmin(1)]
+    return made, rows

@@ -45,12 +45,12 @@ class LatentSet(ModelMixin, ConfigMixin):
         return latents
 
     @torch.no_grad()
-    def start(self, seed):
-        """Fill the vectors with the noise of a run's seed."""
-        noise = torch.randn(self.num_classes, self.max_ipc, self.generator.dim_noise, generator=stream(seed, "latents"))
-        for label, of_class in enumerate(noise.to(self.vectors.device)):
-            labels = torch.full((self.max_ipc,), label, device=of_class.device)
-            self.vectors[label] = of_class if self.space == "noise" else self.generator.lift(of_class, labels)
+    def draw(self, label, count, seed):
+        """`count` vectors of one class for the noise of a run's seed: [count, ...]."""
+        noise = torch.randn(count, self.generator.dim_noise, generator=stream(seed, "latents", label)).to(self.vectors.device)
+        if self.space == "noise":
+            return noise
+        return self.generator.lift(noise, torch.full((count,), label, device=noise.device))
 
     def train(self, mode=True):
         """The generator stays as it is used: in eval mode."""

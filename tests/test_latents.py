@@ -60,12 +60,16 @@ def test_spectral_norm_bounds_every_layer_and_follows_training():
     assert all(torch.equal(*pair) for pair in zip(before, critic.buffers()))
 
 
+def fill(latents):
+    latents.vectors.data.copy_(torch.stack([latents.draw(label, latents.max_ipc, 0) for label in range(latents.num_classes)]))
+
+
 @pytest.mark.parametrize("space", ["noise", "grid"])
 @pytest.mark.parametrize("name", NETWORKS)
 def test_a_set_keeps_half_floats_and_gives_back_what_it_scored(name, space, tmp_path):
     generator = NETWORKS[name][0](size=12, channels=3, num_classes=4, dim_noise=9, width=16).eval()
     latents = LatentSet.of(generator, 5, space)
-    latents.start(0)
+    fill(latents)
     labels = torch.tensor([2, 0, 2, 3])
     images = latents.sample(labels)
     torch.testing.assert_close(images[2], latents(torch.tensor([2]), torch.tensor([1]))[0, 0], atol=0.02, rtol=0)
@@ -103,6 +107,18 @@ def learner_of(dataset, generator, **options):
 def matcher_of(learner, dataset, match="own", **options):
     return Matcher(learner, dataset, RandomPool(dataset), match=match, weight=1.0, select="random", classes=None, per_class=4,
                    aug_type="none", aug_setting="class", interval=1, candidates=10, **options)
+
+
+def test_each_latent_starts_from_an_image_like_its_own(digits):
+    generator = make_generator()
+    labels = torch.arange(10).repeat_interleave(20)
+    noise = LatentSet.of(generator, 20).draw(3, 500, 7)[:20]  # among the candidates of that seed
+    images = generator.sample(labels, 0)
+    with torch.no_grad():
+        images[60:80] = generator(noise, labels[60:80])
+    split = Split(to_uint8(images), labels)
+    latents, rows = initial.latents(generator, Dataset(digits.spec, split, split, split), 5, "noise", 7)
+    torch.testing.assert_close(latents.vectors[3], noise[rows[3] - 60])
 
 
 def test_inversion_finds_images_chunk_by_chunk_and_resumes(digits):
@@ -163,7 +179,7 @@ def test_chunks_of_classes_give_the_joint_result(digits):
 def test_diversity_falls_as_images_become_alike(digits):
     generator = make_generator()
     latents = LatentSet.of(generator, 8)
-    latents.start(0)
+    fill(latents)
     apart = diversity(latents, 8)
     latents.vectors.data.lerp_(latents.vectors.data[:, :1], 0.9)
     assert 0 < diversity(latents, 8) < 0.5 * apart
