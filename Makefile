@@ -5,7 +5,7 @@ OUT ?= demo-results
 RUN := $(BIN)/accelerate launch --num_processes 1 --num_machines 1 --mixed_precision no --dynamo_backend no
 FLAGS := --data digits --output-dir $(OUT) --overwrite
 
-.PHONY: demo mnist baselines itgan test lint clean
+.PHONY: demo mnist baselines combinations itgan test lint clean
 
 $(BIN)/.installed: requirements.txt requirements-dev.txt
 	$(PYTHON) -m venv .venv
@@ -54,6 +54,19 @@ baselines: $(BIN)/.installed
 	$(JUDGE) --tag ten --ipc 10 --lr 0.01 --batch-size 25 --aug-type color_crop_cutout_scale_rotate --compare random \
 	    --pretrain-weight dm=$(OUT)/dm herding=$(OUT)/herding10
 
+# Two combinations of the engine's choices that no paper has, beside the nearest published ones; after `make demo`.
+combinations: OUT = combinations-results
+combinations: PIXELS = --method dm --ipc 10 --match-batch 64 --steps 500 --eval-interval 500 --eval-epochs 200 --lr 10
+combinations: JUDGE = $(RUN) validate.py $(FLAGS) --ipc 10 --epochs 150 --num-eval 5
+combinations: GANS = --pretrain-weight gan=demo-results/gan dim=demo-results/match grad-gan=$(OUT)/grad-gan
+combinations: $(BIN)/.installed
+	$(RUN) pool_match.py $(FLAGS) --tag dm $(PIXELS)
+	$(RUN) pool_match.py $(FLAGS) --tag energy-dream $(PIXELS) --match energy --select dream
+	$(RUN) pool_match.py $(FLAGS) --tag grad-gan --weight demo-results/gan --match grad --metric cos --match-weight 0.01 \
+	    --pool-training real --outer 50 --steps 200
+	$(JUDGE) --tag fixed --sampling fixed --compare random $(GANS) dm=$(OUT)/dm energy-dream=$(OUT)/energy-dream
+	$(JUDGE) --tag fresh $(GANS)
+
 # Latents of the generators that `make demo` and `make mnist` leave: their inversion, IT-GAN, and as many real images.
 itgan: latents-digits latents-mnist
 latents-digits latents-mnist: OUT = itgan-results
@@ -81,4 +94,4 @@ test: lint
 	$(BIN)/python -m pytest
 
 clean:
-	rm -rf .venv demo-results mnist-results baselines-results itgan-results results
+	rm -rf .venv demo-results mnist-results baselines-results combinations-results itgan-results results
