@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 OUT ?= demo-results
 RUN := $(BIN)/accelerate launch --num_processes 1 --num_machines 1 --mixed_precision no --dynamo_backend no
-FLAGS := --data digits --output-dir $(OUT) --overwrite
+FLAGS = --data digits --output-dir $(OUT) --overwrite
 
 .PHONY: demo mnist baselines combinations itgan test lint clean
 
