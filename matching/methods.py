@@ -53,7 +53,7 @@ _IDC = Method("pixels", "IDC, ICML 2022", "grad", "mse", 1.0, syn_batch=128, poo
               pool_momentum=0.9, pool_decay=5e-4, pool_images=2000, pool_aug="color_crop_cutout", factor=2, lr=5e-3,
               space="unit", steps=200_000)
 _LATENTS = Method("latents", "IT-GAN, arXiv 2204.07513", "mean", match_weight=1.0, match_batch=256, syn_batch=256, aug_type=DSA,
-                  aug_single=True, own_weight=0.1, lr=10.0, momentum=0.0, steps=2000)
+                  aug_single=True, own_weight=0.1, lr=1.0, momentum=0.0, steps=2000)
 _CORESET = Method("pixels", "coreset", steps=0, match_weight=1.0, lr=1.0)
 
 METHODS = {
