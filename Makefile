@@ -68,24 +68,33 @@ combinations: $(BIN)/.installed
 	$(JUDGE) --tag fresh $(GANS)
 
 # Latents of the generators that `make demo` and `make mnist` leave: their inversion, IT-GAN, and as many real images.
-itgan: latents-digits latents-mnist
-latents-digits latents-mnist: OUT = itgan-results
-latents-digits latents-mnist: FLAGS = --output-dir $(OUT) --overwrite
-latents-digits: GAN = demo-results/gan
-latents-digits: MATCH = --match-batch 64 --steps 150
+itgan: latents-digits latents-ten latents-mnist
+latents-%: OUT = itgan-results
+latents-%: FLAGS = --output-dir $(OUT) --overwrite
+latents-digits latents-ten: GAN = demo-results/gan
+latents-digits latents-mnist: STEPS = 150
 latents-digits: IPC = 127
+latents-digits: CONVNET = --epochs 15 --num-eval 5
+latents-digits: RESNET = --epochs 15
+latents-ten: IPC = 10
+latents-ten: STEPS = 500
+latents-ten: CONVNET = --epochs 150 --num-eval 5
+latents-ten: RESNET = $(CONVNET)
 latents-mnist: GAN = mnist-results/gan
-latents-mnist: INVERT = --syn-batch 50 --chunk-steps 120
-latents-mnist: MATCH = --match-batch 64 --syn-batch 32 --steps 150
 latents-mnist: IPC = 100
-latents-%: JUDGE = $(RUN) validate.py $(FLAGS) --ipc $(IPC) --sampling fixed --compare random --epochs 15 \
+latents-mnist: CHUNKS = --syn-batch 50 --chunk-steps 120
+latents-mnist: PART = --syn-batch 32
+latents-mnist: CONVNET = --epochs 15
+latents-mnist: RESNET = --epochs 9 --min-steps 150
+latents-%: LEARN = $(RUN) pool_match.py $(FLAGS) --eval-interval 1000
+latents-%: JUDGE = $(RUN) validate.py $(FLAGS) --ipc $(IPC) --sampling fixed --compare random \
     --pretrain-weight gan=$(GAN) gan-inversion=$(OUT)/$*-inversion itgan=$(OUT)/$*-itgan
 latents-%: $(BIN)/.installed
-	$(RUN) pool_match.py $(FLAGS) --tag $*-inversion --method inversion --weight $(GAN) --ipc $(IPC) $(INVERT)
-	for row in itgan "dream --select dream --select-candidates 300" "free --own-weight 0"; do $(RUN) pool_match.py $(FLAGS) \
-	    --tag $*-$$row --method itgan --weight $(OUT)/$*-inversion $(MATCH) --eval-interval 1000 || exit 1; done
-	$(JUDGE) itgan-dream=$(OUT)/$*-dream itgan-free=$(OUT)/$*-free --tag $*-convnet --num-eval 5
-	$(JUDGE) --tag $*-resnet18 --eval-model resnet18
+	$(LEARN) --tag $*-inversion --method inversion --weight $(GAN) --ipc $(IPC) $(CHUNKS)
+	for row in itgan "dream --select dream --select-candidates 300" "free --own-weight 0"; do $(LEARN) --method itgan \
+	    --weight $(OUT)/$*-inversion --match-batch 64 --steps $(STEPS) $(PART) --tag $*-$$row || exit 1; done
+	$(JUDGE) itgan-dream=$(OUT)/$*-dream itgan-free=$(OUT)/$*-free --tag $*-convnet $(CONVNET)
+	$(JUDGE) --tag $*-resnet18 --eval-model resnet18 $(RESNET)
 
 lint: $(BIN)/.installed
 	$(BIN)/ruff check .
