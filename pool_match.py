@@ -251,14 +251,14 @@ def holds_latents(path):
 
 
 def start_latents(args, method, dataset, device):
-    """The latents to start from, of the run or for the generator that --weight names, and the rows of the images that they
-    stand for, int64 [K, ipc]."""
+    """The latents to start from, of the run or for the generator that --weight names, and the rows that they stand for."""
     source = load_source(args.weight, device)
     check_fits(source, dataset.spec, f"--weight {args.weight}")
     if not isinstance(source, LatentSet):
         return initial.latents(source, dataset, args.ipc, method.latent_space, args.seed)
-    if args.ipc not in (None, source.max_ipc):
-        raise UserError(f"--ipc {args.ipc}: --weight {args.weight} holds {source.max_ipc} latents of every class")
+    for flag, given, held in (("--ipc", args.ipc, source.max_ipc), ("--latent-space", args.latent_space, source.space)):
+        if given not in (None, held):
+            raise UserError(f"{flag} {given}: the latents of --weight {args.weight} were found with {held}")
     state = load_checkpoint(find_run(args.weight) / CHECKPOINT)
     source.load_state_dict(state[LATENTS])  # as they were before rounding
     return source, state["rows"]

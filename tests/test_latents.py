@@ -242,6 +242,7 @@ def test_itgan_resumes_within_its_inversion(command, runs):
     (("--method", "itgan"), "--weight"),
     (("--method", "itgan", "--weight", "{gan}", "--ipc", 999), "--ipc"),
     (("--method", "itgan", "--weight", "{inversion}", "--ipc", 3), "--ipc"),
+    (("--method", "itgan", "--weight", "{inversion}", "--latent-space", "grid"), "--latent-space"),
     (("--method", "itgan", "--weight", "{inversion}", "--match", "grad", "--steps", 1), "--own-weight"),
     (("--method", "dm", "--match", "own", "--steps", 1), "--method inversion"),
     (("--method", "dm", "--own-weight", 1), "--own-weight"),
