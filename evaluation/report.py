@@ -53,11 +53,11 @@ def markdown(rows):
         if protocol == "dim":
             how = f"published DiM protocol: best accuracy seen in five looks at the {scored}, in per cent"
         tables.append(f"**{model} on {data}**, {how}\n\n{_grid(header, lines)}")
-    kept = {(row["source"], row["ipc"]): row for row in rows if row.get("bytes") is not None}
-    if kept:
+    for data in _unique(row["data"] for row in rows if row.get("bytes") is not None):
+        kept = {(row["source"], row["ipc"]): row for row in rows if row["data"] == data and row.get("bytes") is not None}
         lines = [[source, str(ipc), f"{row['bytes']:,}", "" if row["diversity"] is None else f"{row['diversity']:.3f}"]
                  for (source, ipc), row in kept.items()]
-        tables.append(f"What is stored, and how far apart two images of a class are\n\n"
+        tables.append(f"What the sources of {data} keep, and how far apart two images of a class are\n\n"
                       f"{_grid(['source', 'IPC', 'bytes', 'diversity'], lines)}")
     note = ("Mean ± standard deviation over students with different seeds (± half the width of the mean's 95 % interval, "
             "Student's t).\nIPC: images per class. Sampling fixed: one set per student; representative: one chosen among 20 or "
