@@ -110,24 +110,18 @@ def gradient_distance(real, fake, metric):
 
 
 def _match_logit(classifier, real, fake, labels):
-    return log_probabilities(*_see(classifier, classifier.forward, real, fake))
+    return log_probabilities(*_see(classifier.forward, real, fake))
 
 
 def _match_embeddings(criterion):
     def objective(classifier, real, fake, labels, own=None, own_weight=0.0):
-        target, seen = _see(classifier, classifier.embed, real, fake)
+        target, seen = _see(classifier.embed, real, fake)
         loss = criterion(target, seen)
         if own is not None:
-            loss = loss + own_weight * (_embed(classifier, own) - seen).square().sum(-1).mean()
+            loss = loss + own_weight * (_see_real(classifier.embed, own) - seen).square().sum(-1).mean()
         return loss
 
     return objective
-
-
-def _embed(classifier, images):
-    """Embeddings of real images [k, n, C, H, W] without a graph: [k, n, D]."""
-    with torch.no_grad():
-        return classifier.embed(images.flatten(0, 1)).float().unflatten(0, images.shape[:2])
 
 
 def relative(real, fake):
@@ -138,14 +132,18 @@ def relative(real, fake):
 
 def _match_own(classifier, real, fake, labels):
     """Pixels and embeddings of images with those of the very images that they stand for: GAN inversion."""
-    return relative(real, fake) + relative(*_see(classifier, classifier.embed, real, fake))
+    return relative(real, fake) + relative(*_see(classifier.embed, real, fake))
 
 
-def _see(classifier, view, real, fake):
+def _see(view, real, fake):
     """`view` of both batches in one dtype: [k, n, ...] each, the real one without a graph."""
-    with torch.no_grad():  # in pieces, of which each uses the memory of the one before
-        seen = torch.cat([view(piece).float() for piece in real.flatten(0, 1).split(_PIECE)]).unflatten(0, real.shape[:2])
-    return seen, view(fake.flatten(0, 1)).float().unflatten(0, fake.shape[:2])
+    return _see_real(view, real), view(fake.flatten(0, 1)).float().unflatten(0, fake.shape[:2])
+
+
+@torch.no_grad()
+def _see_real(view, real):
+    """`view` of real images [k, n, C, H, W] in pieces, of which each uses the memory of the one before: [k, n, ...]."""
+    return torch.cat([view(piece).float() for piece in real.flatten(0, 1).split(_PIECE)]).unflatten(0, real.shape[:2])
 
 
 def _match_feature(classifier, real, fake, labels):
