@@ -16,10 +16,10 @@ from safetensors.torch import save_file
 from torchvision.utils import make_grid
 from tqdm import tqdm
 
-from common.cli import COUNT, SEED, Parser, run_script
-from common.errors import UserError
-from common.run import find_run, read_json
-from evaluation import CHOICES, draw_set, load_source
+from gendistil.common.cli import COUNT, SEED, Parser, run_script
+from gendistil.common.errors import UserError
+from gendistil.common.run import find_run, read_json
+from gendistil.sources import CHOICES, draw_set, load_source
 
 
 def parse_args(argv=None):
@@ -77,10 +77,10 @@ def main():
                         "pictures are grey or RGB")
     facts = describe(args.pretrain_weight, source.num_classes) | {"seed": args.seed, "ipc": args.ipc, "sampling": args.sampling}
     prepare(args.output_dir)
-    images, labels = draw_set(source, args.ipc, args.seed, choice=args.sampling)
+    images, targets = draw_set(source, args.ipc, args.seed, choice=args.sampling)
 
     # One entry, because the file keeps several in no particular order.
-    save_file({"images": images, "labels": labels}, args.output_dir / "set.safetensors",
+    save_file({"images": images, "labels": targets}, args.output_dir / "set.safetensors",
               metadata={"set": json.dumps(facts, sort_keys=True)})
     by_class = images.unflatten(0, (source.num_classes, -1))  # K,N,C,H,W
     for name, members in zip(folder_names(facts["classes"]), tqdm(by_class, "sample", unit="class")):
@@ -93,7 +93,7 @@ def main():
     shown = by_class[:, :columns].flatten(0, 1).repeat_interleave(zoom, 2).repeat_interleave(zoom, 3)
     sheet = make_grid(shown, nrow=columns, padding=2)
     to_picture(sheet).save(args.output_dir / "sheet.png")
-    print(f"{len(labels)} images: {args.output_dir}")
+    print(f"{len(targets)} images: {args.output_dir}")
 
 
 if __name__ == "__main__":

@@ -13,15 +13,16 @@ import torch
 from accelerate.utils import gather_object
 from tqdm import tqdm
 
-from common.cli import COUNT, NATURAL, POSITIVE, Parser, add_data_arguments, add_run_arguments, number, run_script
-from common.device import autocast, make_accelerator
-from common.errors import UserError
-from common.run import Run, device_name, inherit_data
-from data import Augment, load_dataset
-from evaluation import PROTOCOLS, SAMPLINGS, RealImages, evaluate, evaluate_full, load_source
-from evaluation.report import markdown, write_report
-from evaluation.sources import check_fits, diversity
-from evaluation.students import steps_per_epoch
+from gendistil.common.cli import COUNT, Parser, add_data_arguments, add_run_arguments, run_script
+from gendistil.common.device import autocast, make_accelerator
+from gendistil.common.errors import UserError
+from gendistil.common.flags import add_flags, override
+from gendistil.common.run import Run, device_name, inherit_data
+from gendistil.data import Augment, load_dataset
+from gendistil.evaluation import PROTOCOLS, SAMPLINGS, Protocol, evaluate, evaluate_full, protocol_for
+from gendistil.evaluation.report import markdown, write_report
+from gendistil.evaluation.students import GROUP, steps_per_epoch
+from gendistil.sources import RealImages, check_fits, diversity, load_source
 from pools import CLASSIFIERS
 
 REAL, WHOLE = "random real images", "whole training set"
@@ -41,18 +42,15 @@ def parse_args(argv=None):
     what.add_argument("--sampling", choices=SAMPLINGS, nargs="+", default=["fresh"],
                       help="fixed: a student sees one set of --ipc images of every class; representative: one chosen, by "
                            "clustering, among 20 times as many; fresh: a new one every epoch")
-    students = parser.add_argument_group("students (a flag that is not given takes the protocol's value)")
+    students = parser.add_argument_group(GROUP)
     students.add_argument("--eval-model", choices=CLASSIFIERS, nargs="+", default=["convnet"], help="kinds of students")
     students.add_argument("--num-eval", type=COUNT, default=3, help="students of each kind, which differ in their seed")
     students.add_argument("--protocol", choices=PROTOCOLS, default="default",
-                          help="dim: as DiM published, the best of five looks at the test set, and labelled so")
-    students.add_argument("--epochs", type=COUNT, help="passes over the --ipc images of every class")
-    students.add_argument("--min-steps", type=NATURAL, help="steps that a student takes at least, in more --epochs if need be")
+                          help="dim: as DiM published, the best of five looks at the test set, and labelled so; dc, dsa "
+                               "(also DM's), idc (also DREAM's): trained as published, scored once, at the last step")
     students.add_argument("--full-epochs", type=COUNT,
                           help=f"passes over the {WHOLE} (default: the steps of the largest --ipc)")
-    students.add_argument("--batch-size", type=number(int, 2), help="images a step")
-    students.add_argument("--lr", type=POSITIVE, help="learning rate of the first epoch (SGD)")
-    students.add_argument("--aug-type", help="augmentation of every image of a batch, joined by _, or none")
+    add_flags(parser, Protocol)
     args = parser.parse_args(argv)
     args.ipc, args.sampling, args.eval_model = (list(dict.fromkeys(values)) for values in
                                                 (sorted(args.ipc), args.sampling, args.eval_model))
@@ -79,13 +77,6 @@ def named_paths(args):
     return paths
 
 
-def choose_protocol(args):
-    """The named protocol with the flags that were given in place of its values."""
-    protocol = PROTOCOLS[args.protocol]
-    given = {field.name: getattr(args, field.name, None) for field in dataclasses.fields(protocol)}
-    return dataclasses.replace(protocol, **{name: value for name, value in given.items() if value is not None})
-
-
 def full_protocol(args, protocol, dataset):
     """The protocol of the whole training set: --full-epochs, else as many steps as the largest --ipc takes."""
     steps = protocol.epochs * steps_per_epoch(dataset.spec.num_classes * args.ipc[-1], protocol.batch_size)
@@ -108,7 +99,7 @@ def main():
     paths = named_paths(args)
     inherit_data(args, next(iter(paths.values()), None))
     accelerator = make_accelerator(args.precision)
-    device, protocol = accelerator.device, choose_protocol(args)
+    device, protocol = accelerator.device, override(protocol_for(args.protocol, args.data), args)
     with accelerator.local_main_process_first():  # one process downloads and decodes, the others find its cache
         dataset = load_dataset(args.data, args.data_dir, args.image_size, args.held_out).to(device)
     sources = {name: load_source(path, device) for name, path in paths.items()}
@@ -120,7 +111,7 @@ def main():
             accelerator.print(f"no row of {REAL} above --ipc {sources[REAL].max_ipc}: the smallest class has no more")
     Augment(protocol.aug_type, dataset.spec)  # a wrong name ends here, before the run's folder is made
     plan = list_rows(args, sources)
-    run = Run(args, accelerator, dataset=dataclasses.asdict(dataset.spec), students=dataclasses.asdict(protocol))
+    run = Run(vars(args), accelerator, dataset=dataclasses.asdict(dataset.spec), students=dataclasses.asdict(protocol))
 
     settings = {"num_eval": args.num_eval, "seed": args.seed, "autocast": functools.partial(autocast, accelerator)}
     facts = {"data": dataset.spec.name, "protocol": args.protocol, "scored_on": "test", "device": device_name(device),

@@ -16,13 +16,13 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from common.cli import COUNT, POSITIVE, Parser, add_data_arguments, run_script
-from common.device import make_accelerator
-from common.run import CHECKPOINT, device_name, inherit_data, load_checkpoint, write_json
-from data import load_dataset
-from evaluation import PROTOCOLS, evaluate
-from generators import GAN, recipe_of
-from matching import GeneratorLearner, Matcher
+from gendistil.common.cli import COUNT, POSITIVE, Parser, add_data_arguments, run_script
+from gendistil.common.device import make_accelerator
+from gendistil.common.run import CHECKPOINT, device_name, inherit_data, training_state, write_json
+from gendistil.data import load_dataset
+from gendistil.evaluation import PROTOCOLS, evaluate
+from gendistil.matching import GeneratorLearner, Matcher
+from generators import make_trainer, recipe_of
 from pools import ClassifierPool
 
 BASE = {"match": "moments", "weight": 1.0, "select": "dream", "classes": 2, "per_class": 96, "aug_type": "color_crop_cutout"}
@@ -64,9 +64,9 @@ def train(learner, matcher, seconds):
     return step
 
 
-def score(gan, dataset, protocol, seed):
+def score(trainer, dataset, protocol, seed):
     """A `Result` for each of JUDGED: students of the averaged generator, scored on the held-out images."""
-    return {judged: evaluate(gan.ema, dataset, "convnet", judged[0], judged[1], num_eval=judged[2], seed=100 * seed,
+    return {judged: evaluate(trainer.source, dataset, "convnet", judged[0], judged[1], num_eval=judged[2], seed=100 * seed,
                              protocol=protocol, scored_on="held_out") for judged in JUDGED}
 
 
@@ -108,14 +108,14 @@ def main():
         variant = {**BASE, **VARIANTS[number]}
         steps, scores = [], []
         for seed in range(args.repeats):
-            state = load_checkpoint(args.weight / CHECKPOINT)
-            gan = GAN(accelerator, dataset.spec, recipe_of(state, args.weight), seed)
-            gan.load_state_dict(state, args.weight)
-            learner, matcher = GeneratorLearner(gan, dataset, state["step"]), None
+            state = training_state(args.weight / CHECKPOINT)
+            trainer = make_trainer(accelerator, dataset.spec, recipe_of(state, args.weight), seed)
+            trainer.load_state_dict(state, args.weight)
+            learner, matcher = GeneratorLearner(trainer, dataset, state["step"]), None
             if variant["match"] != "none":
                 matcher = Matcher(learner, dataset, pool, interval=50, candidates=1000, **variant)
             steps.append(train(learner, matcher, args.seconds))
-            scores.append(score(gan, dataset, student_protocol(args.eval_epochs), seed))
+            scores.append(score(trainer, dataset, student_protocol(args.eval_epochs), seed))
         rows += rows_of(name_of(variant), scores, data=dataset.spec.name, device=device_name(accelerator.device),
                         train_seconds=args.seconds, variant=variant, generator_steps=steps)
         write_json(args.output, rows)

@@ -13,12 +13,12 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from benchmarks.objectives import rows_of, score, student_protocol, train
-from common.cli import COUNT, POSITIVE, Parser, add_data_arguments, run_script
-from common.device import make_accelerator
-from common.run import device_name, inherit_data, write_json
-from data import load_dataset
-from generators import GAN, RECIPES
-from matching import GeneratorLearner
+from gendistil.common.cli import COUNT, POSITIVE, Parser, add_data_arguments, run_script
+from gendistil.common.device import make_accelerator
+from gendistil.common.run import device_name, inherit_data, write_json
+from gendistil.data import load_dataset
+from gendistil.matching import GeneratorLearner
+from generators import RECIPES, make_trainer
 
 PYRAMID, DIM = RECIPES["pyramid"], RECIPES["dim"]
 VARIANTS = {
@@ -51,9 +51,9 @@ def main():
     for name in args.variants:
         steps, scores = [], []
         for seed in range(args.repeats):
-            gan = GAN(accelerator, dataset.spec, VARIANTS[name], seed)
-            steps.append(train(GeneratorLearner(gan, dataset), None, args.seconds))
-            scores.append(score(gan, dataset, student_protocol(args.eval_epochs), seed))
+            trainer = make_trainer(accelerator, dataset.spec, VARIANTS[name], seed)
+            steps.append(train(GeneratorLearner(trainer, dataset), None, args.seconds))
+            scores.append(score(trainer, dataset, student_protocol(args.eval_epochs), seed))
         rows += rows_of(name, scores, data=dataset.spec.name, device=device_name(accelerator.device),
                         train_seconds=args.seconds, recipe=asdict(VARIANTS[name]), generator_steps=steps)
         write_json(args.output, rows)

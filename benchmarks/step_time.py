@@ -24,13 +24,14 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-import common.device
-from common.cli import COUNT, PRECISIONS, Parser, run_script
-from common.errors import UserError
-from common.run import device_name
-from data import Dataset, Spec, Split, standardise, to_signed
+from gendistil.common import device as hardware
+from gendistil.common.cli import COUNT, PRECISIONS, Parser, run_script
+from gendistil.common.errors import UserError
+from gendistil.common.run import device_name
+from gendistil.data import Dataset, Spec, Split, standardise, to_signed
+from gendistil.matching import METHODS, OBJECTIVES, SELECTORS, GeneratorLearner, LatentLearner, Matcher, PixelLearner, initial
+from gendistil.sources import PixelSet
 from generators import GAN, NETWORKS, RECIPES
-from matching import METHODS, SELECTORS, GeneratorLearner, LatentLearner, Matcher, PixelLearner, PixelSet, initial
 from pools import RandomPool, build_classifier, embed_images
 
 CHECKOUTS = {"gan_model.py": ("gen_condense", "pool_match"), "main_DM.py": ("dm", "dsa"), "new_strategy.py": ("dream",)}
@@ -64,8 +65,8 @@ def ours(stage, batch_size, precision="fp32", recipe="dim", width=None, keep_mem
     What it returns is None, or a function to call once the clock has stopped, for a dict of what else to report.
     """
     if not keep_memory:
-        common.device.keep_freed_memory = lambda: None
-    accelerator = common.device.make_accelerator(precision)
+        hardware.keep_freed_memory = lambda: None
+    accelerator = hardware.make_accelerator(precision)
     if stage == "dream":
         return ours_selecting(make_dataset(per_class).to(accelerator.device), batch_size, candidates)
     dataset = make_dataset(max(batch_size, IPC)).to(accelerator.device)
@@ -97,8 +98,9 @@ def ours_learning_pixels(method, accelerator, dataset, batch_size):
     pool = RandomPool(dataset)
     initial.start(pixels, dataset, "real", 0, pool)
     learner = PixelLearner(accelerator, spec, pixels, 0, lr=method.lr)
-    matching = Matcher(learner, dataset, pool, match=method.match, metric=method.metric, weight=1.0, select="random",
-                       classes=None, per_class=batch_size, aug_type=method.aug_type, aug_single=method.aug_single,
+    matching = Matcher(learner, dataset, pool, match=method.match, weight=1.0, select="random",
+                       options={name: getattr(method, name) for name in OBJECTIVES[method.match].options},
+                       classes=0, per_class=batch_size, aug_type=method.aug_type, aug_single=method.aug_single,
                        aug_setting="class", interval=1, candidates=1)
 
     def step(number):
@@ -112,7 +114,7 @@ def ours_inverting(accelerator, dataset, classes, batch_size, width):
     method, spec, recipe = METHODS["inversion"], dataset.spec, RECIPES["pyramid"]
     generator = NETWORKS[recipe.generator][0](spec.size, spec.channels, spec.num_classes, recipe.dim_noise,
                                               width or recipe.width).to(accelerator.device)
-    latents, rows = initial.latents(generator, dataset, batch_size, method.latent_space, 0)
+    latents, rows = initial.latents(generator, dataset, batch_size, "noise", 0)
     learner = LatentLearner(accelerator, spec, latents, 0, real=dataset.train, rows=rows, lr=method.lr, batch=batch_size,
                             chunk_steps=method.chunk_steps)
     matching = Matcher(learner, dataset, RandomPool(dataset), match=method.match, weight=1.0, select="random", classes=classes,
@@ -333,7 +335,7 @@ def main():
         if not known:
             raise UserError(f"--published {path} holds none of {', '.join(CHECKOUTS)}: give a checkout of the published code")
         checkouts.update(dict.fromkeys(known[0], path))
-    precision = common.device.make_accelerator(args.precision).mixed_precision.replace("no", "fp32")
+    precision = hardware.make_accelerator(args.precision).mixed_precision.replace("no", "fp32")
     stages = {stage: compare(stage, precision, args.repeats, checkouts.get(stage)) for stage in args.stages}
     print(json.dumps({"device": device_name(DEVICE), "torch": torch.__version__, "precision": precision, **stages}, indent=1))
 

@@ -3,21 +3,13 @@
 import torch
 from diffusers import ConfigMixin, ModelMixin
 
-from common.rng import counter_normal
+from gendistil.common.rng import counter_normal
+from gendistil.common.source import Source, index_within_class
 
 SAMPLE_BATCH = 256
 
 
-def index_within_class(labels):
-    """How many earlier entries of `labels` [B] equal each entry: int64 [B]."""
-    order = torch.argsort(labels, stable=True)
-    ordered = labels[order]
-    position = torch.arange(len(labels), device=labels.device)
-    first = torch.searchsorted(ordered, ordered)  # where the run of equal labels begins
-    return torch.empty_like(position).scatter_(0, order, position - first)
-
-
-class ConditionalGenerator(ModelMixin, ConfigMixin):
+class ConditionalGenerator(Source, ModelMixin, ConfigMixin):
     """forward(noise [B, Z], labels [B]) -> images [B, C, H, W] in [-1, 1].
 
     A diffusers model: `save_pretrained` writes config.json and safetensors, `from_pretrained` rebuilds it with no flags.
@@ -39,7 +31,7 @@ class ConditionalGenerator(ModelMixin, ConfigMixin):
         return sum(value.nbytes for value in self.state_dict().values())
 
     @torch.no_grad()
-    def sample(self, labels, seed):
+    def sample(self, labels, seed=0):
         """Images [B, C, H, W] in [-1, 1] for `labels` int64 [B], each a function of (seed, class, index within the class).
 
         The batch, the number of processes and the other labels change nothing but the last bits of a float. The network

@@ -5,7 +5,6 @@ embeddings of their own at every norm, spectral norm in both networks.
 """
 
 import math
-import re
 
 import torch
 from diffusers.configuration_utils import register_to_config
@@ -144,24 +143,3 @@ class BigGANCritic(nn.Module):
         x = F.relu(x).sum(dim=(2, 3))  # [B, width]
         return self.linear(x)[:, 0] + (self.embed(labels) * x).sum(1), None
 
-
-_NAMES = ((r"blocks\.(\d+)\.0\.", r"blocks.\1."), (r"(bn\d)\.bias\.", r"\1.shift."), (r"output_layer\.0\.gain", "norm.weight"),
-          (r"output_layer\.0\.", "norm."), (r"output_layer\.2\.", "to_image."), (r"\.stored_", ".running_"), (r"\.u0$", ".u"))
-
-
-def load_published(state):
-    """The generator in a state dict of the published IT-GAN code, in eval mode. KeyError or RuntimeError if it is none."""
-    own = {}
-    for name, value in state.items():
-        for pattern, replacement in _NAMES:
-            name = re.sub(pattern, replacement, name)
-        if not name.endswith(".sv0"):  # a singular value that was written down and never read
-            own[name] = value
-    channels, width = own["to_image.weight"].shape[:2]
-    units, dim_noise = own["linear.weight"].shape
-    blocks = 1 + max(int(name.split(".")[1]) for name in own if name.startswith("blocks."))
-    size = round((units / width) ** 0.5) * 2**blocks
-    generator = BigGANGenerator(size, channels, len(own["blocks.0.bn1.gain.weight"]), dim_noise, width)
-    counters = {name: value for name, value in generator.state_dict().items() if name.endswith("num_batches_tracked")}
-    generator.load_state_dict({**own, **counters})
-    return generator.eval()

@@ -8,7 +8,7 @@ from diffusers.configuration_utils import register_to_config
 from torch import nn
 from torch.nn import functional as F
 
-from common.errors import UserError
+from gendistil.common.errors import UserError
 from generators.base import ConditionalGenerator
 from generators.layers import SyncBatchNorm
 

@@ -5,7 +5,7 @@ import torch.distributed as dist
 from torch import nn
 from torch.nn import functional as F
 
-from common.device import process_mean
+from gendistil.common.device import process_mean
 
 
 class SyncBatchNorm(nn.modules.batchnorm._BatchNorm):

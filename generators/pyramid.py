@@ -12,7 +12,7 @@ from diffusers.configuration_utils import register_to_config
 from torch import nn
 from torch.nn import functional as F
 
-from common.device import halve
+from gendistil.common.device import halve
 from generators.base import ConditionalGenerator
 from generators.layers import conv_after_doubling, conv_then_halving
 

@@ -14,6 +14,7 @@ FULL = partial(ResNet, depth=18, width=64)  # the ResNet18 of DC, DSA and DM
 
 CLASSIFIERS = {
     "convnet": ConvNet,
+    "convnet4": partial(ConvNet, depth=4),
     "convnet_bn": partial(ConvNet, norm="batch"),
     "convnet_swish": partial(ConvNet, activation="swish"),
     "convnet_swish_bn": partial(ConvNet, activation="swish", norm="batch"),

@@ -4,8 +4,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from common.device import halve
-from common.errors import UserError
+from gendistil.common.device import halve
+from gendistil.common.errors import UserError
 from pools.options import choose
 
 NORMS = {

@@ -4,7 +4,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from common.device import halve
+from gendistil.common.device import halve
 
 
 class DenseLayer(nn.Module):

@@ -1,10 +1,13 @@
 """Pools whose networks are made while matching: randomly initialised ones, and one that is trained between the steps."""
 
+import math
+from contextlib import nullcontext
+
 import torch
 from torch import nn
 
-from common.rng import stream
-from data import Augment, standardise, to_signed
+from gendistil.common.rng import stream
+from gendistil.data import Augment, standardise, to_signed
 from pools.classifiers import build_classifier
 from pools.training import epoch_batches, train_classifier
 
@@ -23,6 +26,10 @@ class RandomPool:
 
     def prepare(self, step, learner):
         """What happens before step `step`: nothing."""
+
+    def last(self, generator):
+        """A network for a choice of images before any step: a new one."""
+        return self.draw(generator)
 
     def draw(self, generator):
         """A new network by the next draws of `generator`."""
@@ -51,32 +58,33 @@ class OnlinePool(RandomPool):
     """One network at a time: made anew every `outer` steps, and trained before each of the others.
 
     Args beside those of `RandomPool`: teacher, "synthetic" (trained on what is being learned, as DC and DSA do) or "real" (as
-    IDC does); inner, passes of that training; images, real ones a pass; batch_size, lr, momentum, weight_decay of its SGD;
-    aug_type; aug_single, one operation a batch; seed, of all draws.
+    IDC does); inner, passes of that training; images, real ones a pass (in whole batches); batch_size, lr, momentum,
+    weight_decay of its SGD; aug_type; aug_single, one operation a batch; cutmix, the probability that a batch is mixed so;
+    seed, of all draws; autocast, makes the context of each forward pass.
     """
 
     def __init__(self, dataset, *, teacher, outer, inner, names=("convnet",), images=500, batch_size=256, lr=0.01, momentum=0.0,
-                 weight_decay=0.0, aug_type="none", aug_single=False, seed=0):
+                 weight_decay=0.0, aug_type="none", aug_single=False, cutmix=0.0, seed=0, autocast=nullcontext):
         super().__init__(dataset, names=names)
         self.teacher, self.outer, self.inner, self.images, self.batch_size = teacher, outer, inner, images, batch_size
         self.settings = {"lr": lr, "momentum": momentum, "weight_decay": weight_decay}
-        self.augment, self.seed = Augment(aug_type, dataset.spec, aug_single), seed
-        self._model = None
+        self.augment, self.cutmix, self.seed = Augment(aug_type, dataset.spec, aug_single), cutmix, seed
+        self.autocast, self._model, self._round = autocast, None, None
 
     def draw(self, generator):
         """The network of the step that was prepared."""
         return self._model
 
     def prepare(self, step, learner):
-        """Make the network of step `step`, or train it on: `learner.training_set()` is (uint8 images, labels)."""
-        round_, place = divmod(step, self.outer)
-        if place == 0 or self._model is None:
+        """Make the network of step `step`, or train it on: `learner.training_set()` is (uint8 images, targets)."""
+        round_, position = divmod(step, self.outer)
+        if position == 0 or self._model is None:
             self._start(round_)
         else:
             self._train(step, learner)
 
     def _start(self, round_):
-        self._model = super().draw(stream(self.seed, "online", round_))
+        self._model, self._round = super().draw(stream(self.seed, "online", round_)), round_
         self._optimizer = torch.optim.SGD(self._model.parameters(), **self.settings)
 
     def _train(self, step, learner):
@@ -85,23 +93,26 @@ class OnlinePool(RandomPool):
         def batches(epoch):
             generator = stream(self.seed, "online", step, epoch)
             if self.teacher == "synthetic":
-                images, labels = learner.training_set()
+                images, targets = learner.training_set()
             else:
-                rows = torch.randperm(len(real), generator=generator)[: self.images].to(real.images.device)
-                images, labels = real.images[rows], real.labels[rows]
-            return epoch_batches(images, labels, spec, self.augment, self.batch_size, generator)
+                count = math.ceil(self.images / self.batch_size) * self.batch_size  # whole batches, as IDC takes them
+                rows = torch.randperm(len(real), generator=generator)[:count].to(real.images.device)
+                images, targets = real.images[rows], real.labels[rows]
+            return epoch_batches(images, targets, spec, self.augment, self.batch_size, generator, cutmix=self.cutmix)
 
         self._model.requires_grad_(True)
         train_classifier(self._model, batches, epochs=self.inner, optimizer=self._optimizer, schedule="constant",
-                         lr=self.settings["lr"])
+                         lr=self.settings["lr"], autocast=self.autocast)
         self._model.eval().requires_grad_(False)
 
     def state_dict(self):
         """What resuming within a round needs."""
-        return {"model": self._model.state_dict(), "optimizer": self._optimizer.state_dict()} if self._model else {}
+        if self._model is None:
+            return {}
+        return {"round": self._round, "model": self._model.state_dict(), "optimizer": self._optimizer.state_dict()}
 
     def load_state_dict(self, state):
         if state:
-            self._start(0)
+            self._start(state["round"])  # whose architecture it is
             self._model.load_state_dict(state["model"])
             self._optimizer.load_state_dict(state["optimizer"])

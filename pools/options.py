@@ -1,6 +1,6 @@
 """Named options of the classifiers."""
 
-from common.errors import UserError
+from gendistil.common.errors import UserError
 
 
 def choose(table, name, what):

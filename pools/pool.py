@@ -11,16 +11,20 @@ import safetensors.torch
 import torch
 from tqdm.auto import tqdm
 
-from common.device import autocast
-from common.errors import UserError
-from common.rng import stream
-from common.run import read_json, write_json
-from data import Augment
+from gendistil.common.device import autocast
+from gendistil.common.errors import UserError
+from gendistil.common.rng import stream
+from gendistil.common.run import read_json, write_json
+from gendistil.data import Augment
 from pools.classifiers import build_classifier
 from pools.training import accuracy, epoch_batches, split_batches, train_classifier
 
 _FORMAT = 1  # raise it when the same definition comes to mean other weights
 _FIRST_SNAPSHOT = 1 / 16  # of the training steps
+
+
+class _OtherFormat(UserError):
+    """A pool of another version: sound, but not to be read."""
 
 
 class ClassifierPool:
@@ -59,7 +63,7 @@ class ClassifierPool:
             except OSError as error:
                 raise UserError(f"the classifier pool {self.dir} cannot be written ({error.strerror}): choose another folder")
         accelerator.wait_for_everyone()
-        self._rows = read_json(self.dir / "pool.json")["snapshots"]
+        self._rows = self._record()["snapshots"]
 
     def __len__(self):
         return len(self._rows)
@@ -80,6 +84,11 @@ class ClassifierPool:
 
     def load_state_dict(self, state):
         """Everything is on disk."""
+
+    def last(self, generator):
+        """A member at the end of its training, all equally likely, by the next draw of `generator`."""
+        finished = [index for index, row in enumerate(self._rows) if row["step"] == self._steps[-1]]
+        return self[finished[int(torch.randint(len(finished), (), generator=generator, device=generator.device))]]
 
     def draw(self, generator):
         """A member and snapshot, all equally likely, by the next draw of `generator`."""
@@ -134,12 +143,22 @@ class ClassifierPool:
         train_classifier(model, batches, epochs=settings["epochs"], lr=settings["lr"], autocast=context, on_step=on_step)
         return [{**row, "held_out_accuracy": row["held_out_accuracy"].item()} for row in rows]
 
+    def _record(self):
+        """What pool.json holds. UserError for one that another version wrote."""
+        record = read_json(self.dir / "pool.json")
+        if record.get("format", _FORMAT) != _FORMAT:
+            raise _OtherFormat(f"the classifier pool {self.dir} has format {record['format']} and this version reads format "
+                               f"{_FORMAT}: remove the folder, and it is trained again")
+        return record
+
     def _sound_rows(self):
         """The rows of pool.json whose file is as it was written."""
         try:
-            rows = read_json(self.dir / "pool.json")["snapshots"]
+            rows = self._record()["snapshots"]
             return [row for row in rows if (self.dir / row["file"]).is_file()
                     and _digest((self.dir / row["file"]).read_bytes()) == row["digest"]]
+        except _OtherFormat:
+            raise
         except (UserError, KeyError, TypeError):  # no pool.json yet, or a damaged one
             return []
 

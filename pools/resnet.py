@@ -3,8 +3,8 @@
 import torch.nn.functional as F
 from torch import nn
 
-from common.device import halve
-from common.errors import UserError
+from gendistil.common.device import halve
+from gendistil.common.errors import UserError
 from pools.options import choose
 
 NORMS = {"batch": nn.BatchNorm2d, "instance": lambda width: nn.GroupNorm(width, width)}

@@ -3,7 +3,7 @@
 import torch.nn.functional as F
 from torch import nn
 
-from common.errors import UserError
+from gendistil.common.errors import UserError
 from pools.options import choose
 
 NORMS = {"batch": nn.BatchNorm2d, "instance": lambda width: nn.GroupNorm(width, width), "none": lambda width: nn.Identity()}

@@ -6,15 +6,19 @@ from contextlib import nullcontext
 import torch
 import torch.nn.functional as F
 
-from common.errors import UserError
-from data.images import standardise, to_signed
+from gendistil.common.device import loss_scaler
+from gendistil.common.errors import UserError
+from gendistil.data.augment import cut_mix
+from gendistil.data.images import standardise, to_signed
 
 SCHEDULES = {
-    "cosine": lambda progress: (1 + math.cos(math.pi * progress)) / 2,
-    "step": lambda progress: 0.2 ** ((progress >= 2 / 3) + (progress >= 5 / 6)),
-    "constant": lambda progress: 1.0,
+    "cosine": lambda epoch, epochs: (1 + math.cos(math.pi * (epoch / epochs))) / 2,
+    "step": lambda epoch, epochs: 0.2 ** ((epoch >= 2 * epochs // 3) + (epoch >= 5 * epochs // 6)),
+    "half": lambda epoch, epochs: 0.1 ** (epoch > epochs // 2 + 1),
+    "constant": lambda epoch, epochs: 1.0,
 }
-"""The learning rate as a multiple of its first value, by the fraction of the epochs done; "step" is IDC's."""
+"""The learning rate of an epoch (from 0) of so many, as a multiple of its first value. "step" is IDC's and DREAM's; "half" is
+that of DC, DSA and DM, whose code also forgets the momentum where the rate falls."""
 
 _CHECK_INTERVAL = 50  # steps at least between looks at the loss, each of which makes the host wait for the device
 
@@ -25,7 +29,8 @@ def train_classifier(model, batches, *, epochs, lr=0.01, momentum=0.9, weight_de
 
     Args:
         model: images `[B, C, H, W]` -> logits `[B, K]`; left in train mode.
-        batches: `batches(epoch)` yields (standardised and augmented images, int64 labels `[B]`) on the model's device.
+        batches: `batches(epoch)` yields (standardised and augmented images, targets) on the model's device; targets are labels,
+            int64 `[B]`, or soft labels, float `[B, K]`.
         epochs: number of calls of `batches`, at least 1.
         schedule: a key of `SCHEDULES`; the learning rate changes between epochs.
         optimizer: one that goes on from an earlier call, instead of a new SGD by the settings above.
@@ -36,22 +41,22 @@ def train_classifier(model, batches, *, epochs, lr=0.01, momentum=0.9, weight_de
     """
     if optimizer is None:
         optimizer = torch.optim.SGD(model.parameters(), lr, momentum=momentum, weight_decay=weight_decay)
-    scaler = _loss_scaler(next(model.parameters()).device.type, autocast)
+    scaler = loss_scaler(next(model.parameters()).device, autocast)
     factor = SCHEDULES[schedule]
     step = last_check = 0
     for epoch in range(epochs):
         model.train()
-        optimizer.param_groups[0]["lr"] = lr * factor(epoch / epochs)
+        optimizer.param_groups[0]["lr"] = lr * factor(epoch, epochs)
         total, count = 0, 0
-        for images, labels in batches(epoch):
+        for images, targets in batches(epoch):
             with autocast():
                 logits = model(images)  # B,K
-            loss = F.cross_entropy(logits.float(), labels)
+            loss = F.cross_entropy(logits.float(), targets)
             optimizer.zero_grad()
             scaler.scale(loss).backward()
             scaler.step(optimizer)
             scaler.update()
-            total, count, step = total + loss.detach() * len(labels), count + len(labels), step + 1
+            total, count, step = total + loss.detach() * len(images), count + len(images), step + 1
             if on_step:
                 on_step(step)
         mean = total / count
@@ -65,22 +70,28 @@ def train_classifier(model, batches, *, epochs, lr=0.01, momentum=0.9, weight_de
     return mean
 
 
-def _loss_scaler(device_type, autocast):
-    """The gradient scaler that float16 needs and that other precisions pass through."""
-    with autocast():
-        half = torch.is_autocast_enabled(device_type) and torch.get_autocast_dtype(device_type) == torch.float16
-    return torch.amp.GradScaler(device_type, enabled=half)
+def epoch_batches(images, targets, spec, augment, batch_size, generator, cutmix=0.0):
+    """Yield one epoch of what `train_classifier` takes, in an order drawn from `generator`, every image once.
 
-
-def epoch_batches(images, labels, spec, augment, batch_size, generator):
-    """Yield one epoch of (standardised and augmented images, labels) in an order drawn from `generator`, every image once.
-
-    Args: images, uint8 `[N, C, H, W]`; labels, int64 `[N]`; augment, an `Augment` or None.
+    Args: images, uint8 `[N, C, H, W]`; targets, int64 `[N]` or float `[N, K]`; the others as in `prepare_batch`.
     """
-    order = torch.randperm(len(labels), generator=generator, device=generator.device).to(labels.device)
+    order = torch.randperm(len(targets), generator=generator, device=generator.device).to(targets.device)
     for rows in split_batches(order, batch_size):
-        batch = standardise(to_signed(images[rows]), spec)  # B,C,H,W
-        yield augment(batch, generator) if augment else batch, labels[rows]
+        yield prepare_batch(images[rows], targets[rows], spec, augment, generator, cutmix)
+
+
+def prepare_batch(images, targets, spec, augment, generator, cutmix=0.0):
+    """A stored batch as a classifier is trained on it: (standardised and augmented images, targets).
+
+    Args: images, uint8 `[B, C, H, W]`; targets, int64 `[B]` or float `[B, K]`; augment, an `Augment` or None; generator, of
+    all draws; cutmix, the probability that the batch is mixed by `cut_mix`, which makes its targets soft.
+    """
+    batch = standardise(to_signed(images), spec)  # B,C,H,W
+    if augment:
+        batch = augment(batch, generator)
+    if cutmix:
+        batch, targets = cut_mix(batch, targets, spec.num_classes, cutmix, generator)
+    return batch, targets
 
 
 def split_batches(order, batch_size):

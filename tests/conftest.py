@@ -5,7 +5,7 @@ import sys
 import pytest
 from accelerate.state import AcceleratorState
 
-from common.cli import run_script
+from gendistil.common.cli import run_script
 
 
 @pytest.fixture(scope="session")
@@ -19,6 +19,13 @@ def command():
             run_script(script.main)
 
     return run
+
+
+@pytest.fixture(autouse=True)
+def fresh_state():
+    """Accelerate keeps the precision of the first Accelerator for all later ones: no test inherits that of another."""
+    yield
+    AcceleratorState._reset_state(reset_partial_state=True)
 
 
 @pytest.fixture

@@ -5,9 +5,9 @@ import math
 import pytest
 import torch
 
-from common.errors import UserError
-from common.rng import stream
-from data import AUGMENTATIONS, Augment, AugmentParams, Spec
+from gendistil.common.errors import UserError
+from gendistil.common.rng import stream
+from gendistil.data import AUGMENTATIONS, Augment, AugmentParams, Spec
 
 SPEC = Spec("colour", ("a", "b"), 3, 16, (0.5,) * 3, (0.25,) * 3, True)
 GREY = Spec("grey", ("a", "b"), 1, 28, (0.5,), (0.25,), False)

@@ -7,7 +7,7 @@ import pytest
 
 import gen_condense
 from benchmarks import curves, objectives, recipes
-from evaluation.report import read_report
+from gendistil.evaluation.report import read_report
 from generators import RECIPES
 
 

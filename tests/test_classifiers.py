@@ -16,10 +16,10 @@ from parity_fixtures import (
     uniform_hash,
 )
 
-from common.device import halve
-from common.errors import UserError
-from common.rng import stream
-from data import Augment, load_dataset, standardise, to_signed
+from gendistil.common.device import halve
+from gendistil.common.errors import UserError
+from gendistil.common.rng import stream
+from gendistil.data import Augment, load_dataset, standardise, to_signed
 from pools import CLASSIFIERS, SCHEDULES, accuracy, build_classifier, embed_images, epoch_batches, train_classifier
 
 FULL = {"width": 64, "stem": "large"}
@@ -140,7 +140,7 @@ def test_halving_is_average_pooling_twice_differentiable(side, memory_format):
 
 
 def test_bad_names_and_options():
-    with pytest.raises(UserError, match="convnet, convnet_bn"):
+    with pytest.raises(UserError, match="convnet, convnet4"):
         build_classifier("vgg", 3, 32, 10)
     with pytest.raises(UserError, match="norm 'batches'"):
         build_classifier("resnet18", 3, 32, 10, norm="batches")
@@ -226,4 +226,4 @@ def test_an_epoch_has_every_image_once_and_no_batch_of_one(digits):
 @pytest.mark.parametrize(("schedule", "factors"), [("constant", [1, 1, 1, 1, 1, 1]), ("step", [1, 1, 1, 1, 0.2, 0.04]),
                                                    ("cosine", [1, 0.933, 0.75, 0.5, 0.25, 0.067])])
 def test_schedules(schedule, factors):
-    assert [SCHEDULES[schedule](epoch / 6) for epoch in range(6)] == pytest.approx(factors, abs=1e-3)
+    assert [SCHEDULES[schedule](epoch, 6) for epoch in range(6)] == pytest.approx(factors, abs=1e-3)

@@ -8,10 +8,10 @@ import pytest
 import torch
 from PIL import Image
 
-from common.errors import UserError
-from data import DATASETS, Spec, load_dataset, standardise, to_signed, to_uint8
-from data import folders as folders_module
-from data.images import moments, resize
+from gendistil.common.errors import UserError
+from gendistil.data import DATASETS, Spec, load_dataset, standardise, to_signed, to_uint8
+from gendistil.data import folders as folders_module
+from gendistil.data.images import moments, resize
 
 LEVELS = torch.arange(256, dtype=torch.uint8)
 
@@ -289,10 +289,6 @@ BREAKAGES = {
     "truncated image": (truncate, ["bee/3.jpg: is not a readable image", "truncated"]),
     "floating point": (lambda f: Image.new("F", (4, 4)).save(f / "test" / "ant" / "x.tif"), ["ant/x.tif", "floating-point"]),
     "broken link": (lambda f: (f / "train" / "bee" / "x.png").symlink_to("nowhere"), ["bee/x.png: cannot be read"]),
-    "mixed channels": (
-        lambda f: Image.new("RGB", (4, 4)).save(f / "test" / "cat" / "x.png"),
-        ["mixed channels", "train/ant/0.png is grey", "test/cat/x.png is colour"],
-    ),
     "single image": (
         lambda f: [p.unlink() for p in list((f / "train" / "cat").iterdir())[1:]],
         ["class 'cat' has fewer than 2 training images"],
@@ -312,11 +308,16 @@ def test_unusable_folders_say_what_is_wrong_in_one_line(tmp_path, cache, breakag
         assert words in str(error.value)
 
 
-def test_mixed_channels_name_the_grey_file_whichever_comes_first(tmp_path, cache):
-    folder = write_folder(tmp_path / "pets", mode="RGB")
-    Image.new("L", (4, 4)).save(folder / "train" / "cat" / "x.png")
-    with pytest.raises(UserError, match=r"cat/x\.png is grey and .*ant/0\.png is colour"):
-        load_dataset(folder, cache)
+@pytest.mark.parametrize(("most", "other"), [("RGB", "L"), ("L", "RGB")])
+def test_grey_and_colour_pictures_together_are_read_as_colour_and_a_line_says_so(tmp_path, cache, capsys, most, other):
+    folder = write_folder(tmp_path / "pets", mode=most)
+    Image.new(other, (4, 4), 7 if other == "L" else (7, 8, 9)).save(folder / "test" / "cat" / "x.png")
+    dataset = load_dataset(folder, cache)
+    assert dataset.spec.channels == 3
+    odd = dataset.test.images[dataset.test.labels == 2][-1, :, 0, 0]
+    assert odd.tolist() == ([7, 7, 7] if other == "L" else [7, 8, 9])
+    said = f"{1 if other == 'L' else 24} of 25 pictures are grey and the others colour: all are read as colour"
+    assert said in capsys.readouterr().err
 
 
 def test_unknown_name_lists_the_known_ones(tmp_path):

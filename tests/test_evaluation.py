@@ -1,39 +1,48 @@
-"""Sources, students, statistics and reports."""
+"""Sources, students, protocols, statistics and reports."""
 
 import dataclasses
-import json
 import math
-import sys
 
 import pytest
 import torch
 from scipy import stats
 from torch import nn
+from torch.nn import functional as F
 
-from common.errors import UserError
-from common.rng import counter_normal
-from data import Split, load_dataset, to_signed, to_uint8
-from evaluation import (
+from gendistil.common.errors import UserError
+from gendistil.common.rng import counter_normal, stream
+from gendistil.data import Augment, Split, load_dataset, to_signed, to_uint8
+from gendistil.data.augment import cut_mix
+from gendistil.evaluation import (
+    PROTOCOLS,
     SAMPLINGS,
-    DistilledDataset,
     Protocol,
-    RealImages,
     Result,
-    balanced_labels,
-    draw_set,
     evaluate,
     evaluate_full,
-    sources,
+    long_enough,
+    protocol_for,
+    student_batches,
     students,
+    train_student,
 )
-from evaluation.report import KEYS, main, markdown, plot, read_report, replace_section
-from evaluation.sources import check_fits
-from generators.base import index_within_class
+from gendistil.evaluation.report import KEYS, markdown, plot, read_report
+from gendistil.sources import (
+    DistilledDataset,
+    RealImages,
+    Source,
+    balanced_labels,
+    check_fits,
+    draw,
+    draw_set,
+    index_within_class,
+)
+from pools import SCHEDULES, epoch_batches, train_classifier
 
 QUICK = Protocol(epochs=2, min_steps=0, aug_type="none")
 
 
-class Prototypes:
+class Prototypes(Source):
     """A source whose classes are told apart easily: a lit row or column per class, in noise. It remembers what was asked."""
 
     num_classes, channels, size = 10, 1, 8
@@ -52,6 +61,15 @@ class Prototypes:
         return images
 
 
+class SoftPrototypes(Prototypes):
+    """The same with soft labels: a tenth of the weight on the next class, and a little more for odd seeds."""
+
+    def targets(self, labels, seed=0):
+        share = 0.1 + 0.001 * (seed % 2)
+        hard = F.one_hot(labels, 10).float()
+        return (1 - share) * hard + share * hard.roll(1, 1)
+
+
 class TinyStudent(nn.Module):
     """A linear classifier that notes in which mode it was called."""
 
@@ -62,6 +80,7 @@ class TinyStudent(nn.Module):
         self.linear = nn.Linear(channels * size * size, num_classes)
         with torch.no_grad():
             self.linear.weight.normal_(std=0.01, generator=generator)
+            self.linear.bias.zero_()
         TinyStudent.modes = []
 
     def forward(self, images):
@@ -105,7 +124,7 @@ def test_real_images_are_distinct_images_of_the_class(digits):
 
 @pytest.mark.parametrize(("ipc", "at_once"), [(1, 4096), (7, 4096), (7, 300), (60, 1)])
 def test_a_representative_set_is_chosen_among_the_images_of_its_seed(digits, monkeypatch, ipc, at_once):
-    monkeypatch.setattr(sources, "_AT_ONCE", at_once)
+    monkeypatch.setattr(draw, "_AT_ONCE", at_once)
     real = RealImages(digits.train, 10)
     images, labels = draw_set(real, ipc, seed=1, choice="representative")
     assert torch.equal(labels, balanced_labels(10, ipc))
@@ -247,6 +266,181 @@ def test_published_protocol_takes_the_best_look(digits, tiny, monkeypatch):
     assert {len(labels) for labels, _ in source.asked} == {16}
 
 
+PUBLISHED = {
+    "dc": Protocol(epochs=301, min_steps=0, batch_size=256, lr=0.01, schedule="half", momentum=0.9, weight_decay=5e-4,
+                   aug_type="none", aug_single=False, cutmix=0.0, looks=1, random_labels=False),
+    "dsa": Protocol(epochs=1001, min_steps=0, batch_size=256, lr=0.01, schedule="half", momentum=0.9, weight_decay=5e-4,
+                    aug_type="color_crop_cutout_flip_scale_rotate", aug_single=True, cutmix=0.0, looks=1, random_labels=False),
+    "idc": Protocol(epochs=1000, min_steps=0, batch_size=64, lr=0.01, schedule="step", momentum=0.9, weight_decay=5e-4,
+                    aug_type="color_crop_flip_scale_rotate", aug_single=False, cutmix=0.5, looks=1, random_labels=False),
+    "dim": Protocol(epochs=1000, min_steps=0, batch_size=128, lr=0.01, schedule="constant", momentum=0.9, weight_decay=5e-4,
+                    aug_type="color_crop", aug_single=False, cutmix=0.0, looks=5, random_labels=True),
+}
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_published_protocols(name):
+    assert PROTOCOLS[name] == protocol_for(name, "cifar10") == PUBLISHED[name]
+
+
+def test_what_a_protocol_sets_otherwise_for_a_data_set():
+    mnist = dataclasses.replace(PUBLISHED["dc"], epochs=1001, aug_type="crop_scale_rotate", aug_single=True)
+    assert protocol_for("dc", "mnist") == mnist
+    assert protocol_for("idc", "mnist") == dataclasses.replace(PUBLISHED["idc"], cutmix=0.0)
+    assert protocol_for("dsa", "mnist") == PUBLISHED["dsa"]
+    assert protocol_for("default", "mnist") == Protocol()
+
+
+@pytest.mark.parametrize(("schedule", "epochs", "runs"), [
+    ("half", 301, {1: 152, 0.1: 149}),                # utils.py of DC: a rate of 0.1 after epoch 151, counted from 0
+    ("half", 1001, {1: 502, 0.1: 499}),
+    ("step", 1000, {1: 666, 0.2: 167, 0.04: 167}),    # train.py of IDC: milestones at 666 and 833
+])
+def test_the_rate_falls_where_the_published_code_lets_it_fall(schedule, epochs, runs):
+    factors = [round(SCHEDULES[schedule](epoch, epochs), 9) for epoch in range(epochs)]
+    assert {factor: factors.count(factor) for factor in dict.fromkeys(factors)} == runs
+    assert factors == sorted(factors, reverse=True)
+
+
+def test_cutmix_puts_a_box_of_another_image_into_each():
+    images = torch.arange(6.0)[:, None, None, None].expand(6, 3, 8, 8)  # the pixels of an image are its number
+    labels = torch.arange(6)
+    covered = set()
+    for seed in range(40):
+        mixed, targets = cut_mix(images, labels, 6, 1.0, stream(seed))
+        assert torch.equal(mixed[:, :1].expand_as(mixed), mixed)
+        changed = mixed[:, 0] != images[:, 0]
+        for row, target in enumerate(targets):
+            shares = torch.bincount(mixed[row, 0].flatten().long(), minlength=6) / 64
+            torch.testing.assert_close(target, shares)
+            box = changed[row].nonzero()
+            if len(box):
+                height, width = (box.amax(0) - box.amin(0) + 1).tolist()
+                assert height * width == len(box)
+        covered.add(float(1 - targets.max(1).values.min()))
+    assert len(covered) > 5
+    assert torch.equal(images[:, 0, 0, 0], torch.arange(6.0))  # what was given is unchanged
+
+
+def test_cutmix_is_a_mixture_of_two_losses():
+    logits, labels = torch.randn(6, 10, generator=stream(1)), torch.tensor([3, 1, 4, 1, 5, 9])
+    images = torch.arange(6.0)[:, None, None, None].expand(6, 1, 8, 8)
+    mixed, targets = cut_mix(images, labels, 10, 1.0, stream(0))
+    own = (mixed == images).flatten(1).float().mean(1)
+    partner = torch.where(own < 1, (mixed - (mixed == images) * images).flatten(1).amax(1), torch.arange(6.0)).long()
+    losses = own * F.cross_entropy(logits, labels, reduction="none")
+    losses = losses + (1 - own) * F.cross_entropy(logits, labels[partner], reduction="none")
+    assert 0 < own.min() < 1
+    torch.testing.assert_close(F.cross_entropy(logits, targets), losses.mean())
+
+
+def test_cutmix_mixes_the_asked_share_of_batches_and_soft_labels_too():
+    images, soft = torch.randn(4, 1, 8, 8, generator=stream(0)), torch.rand(4, 10, generator=stream(1)).softmax(1)
+    results = [cut_mix(images, soft, 10, 0.5, stream(seed)) for seed in range(400)]
+    assert 160 < sum(mixed is not images for mixed, _ in results) < 240
+    assert all(targets is soft for mixed, targets in results if mixed is images)
+    assert all(torch.allclose(targets.sum(1), torch.ones(4)) for _, targets in results)
+
+
+def test_without_cutmix_nothing_is_drawn_for_it(digits):
+    some, augment = digits.train[:50], Augment("color_crop", digits.spec)
+
+    def epoch(*cutmix):
+        generator = stream(0)
+        batches = list(epoch_batches(some.images, some.labels, digits.spec, augment, 20, generator, *cutmix))
+        return batches, generator.get_state()
+
+    (plain, before), (none, after), (mixed, _) = epoch(), epoch(0.0), epoch(1.0)
+    assert torch.equal(before, after)
+    assert all(torch.equal(a, b) and torch.equal(x, y) for (a, x), (b, y) in zip(plain, none))
+    assert [targets.dtype for _, targets in plain] == [torch.int64] * 3
+    assert [targets.shape for _, targets in mixed] == [(20, 10), (20, 10), (10, 10)]
+
+
+def test_soft_labels_stay_with_their_images(digits):
+    some = digits.train[:50]
+    soft = F.one_hot(some.labels, 10).float()
+    hard_rows, soft_rows = (list(epoch_batches(some.images, targets, digits.spec, None, 20, stream(0)))
+                            for targets in (some.labels, soft))
+    for (images, labels), (same, targets) in zip(hard_rows, soft_rows):
+        assert torch.equal(images, same)
+        assert torch.equal(F.one_hot(labels, 10).float(), targets)
+    losses = []
+    for targets in (some.labels, soft):
+        torch.manual_seed(0)
+        model = TinyStudent("tiny", 1, 8, 10, generator=stream(0))
+        losses.append(train_classifier(model, lambda epoch, targets=targets: epoch_batches(
+            some.images, targets, digits.spec, None, 20, stream(0, epoch)), epochs=3))
+    torch.testing.assert_close(*losses)
+
+
+@pytest.mark.parametrize("sampling", SAMPLINGS)
+@pytest.mark.parametrize("cutmix", [0.0, 0.5])
+def test_students_learn_from_the_soft_labels_of_a_source(digits, tiny, monkeypatch, sampling, cutmix):
+    seen = []
+    real_training = students.train_classifier
+    monkeypatch.setattr(students, "train_classifier", lambda model, batches, **options: (
+        seen.extend(targets for epoch in range(2) for _, targets in batches(epoch)),
+        real_training(model, batches, **options)))
+    easy = dataclasses.replace(digits, test=Split(*draw_set(Prototypes(), 20, seed=99)))
+    protocol = Protocol(epochs=30, min_steps=0, aug_type="none", cutmix=cutmix)
+    result = evaluate(SoftPrototypes(), easy, ipc=5, sampling=sampling, num_eval=1, protocol=protocol)
+    assert result.mean > 80
+    assert all(targets.shape[1] == 10 and targets.is_floating_point() for targets in seen)
+    torch.testing.assert_close(torch.cat(seen).sum(1), torch.ones(100))
+    if not cutmix:
+        assert all(0.89 < float(value) < 0.91 for targets in seen for value in targets.amax(1))
+
+
+@pytest.mark.parametrize("cutmix", [0.0, 1.0])
+def test_random_labels_have_the_targets_of_their_images(digits, tiny, monkeypatch, cutmix):
+    seen, source = [], SoftPrototypes()
+    real_batch = students.prepare_batch
+    monkeypatch.setattr(students, "prepare_batch", lambda images, targets, *rest: (
+        seen.append(targets), real_batch(images, targets, *rest))[1])
+    protocol = Protocol(epochs=2, min_steps=0, random_labels=True, batch_size=16, aug_type="none", cutmix=cutmix)
+    evaluate(source, digits, ipc=5, num_eval=1, protocol=protocol)
+    assert len(seen) == len(source.asked) == 6
+    assert all(torch.equal(targets, source.targets(*asked)) for targets, asked in zip(seen, source.asked))
+
+
+def test_one_operation_at_a_time(digits, tiny, monkeypatch):
+    made = []
+    monkeypatch.setattr(students, "Augment", lambda *args: made.append(args) or Augment(*args))
+    for random_labels in (False, True):
+        protocol = Protocol(epochs=1, min_steps=0, aug_type="crop_scale_rotate", aug_single=True, random_labels=random_labels)
+        evaluate(Prototypes(), digits, ipc=2, num_eval=1, protocol=protocol)
+    evaluate_full(digits, num_eval=1, protocol=protocol)
+    assert made == [("crop_scale_rotate", digits.spec, True)] * 3
+
+
+def test_a_student_by_itself_is_the_one_of_an_evaluation(digits, tiny):
+    images, labels = draw_set(Prototypes(), 3, seed=4)
+    protocol = long_enough(Protocol(epochs=1, min_steps=5, batch_size=16, aug_type="none"), len(images))
+    assert protocol.epochs == 3  # of two steps each
+    model = TinyStudent("tiny", 1, 8, 10, generator=stream(4, "student's weights"))
+    batches = student_batches(lambda epoch: (images, labels), digits.spec, protocol, seed=4)
+    alone = train_student(model, batches, digits.test, digits.spec, protocol)
+    assert alone.dim() == 0
+    result = evaluate(Prototypes(), digits, ipc=3, sampling="fixed", num_eval=1, seed=4, protocol=protocol)
+    assert result.accuracies == (alone.item(),)
+
+
+def test_models_are_trained_one_after_the_other_on_growing_sets(digits):
+    """An evaluation that the suite does not have, class after class: its caller holds no loop of a training."""
+    images, labels = draw_set(Prototypes(), 5, seed=0)
+    real, truth = draw_set(Prototypes(), 20, seed=1)
+    protocol, scores = Protocol(epochs=30, min_steps=0, aug_type="none"), []
+    for known in (2, 6, 10):
+        memory, seen = labels < known, truth < known
+        batches = student_batches(lambda epoch, rows=memory: (images[rows], labels[rows]), digits.spec, protocol, seed=0)
+        model = TinyStudent("tiny", 1, 8, 10, generator=stream(0, known))
+        split = Split(real[seen], truth[seen])
+        scores.append(float(train_student(model, batches, split, digits.spec, protocol)))
+        assert TinyStudent.modes[0] == (True, min(5 * known, 64))
+    assert min(scores) > 80
+
+
 def test_statistics_by_hand():
     values = (90.0, 92.0, 97.0)
     result = Result(values, images=10, epochs=1, steps=1, seconds=1.0)
@@ -282,18 +476,6 @@ def test_a_table_has_one_line_per_source_and_one_column_per_ipc(tmp_path):
     assert (tmp_path / "accuracy.png").read_bytes().startswith(b"\x89PNG")
 
 
-def test_reports_are_merged(tmp_path, monkeypatch, capsys):
-    for name in ("a", "b"):
-        (tmp_path / f"{name}.json").write_text(json.dumps([make_row(source=name)]))
-    monkeypatch.setattr(sys, "argv", ["report", str(tmp_path / "a.json"), str(tmp_path / "b.json"), "--output",
-                                      str(tmp_path / "table.md")])
-    main()
-    text = (tmp_path / "table.md").read_text()
-    assert capsys.readouterr().out in text
-    assert all(f"| {name} " in text for name in "ab")
-    assert "`python -m evaluation.report " in text
-
-
 @pytest.mark.parametrize("content", [None, "{", "{}", "[]", '[{"source": "gan"}]', "[1]"])
 def test_a_file_that_is_no_report_is_named(tmp_path, content):
     path = tmp_path / "report.json"
@@ -306,10 +488,3 @@ def test_a_file_that_is_no_report_is_named(tmp_path, content):
 def test_quantisation_is_what_a_student_sees():
     images, _ = draw_set(Prototypes(), 2, seed=0)
     assert torch.equal(to_uint8(to_signed(images)), images)
-
-
-def test_a_table_replaces_only_its_section():
-    document = "# Title\n<!-- a -->\nold\n<!-- /a -->\ntext\n<!-- b -->\nkept\n<!-- /b -->\n"
-    assert replace_section(document, "a", "new\n") == document.replace("old", "new")
-    with pytest.raises(UserError, match="--section c"):
-        replace_section(document, "c", "new\n")

@@ -6,10 +6,10 @@ from parity_fixtures import assert_close, fixture, fixture_input, fixture_state
 from torch import nn
 from torch.nn import functional as F
 
-from common.errors import UserError
-from common.run import save_checkpoint
-from generators import NETWORKS, load_generator, load_weights
-from generators.base import index_within_class
+from gendistil.common.errors import UserError
+from gendistil.common.run import save_checkpoint
+from gendistil.sources import index_within_class, load_source
+from generators import NETWORKS, load_weights
 from generators.dim import DiMCritic, DiMGenerator
 from generators.layers import conv_after_doubling, conv_then_halving
 from generators.losses import gradient_penalty
@@ -93,7 +93,7 @@ def test_sampling_does_not_touch_the_global_stream():
 def test_saved_generators_rebuild_themselves(name, tmp_path):
     generator = NETWORKS[name][0](size=20, channels=3, num_classes=4, dim_noise=9, width=16).eval()
     generator.save_pretrained(tmp_path)
-    again = load_generator(tmp_path)
+    again = load_source(tmp_path)
     labels = torch.tensor([0, 3, 3])
     assert type(again) is type(generator)
     assert torch.equal(again.sample(labels, 1), generator.sample(labels, 1))
@@ -104,7 +104,7 @@ def test_a_published_checkpoint_loads(tmp_path):
     generator, critic = DiMGenerator(28, 1, 10, 12, width=8).eval(), DiMCritic(28, 1, 10, width=8)
     rename = lambda module: {f"published.{i}": value for i, value in enumerate(module.state_dict().values())}
     save_checkpoint(tmp_path / "model_dict_9.pth", {"generator": rename(generator), "discriminator": rename(critic)})
-    loaded = load_generator(tmp_path / "model_dict_9.pth")
+    loaded = load_source(tmp_path / "model_dict_9.pth")
     labels = torch.arange(10)
     assert (loaded.size, loaded.channels, loaded.num_classes, loaded.dim_noise) == (28, 1, 10, 12)
     assert torch.equal(loaded.sample(labels, 0), generator.sample(labels, 0))
@@ -118,7 +118,7 @@ def test_damaged_and_foreign_files_are_refused_in_one_line(tmp_path):
     weights.write_bytes(weights.read_bytes()[:200])
     for path in ("short.pth", "other.pth", "model", "nowhere", "."):
         with pytest.raises(UserError) as error:
-            load_generator(tmp_path / path)
+            load_source(tmp_path / path)
         assert "\n" not in str(error.value)
 
 

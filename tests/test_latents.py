@@ -14,15 +14,14 @@ import gen_condense
 import pool_match
 import sample
 import validate
-from common.errors import UserError
-from common.run import load_checkpoint
-from data import Dataset, Split, load_dataset, to_uint8
-from evaluation import load_source
-from evaluation.sources import diversity
-from generators import NETWORKS, load_generator
-from generators.biggan import BigGANCritic, BigGANGenerator, load_published
+from gendistil.common.errors import UserError
+from gendistil.common.run import load_checkpoint
+from gendistil.data import Dataset, Split, load_dataset, to_uint8
+from gendistil.matching import LatentLearner, Matcher, initial
+from gendistil.sources import LatentSet, diversity, load_source
+from generators import NETWORKS, load_published
+from generators.biggan import BigGANCritic, BigGANGenerator
 from generators.pyramid import PyramidGenerator
-from matching import LatentLearner, LatentSet, Matcher, initial
 from pools import RandomPool
 
 
@@ -35,9 +34,9 @@ def digits():
 def test_biggan_computes_what_the_published_one_does(variant, tmp_path):
     name = "itgan_biggan_generator"
     state = dict(fixture_state(name, variant))
-    generator, labels = load_published(state), torch.arange(4)
+    generator, labels = load_published(state, "state"), torch.arange(4)
     torch.save(state, tmp_path / "G_Pretrained_CIFAR10_exp0.pth")
-    again = load_generator(tmp_path / "G_Pretrained_CIFAR10_exp0.pth")
+    again = load_source(tmp_path / "G_Pretrained_CIFAR10_exp0.pth")
     for network in (generator, again):
         with torch.no_grad():
             images = network(fixture_input(name, variant), labels)
@@ -104,7 +103,7 @@ def learner_of(dataset, generator, **options):
     return LatentLearner(Accelerator(cpu=True), dataset.spec, latents, 0, real=dataset.train, rows=rows, **settings)
 
 
-def matcher_of(learner, dataset, match="own", **options):
+def matcher_of(learner, dataset, match="paired", **options):
     return Matcher(learner, dataset, RandomPool(dataset), match=match, weight=1.0, select="random", classes=None, per_class=4,
                    aug_type="none", aug_setting="class", interval=1, candidates=10, **options)
 
@@ -140,7 +139,7 @@ def test_inversion_finds_images_chunk_by_chunk_and_resumes(digits):
     assert losses[39] < 0.5 * losses[20]
     assert torch.equal(learner.parameter[:, :3], first)
     assert all(torch.equal(*pair) for pair in zip(weights, learner.source.generator.parameters()))
-    real = dataset.train.images[learner.own(torch.arange(10), 39)]
+    real = dataset.train.images[learner.pairs(torch.arange(10), 39)]
     assert torch.equal(real, dataset.train.images[learner.rows[:, 3:]])
 
     again = learner_of(dataset, generator)
@@ -154,14 +153,14 @@ def test_the_regulariser_keeps_images_of_a_class_apart(digits):
     generator = make_generator()
     dataset = made_digits(digits, generator)
     spread = {}
-    for own_weight in (0.0, 1.0):
+    for paired_weight in (0.0, 1.0):
         learner = learner_of(dataset, generator, chunk_steps=0, batch=6, lr=30.0)
-        matcher = matcher_of(learner, dataset, "mean", own_weight=own_weight)
+        matcher = matcher_of(learner, dataset, "mean", options={"paired_weight": paired_weight})
         for step in range(60):
             learner.step(step, matcher)
         own = to_uint8(learner.source.sample(torch.arange(10).repeat_interleave(6))).float()
         real = dataset.train.images[learner.rows.flatten()].float()
-        spread[own_weight] = float((own - real).square().mean())
+        spread[paired_weight] = float((own - real).square().mean())
     assert spread[1.0] < 0.8 * spread[0.0]
 
 
@@ -169,9 +168,9 @@ def test_chunks_of_classes_give_the_joint_result(digits):
     generator = make_generator()
     dataset = made_digits(digits, generator)
     moved = []
-    for at_once in (None, 3):
+    for at_once in (0, 3):
         learner = learner_of(dataset, generator, chunk_steps=0, lr=1.0)
-        learner.step(0, matcher_of(learner, dataset, "mean", own_weight=0.5, at_once=at_once))
+        learner.step(0, matcher_of(learner, dataset, "mean", options={"paired_weight": 0.5}, at_once=at_once))
         moved.append(learner.parameter.detach())
     torch.testing.assert_close(*moved, atol=1e-5, rtol=1e-4)
 
@@ -245,7 +244,7 @@ def test_itgan_resumes_within_its_inversion(command, runs):
     (("--method", "itgan", "--weight", "{inversion}", "--latent-space", "grid"), "--latent-space"),
     (("--method", "itgan", "--weight", "{inversion}", "--match", "grad", "--steps", 1), "--own-weight"),
     (("--method", "dm", "--match", "own", "--steps", 1), "--method inversion"),
-    (("--method", "dm", "--own-weight", 1), "--own-weight"),
+    (("--method", "dm", "--own-weight", 1), "--paired-weight"),
     (("--method", "itgan", "--weight", "{inversion}", "--data", "{other}"), "--data"),
 ])
 def test_bad_input_is_named_in_one_line(fails, runs, tmp_path, words, said):
@@ -266,4 +265,4 @@ def test_biggan_of_a_checkpoint_samples(tmp_path):
     generator(torch.randn(8, 9), torch.arange(8) % 4)
     generator.save_pretrained(tmp_path)
     labels = torch.tensor([0, 3, 3])
-    assert torch.equal(load_generator(tmp_path).sample(labels, 0), generator.sample(labels, 0))
+    assert torch.equal(load_source(tmp_path).sample(labels, 0), generator.sample(labels, 0))

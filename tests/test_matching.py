@@ -11,20 +11,33 @@ from accelerate import Accelerator
 from parity_fixtures import FOLDER, fixture_state, hash_images, load_data
 from torch.nn import functional as F
 
-from common.clustering import herding, k_center, kmeans, representatives
-from common.rng import stream
-from data import load_dataset, to_signed
-from generators import GAN, RECIPES, load_weights
-from matching import (
+from gendistil.common.clustering import herding, k_center, kmeans, representatives
+from gendistil.common.errors import UserError
+from gendistil.common.rng import counter_normal, stream
+from gendistil.data import load_dataset, to_signed
+from gendistil.matching import (
     METHODS,
     OBJECTIVES,
     SELECTORS,
     SETTINGS,
     GeneratorLearner,
     Matcher,
+    Objective,
+    PixelLearner,
+    initial,
     methods,
 )
-from matching.objectives import class_means, distance, energy, gradient_distance, gradients, log_probabilities, moments
+from gendistil.matching.objectives import (
+    class_means,
+    distance,
+    energy,
+    gradient_distance,
+    gradients,
+    log_probabilities,
+    moments,
+)
+from gendistil.sources import PixelSet
+from generators import GAN, RECIPES, load_weights
 from pools import build_classifier
 
 LOSSES = json.loads((FOLDER / "losses/losses.json").read_text())
@@ -194,7 +207,7 @@ def test_selected_images_are_of_the_class_and_refresh_when_due(digits, select):
     assert not torch.equal(selector.indices(classes, 5), rows)
 
 
-@pytest.mark.parametrize("match", [name for name, row in OBJECTIVES.items() if row.own != "real"])
+@pytest.mark.parametrize("match", [name for name, row in OBJECTIVES.items() if row.paired != "real"])
 def test_every_objective_moves_the_generator_and_nothing_else(digits, match):
     gan = GAN(Accelerator(cpu=True), digits.spec, dataclasses.replace(RECIPES["pyramid"], width=16), 0)
     pool = Pool(digits.spec)
@@ -212,12 +225,12 @@ class Replay:
     """A learner whose images are what `give(labels, step)` returns."""
 
     accelerator = SimpleNamespace(num_processes=1, process_index=0, device=torch.device("cpu"), mixed_precision="no")
-    seed = 0
+    seed, has_pairs = 0, False
 
     def __init__(self, give):
         self.give = give
 
-    def mine(self, rows):
+    def shard(self, rows):
         return rows
 
     def stream(self, *name):
@@ -226,7 +239,7 @@ class Replay:
     def images_per_class(self, real):
         return real
 
-    def images(self, labels, places, shape, step):
+    def images(self, labels, positions, shape, step):
         return self.give(labels, step)
 
 
@@ -236,9 +249,60 @@ def test_siamese_augmentation_is_the_same_for_real_and_synthetic(digits, aug_set
     learner = Replay(lambda labels, step: to_signed(digits.train.images[matcher.selector.indices(labels, step)]))
     matcher = Matcher(learner, digits, Pool(digits.spec), match="logit", weight=1.0, select="random", classes=3, per_class=5,
                       aug_type="color_crop_cutout", aug_setting=aug_setting, interval=5, candidates=20)
-    labels = matcher.passes.indices(0)
+    labels = matcher.shuffle.indices(0)
     assert float(matcher(0)) == pytest.approx(0, abs=1e-9)
     assert (digits.train.labels[matcher.selector.indices(labels, 0)] == labels[:, None]).all()
+
+
+def test_an_objective_of_a_whole_set_is_asked_once_and_gives_one_number(digits, monkeypatch):
+    asked = []
+
+    def together(eyes, real, fake, labels, metric="l1"):
+        asked.append((sorted(labels.tolist()), metric))
+        means = [eyes.embed(images.flatten(0, 1)).mean(0) for images in (real, fake)]
+        return (means[0].detach() - means[1]).square().sum()
+
+    monkeypatch.setitem(OBJECTIVES, "together", Objective(together, 2.0, "a test", options=("metric",), per="set"))
+    accelerator = Accelerator(cpu=True)
+    pixels = PixelSet(size=8, channels=1, num_classes=10, ipc=2)
+    initial.start(pixels, digits, "real", 0, None)
+    learner = PixelLearner(accelerator, digits.spec, pixels, 0, lr=0.1)
+    settings = {"match": "together", "weight": None, "select": "random", "classes": 0, "per_class": 3, "aug_type": "none",
+                "aug_setting": "class", "interval": 1, "candidates": 1, "options": {"metric": "cos"}}
+    matcher = Matcher(learner, digits, Pool(digits.spec), **settings)
+    report = learner.step(0, matcher)
+    assert asked == [(list(range(10)), "cos")]
+    assert float(report["matching"]) == pytest.approx(float(matcher(0).detach()), rel=0.5)  # not the sum over ten classes
+    with pytest.raises(UserError, match="all classes of a step together"):
+        Matcher(learner, digits, Pool(digits.spec), **settings, at_once=2)
+
+
+@pytest.mark.parametrize(("classes", "processes", "remedy"), [
+    (2, 8, "give --match-classes 8"), (0, 3, "give --match-classes 3 or 6 or 9"), (4, 20, "launch fewer processes")])
+def test_classes_that_processes_cannot_share_are_refused_with_numbers_that_work(digits, classes, processes, remedy):
+    learner = Replay(lambda labels, step: None)
+    learner.accelerator = SimpleNamespace(**{**vars(Replay.accelerator), "num_processes": processes})
+    with pytest.raises(UserError, match=remedy):
+        Matcher(learner, digits, Pool(digits.spec), match="mean", weight=1.0, select="random", classes=classes, per_class=2,
+                aug_type="none", interval=1, candidates=1)
+
+
+@pytest.mark.parametrize("recipe", ["dim", "biggan"])
+def test_batch_norms_are_matched_as_they_are_sampled_and_learn_from_whole_batches_alone(digits, recipe):
+    settings = {"width": 16, "dim_noise": 20, "batch_size": 16, "ema": 0.0}
+    gan = GAN(Accelerator(cpu=True), digits.spec, dataclasses.replace(RECIPES[recipe], **settings), 0)
+    for step in range(3):
+        gan.step(to_signed(digits.train.images[:16]), digits.train.labels[:16], step)
+    before = [value.clone() for value in gan.generator.buffers()]
+    matcher = Matcher(GeneratorLearner(gan, digits), digits, Pool(digits.spec), match="mean", weight=1.0, select="random",
+                      classes=2, per_class=4, aug_type="none", interval=1, candidates=1)
+    matcher(0).backward()
+    assert all(torch.equal(*pair) for pair in zip(before, gan.generator.buffers()))
+    assert gan.generator.training
+    labels = torch.tensor([3, 5])
+    gan.source.load_state_dict(gan.generator.state_dict())
+    noise = counter_normal(7, labels, torch.zeros(2, dtype=torch.int64), 20)
+    torch.testing.assert_close(gan.images(noise, labels), gan.source.sample(labels, 7), atol=1e-5, rtol=1e-4)
 
 
 CORESET = load_data("coreset/coreset")

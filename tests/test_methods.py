@@ -10,12 +10,9 @@ import gen_condense
 import pool_match
 import sample
 import validate
-from common.run import load_checkpoint, read_json
-from data import load_dataset
-from evaluation import load_source
-from generators import GAN, RECIPES
-from generators.pyramid import PyramidGenerator
-from matching import (
+from gendistil.common.run import load_checkpoint, read_json
+from gendistil.data import load_dataset
+from gendistil.matching import (
     METHODS,
     OBJECTIVES,
     SELECTORS,
@@ -23,10 +20,12 @@ from matching import (
     LatentLearner,
     Matcher,
     PixelLearner,
-    PixelSet,
     initial,
+    method_for,
 )
-from matching.methods import method_for
+from gendistil.sources import PixelSet, load_source
+from generators import GAN, RECIPES, GANRecipe
+from generators.pyramid import PyramidGenerator
 from pools import OnlinePool, RandomPool
 
 QUICK = ("--match-batch", 4, "--select-candidates", 20, "--select-interval", 2, "--eval-epochs", 1, "--eval-interval", 100,
@@ -41,7 +40,7 @@ def digits():
 def make_learner(name, digits, accelerator):
     if name == "generator":
         recipe = {**vars(RECIPES["pyramid"]), "width": 8, "batch_size": 4}
-        return GeneratorLearner(GAN(accelerator, digits.spec, type(RECIPES["pyramid"])(**recipe), 0), digits)
+        return GeneratorLearner(GAN(accelerator, digits.spec, GANRecipe(**recipe), 0), digits)
     if name == "latents":
         latents, rows = initial.latents(PyramidGenerator(8, 1, 10, 9, width=8), digits, 4, "noise", 0)
         return LatentLearner(accelerator, digits.spec, latents, 0, real=digits.train, rows=rows, lr=0.1, batch=2)
@@ -53,7 +52,7 @@ def make_learner(name, digits, accelerator):
 @pytest.mark.parametrize("select", SELECTORS)
 @pytest.mark.parametrize(("learn", "match"), [
     (learn, match) for learn in ("generator", "pixels", "multi-formation", "latents") for match, row in OBJECTIVES.items()
-    if row.own != "real" or learn == "latents"])  # only latents stand for real images
+    if row.paired != "real" or learn == "latents"])  # only latents are paired with real images
 def test_every_combination(digits, learn, match, select):
     learner = make_learner(learn, digits, Accelerator(cpu=True))
     before = [value.clone() for value in learner.source.parameters()]
@@ -117,7 +116,7 @@ def test_published_values():
     assert (METHODS["dm"].lr, METHODS["dm"].steps, METHODS["dm"].match_batch, METHODS["dm"].init) == (1.0, 20_000, 256, "real")
     dsa = method_for("dsa", "cifar10", 10)
     assert (dsa.lr, dsa.outer, dsa.inner, dsa.metric, dsa.match_batch) == (0.1, 10, 50, "dc", 256)
-    idc, grey = (method_for("idc", data, 10) for data in ("cifar10", "mnist"))
+    idc, grey = (method_for("idc", data, 10, size) for data, size in (("cifar10", 32), ("mnist", 28)))
     assert (idc.metric, idc.lr, idc.pool_images, idc.factor) == ("mse", 5e-3, 2000, 2)
     assert (grey.metric, grey.lr, grey.pool_images) == ("l1", 1e-4, 500)
 
@@ -141,8 +140,8 @@ def test_the_methods_are_listed(command, capsys):
     (["--method", "dm", "--weight", "x"], "--weight is not for --method dm, which learns pixels"),
     (["--method", "dm", "--match", "none"], "--match none is not for --method dm"),
     (["--method", "dsa", "--control-of", "x"], "--control-of is not for --method dsa"),
-    (["--init", "real", "--weight", "x"], "--init is not for --method dim, which learns the weights of a generator"),
-    ([], "--method dim starts from a generator: give --weight"),
+    (["--init", "real", "--weight", "x"], "--init is not for --method default, which learns the weights of a generator"),
+    ([], "--method default starts from a generator: give --weight"),
     (["--method", "herding", "--ipc", "5000"], "fewer than the 5000 that --init herding asks for: lower --ipc"),
     (["--method", "dm", "--aug-setting", "image", "--steps", "1"], "use --aug-setting class"),
     (["--method", "dm", "--metric", "angle"], "invalid choice: 'angle'"),

@@ -21,11 +21,13 @@ import gen_condense
 import pool_match
 import sample
 import validate
-from common.run import Interruptible, load_checkpoint, read_json
-from data import load_dataset
-from evaluation import load_source
-from generators import GAN, NETWORKS
-from matching import OBJECTIVES
+from gendistil.common.flags import override
+from gendistil.common.loop import Interruptible
+from gendistil.common.run import load_checkpoint, read_json
+from gendistil.data import load_dataset
+from gendistil.matching import OBJECTIVES, build
+from gendistil.sources import load_source
+from generators import GAN, NETWORKS, RECIPES
 
 ROOT = Path(__file__).parent.parent
 STAGE1 = ("--width", 16, "--batch-size", 16, "--log-interval", 2, "--sample-interval", 3, "--save-interval", 3)
@@ -121,7 +123,7 @@ def test_export(command, results, tmp_path):
     assert len(ImageFolder(tmp_path / "set" / "images")) == 20
 
 
-MATCHES = (*(name for name, row in OBJECTIVES.items() if row.own != "real"), "none")
+MATCHES = (*(name for name, row in OBJECTIVES.items() if row.paired != "real"), "none")
 
 
 @pytest.mark.parametrize(("match", "select"), [*((match, "dream") for match in MATCHES), ("moments", "random")])
@@ -265,11 +267,11 @@ def test_a_weight_that_is_not_finite_is_never_saved(command, fails, tmp_path, mo
 def test_the_published_commands_need_no_further_flag(results):
     args = gen_condense.parse_args(["--tag", "gan"])
     assert (args.data, args.output_dir) == ("digits", Path("results"))
-    assert gen_condense.choose_recipe(args).epochs > 0
+    assert override(RECIPES[args.recipe], args).epochs > 0
     best = str(results / "gan")
     args = pool_match.parse_args(["--tag", "match", "--match", "logit", "--match-aug", "--weight", best])
-    assert (args.match, args.match_aug, args.data, args.method) == ("logit", True, "digits", "dim")
-    assert pool_match.read_weight(args)[0]["step"] == 6
+    assert (args.match, args.match_aug, args.data, args.method) == ("logit", True, "digits", "default")
+    assert build.read_weight(args.weight)[0]["step"] == 6
     args = validate.parse_args(["--tag", "test", "--pretrain-weight", str(results / "match")])
     path, = validate.named_paths(args).values()
     assert (load_source(path).num_classes, args.ipc) == (10, [1, 10, 50])

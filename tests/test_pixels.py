@@ -7,12 +7,12 @@ import torch
 from accelerate import Accelerator
 from parity_fixtures import load_data
 
-from common.errors import UserError
-from common.rng import stream
-from data import Dataset, Spec, Split, load_dataset, standardise, to_signed, to_uint8
-from evaluation import DistilledDataset, draw_set, load_source
-from matching import Matcher, PixelLearner, initial
-from matching.pixels import PixelSet, decode, mosaic, scales, zoom
+from gendistil.common.errors import UserError
+from gendistil.common.rng import stream
+from gendistil.data import Dataset, Spec, Split, load_dataset, standardise, to_signed, to_uint8
+from gendistil.matching import Matcher, PixelLearner, initial
+from gendistil.sources import DistilledDataset, draw_set, load_source
+from gendistil.sources.pixels import PixelSet, decode, mosaic, scales, zoom
 from pools import OnlinePool, RandomPool
 
 FORMATIONS = load_data("multiformation/multiformation")
@@ -148,7 +148,7 @@ def test_a_step_of_dm_is_the_published_one(digits):
     learner, pool = pixel_learner(digits, ipc=3)
     matcher = pixel_matcher(learner, digits, pool, aug_type="none")
     spec, real = digits.spec, digits.train
-    plan = matcher.passes.indices(0)
+    plan = matcher.shuffle.indices(0)
     start = standardise(learner.source.pixels.detach().flatten(0, 1), spec).unflatten(0, (10, 3)).requires_grad_()
     network = pool.draw(learner.stream("member", 0))
     loss = 0
@@ -224,3 +224,18 @@ def test_random_networks_are_calibrated_where_they_have_batch_norms(digits):
     assert all(mean.abs().max() > 0 for mean in means)
     assert not network.training
     assert not any(weight.requires_grad for weight in network.parameters())
+
+
+@pytest.mark.parametrize("teacher", ["synthetic", "real"])
+def test_an_online_pool_of_several_architectures_resumes_in_any_round(digits, teacher):
+    learner, _ = pixel_learner(digits)
+    settings = {"teacher": teacher, "outer": 2, "inner": 1, "images": 32, "batch_size": 16,
+                "names": ("convnet", "mlp", "lenet")}
+    pool, kinds = OnlinePool(digits, **settings), []
+    for step in range(12):
+        pool.prepare(step, learner)
+        kinds.append(type(pool.draw(None)).__name__ + str(sum(value.numel() for value in pool.draw(None).parameters())))
+        other = OnlinePool(digits, **settings)
+        other.load_state_dict(pool.state_dict())
+        assert all(torch.equal(*pair) for pair in zip(pool.draw(None).parameters(), other.draw(None).parameters()))
+    assert len(set(kinds)) > 1

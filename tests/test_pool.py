@@ -8,9 +8,9 @@ import torch
 from accelerate import Accelerator
 
 import pools.pool
-from common.errors import UserError
-from common.rng import stream
-from data import load_dataset
+from gendistil.common.errors import UserError
+from gendistil.common.rng import stream
+from gendistil.data import load_dataset
 from pools import ClassifierPool, accuracy
 from pools.pool import snapshot_steps
 
@@ -29,7 +29,7 @@ def folder(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def pool(digits, folder):
-    return ClassifierPool(digits, folder, Accelerator(), **SETTINGS)
+    return ClassifierPool(digits, folder, Accelerator(cpu=True), **SETTINGS)
 
 
 @pytest.fixture
@@ -70,13 +70,13 @@ def test_snapshots_are_kept_from_early_to_late_and_scored_on_held_out_images(poo
 
 
 def test_the_same_pool_is_not_trained_again_and_another_one_is(pool, digits, folder, trained):
-    again = ClassifierPool(digits, folder, Accelerator(), **SETTINGS)
+    again = ClassifierPool(digits, folder, Accelerator(cpu=True), **SETTINGS)
     assert not trained
     assert again.dir == pool.dir
     assert torch.equal(weights(again[4]), weights(pool[4]))
     quick = {**SETTINGS, "members": 1, "epochs": 1, "snapshots": 1}
-    other = ClassifierPool(digits, folder, Accelerator(), **quick)
-    fewer_images = ClassifierPool(replace(digits, train=digits.train[:300]), folder, Accelerator(), **quick)
+    other = ClassifierPool(digits, folder, Accelerator(cpu=True), **quick)
+    fewer_images = ClassifierPool(replace(digits, train=digits.train[:300]), folder, Accelerator(cpu=True), **quick)
     assert len(trained) == 2
     assert len({pool.dir, other.dir, fewer_images.dir}) == 3
 
@@ -95,6 +95,19 @@ def test_draws_are_uniform_and_follow_the_generator(pool):
     assert all(not model.training and not any(p.requires_grad for p in model.parameters()) for model in members)
 
 
+def test_a_choice_of_images_is_made_by_a_network_that_has_learned_to_the_end(pool):
+    chosen = {id(pool.last(stream(0, "last", draw))) for draw in range(30)}
+    assert chosen == {id(pool[2]), id(pool[5])}
+
+
+def test_a_pool_of_another_format_is_refused(digits, tmp_path):
+    settings = {**SETTINGS, "members": 1, "epochs": 1, "snapshots": 1}
+    record = ClassifierPool(digits, tmp_path, Accelerator(cpu=True), **settings).dir / "pool.json"
+    record.write_text(json.dumps({**json.loads(record.read_text()), "format": 99}))
+    with pytest.raises(UserError, match="has format 99 and this version reads format 1: remove the folder"):
+        ClassifierPool(digits, tmp_path, Accelerator(cpu=True), **settings)
+
+
 def test_gradients_reach_the_images_through_a_frozen_member(pool):
     images = torch.randn(2, 1, 8, 8, requires_grad=True)
     pool[0](images).square().sum().backward()
@@ -109,7 +122,7 @@ def test_a_damaged_snapshot_is_trained_again_as_it_was(pool, digits, folder, tra
         path.unlink()
     else:
         path.write_bytes(sound[: len(sound) // 2] if damage == "truncated" else sound[:-4] + b"\0\0\0\0")
-    rebuilt = ClassifierPool(digits, folder, Accelerator(), **SETTINGS)
+    rebuilt = ClassifierPool(digits, folder, Accelerator(cpu=True), **SETTINGS)
     assert len(trained) == 1  # the other member is left alone
     assert torch.allclose(weights(rebuilt[4]), weights(pool[4]), atol=1e-4)
     assert [row["step"] for row in rebuilt.table()] == [row["step"] for row in pool.table()]
@@ -117,7 +130,7 @@ def test_a_damaged_snapshot_is_trained_again_as_it_was(pool, digits, folder, tra
 
 def test_an_interrupted_pretraining_goes_on_with_the_missing_member(pool, digits, tmp_path, trained, monkeypatch):
     settings = {**SETTINGS, "epochs": 1}
-    whole = ClassifierPool(digits, tmp_path / "whole", Accelerator(), **settings)
+    whole = ClassifierPool(digits, tmp_path / "whole", Accelerator(cpu=True), **settings)
     counted, started = pools.pool.train_classifier, []
 
     def interrupted(*args, **kwargs):
@@ -129,9 +142,9 @@ def test_an_interrupted_pretraining_goes_on_with_the_missing_member(pool, digits
     with monkeypatch.context() as patch:
         patch.setattr(pools.pool, "train_classifier", interrupted)
         with pytest.raises(KeyboardInterrupt):
-            ClassifierPool(digits, tmp_path / "cut", Accelerator(), **settings)
+            ClassifierPool(digits, tmp_path / "cut", Accelerator(cpu=True), **settings)
     trained.clear()
-    resumed = ClassifierPool(digits, tmp_path / "cut", Accelerator(), **settings)
+    resumed = ClassifierPool(digits, tmp_path / "cut", Accelerator(cpu=True), **settings)
     assert len(trained) == 1
     for index in range(len(whole)):
         assert torch.allclose(weights(resumed[index]), weights(whole[index]), atol=1e-4)
@@ -139,15 +152,15 @@ def test_an_interrupted_pretraining_goes_on_with_the_missing_member(pool, digits
 
 def test_a_damaged_record_is_written_anew(digits, tmp_path):
     settings = {**SETTINGS, "members": 1, "epochs": 1, "snapshots": 1}
-    first = ClassifierPool(digits, tmp_path, Accelerator(), **settings)
+    first = ClassifierPool(digits, tmp_path, Accelerator(cpu=True), **settings)
     for text in ("{", "[]", '{"snapshots": [{"member": 0}]}'):
         (first.dir / "pool.json").write_text(text)
-        assert len(ClassifierPool(digits, tmp_path, Accelerator(), **settings)) == 1
+        assert len(ClassifierPool(digits, tmp_path, Accelerator(cpu=True), **settings)) == 1
 
 
 def test_members_of_several_names(digits, tmp_path):
-    pool = ClassifierPool(digits, tmp_path, Accelerator(), names=("convnet", "resnet10"), members=1, epochs=1, snapshots=1,
-                          aug_type="none", options={"convnet": {"width": 8}, "resnet10": {"width": 8}})
+    pool = ClassifierPool(digits, tmp_path, Accelerator(cpu=True), names=("convnet", "resnet10"), members=1, epochs=1,
+                          snapshots=1, aug_type="none", options={"convnet": {"width": 8}, "resnet10": {"width": 8}})
     assert [row["name"] for row in pool.table()] == ["convnet", "resnet10"]
     assert pool[0](torch.zeros(1, 1, 8, 8)).shape == pool[1](torch.zeros(1, 1, 8, 8)).shape == (1, 10)
 
@@ -167,7 +180,7 @@ def test_snapshot_steps():
 
 def test_bad_requests(digits, tmp_path):
     with pytest.raises(UserError, match="vgg"):
-        ClassifierPool(digits, tmp_path, Accelerator(), names=("vgg",), members=1, epochs=1, snapshots=1)
+        ClassifierPool(digits, tmp_path, Accelerator(cpu=True), names=("vgg",), members=1, epochs=1, snapshots=1)
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match="cannot be written"):
-        ClassifierPool(digits, tmp_path / "file", Accelerator(), **{**SETTINGS, "epochs": 1})
+        ClassifierPool(digits, tmp_path / "file", Accelerator(cpu=True), **{**SETTINGS, "epochs": 1})

@@ -1,5 +1,6 @@
 """The command lines of validate.py and sample.py."""
 
+import dataclasses
 import json
 import shutil
 import sys
@@ -14,10 +15,11 @@ from torchvision.datasets import ImageFolder
 
 import sample
 import validate
-from common.cli import run_script
-from evaluation import CHOICES, DistilledDataset, Result
-from evaluation.report import KEYS
-from generators import MODEL, NETWORKS
+from gendistil.common.cli import run_script
+from gendistil.evaluation import PROTOCOLS, Result, students
+from gendistil.evaluation.report import KEYS
+from gendistil.sources import CHOICES, MODEL, DistilledDataset
+from generators import NETWORKS
 
 
 @pytest.fixture(scope="module")
@@ -86,6 +88,36 @@ def test_published_protocol_is_labelled(call, gan, tmp_path):
     row, = json.loads((tmp_path / "results/test/report.json").read_text())
     assert (row["source"], row["protocol"], row["steps"], row["images"]) == ("mine", "dim", 5, 128)
     assert "best accuracy seen in five looks" in (tmp_path / "results/test/report.md").read_text()
+
+
+@pytest.mark.parametrize("name", ["dc", "dsa", "idc"])
+def test_published_trainings(call, gan, tmp_path, name):
+    call(validate, "--pretrain-weight", gan, "--ipc", 1, "--sampling", "fixed", "--protocol", name, "--epochs", 3,
+         "--num-eval", 1)
+    row, = json.loads((tmp_path / "results/test/report.json").read_text())
+    assert (row["protocol"], row["epochs"], row["steps"]) == (name, 3, 3)
+    config = json.loads((tmp_path / "results/test/config.json").read_text())
+    assert config["students"] == dataclasses.asdict(dataclasses.replace(PROTOCOLS[name], epochs=3))
+    assert "scored once at the last step" in (tmp_path / "results/test/report.md").read_text()
+
+
+def test_a_field_of_the_protocol_is_a_flag(call, gan, tmp_path, monkeypatch):
+    asked = []
+    monkeypatch.setattr(validate, "evaluate", lambda *_, protocol, **__: asked.append(protocol) or RESULT)
+    call(validate, "--pretrain-weight", gan, "--ipc", 1, "--protocol", "idc", "--cutmix", 0, "--aug-single", "--momentum", 0.5,
+         "--schedule", "half", "--weight-decay", 0, "--lr", 0.1, "--batch-size", 32, "--min-steps", 7, "--aug-type", "crop")
+    assert asked == [dataclasses.replace(PROTOCOLS["idc"], cutmix=0.0, aug_single=True, schedule="half", momentum=0.5,
+                                         weight_decay=0.0, lr=0.1, batch_size=32, min_steps=7, aug_type="crop")]
+
+
+def test_a_protocol_knows_its_data_sets(call, gan, monkeypatch, tmp_path):
+    asked = []
+    monkeypatch.setattr(validate, "evaluate", lambda *_, protocol, **__: asked.append(protocol) or RESULT)
+    monkeypatch.setitem(students.PUBLISHED["dc"], "digits", students.PUBLISHED["dc"]["mnist"])
+    for tag, words in (("a", ()), ("b", ("--epochs", 9))):
+        call(validate, "--tag", tag, "--pretrain-weight", gan, "--ipc", 1, "--protocol", "dc", *words)
+    mnist = students.protocol_for("dc", "mnist")
+    assert asked == [mnist, dataclasses.replace(mnist, epochs=9)]
 
 
 def test_too_small_classes_drop_the_real_rows_only(call, tmp_path, monkeypatch, capsys):
@@ -179,6 +211,11 @@ BAD = [
     (validate, ["--pretrain-weight", "{gan}", "--eval-model", "vgg"], "--eval-model"),
     (validate, ["--pretrain-weight", "{gan}", "--sampling", "both"], "--sampling"),
     (validate, ["--pretrain-weight", "{gan}", "--aug-type", "blur"], "'blur'"),
+    (validate, ["--pretrain-weight", "{gan}", "--cutmix", "1.5"], "--cutmix: 1.5 is out of range"),
+    (validate, ["--pretrain-weight", "{gan}", "--momentum", "1"], "--momentum: 1 is out of range"),
+    (validate, ["--pretrain-weight", "{gan}", "--schedule", "linear"], "--schedule"),
+    (validate, ["--pretrain-weight", "{gan}", "--protocol", "kip"], "--protocol"),
+    (validate, ["--pretrain-weight", "{gan}", "--looks", "9"], "unrecognized arguments: --looks"),
     (validate, ["--pretrain-weight", "{gan}", "--image-size", "16"], "makes 10 classes of 1x8x8 images, but"),
     (validate, ["--pretrain-weight", "{gan}", "{gan}"], "two sources are called 'gan'"),
     (validate, ["--pretrain-weight", "{gan}", "--protocol", "dim", "--sampling", "fixed"], "use --sampling fresh"),

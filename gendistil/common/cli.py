@@ -1,0 +1,135 @@
+"""Command lines: range-checked types, one-line errors, and the flags that every script shares."""
+
+import argparse
+import importlib.util
+import logging
+import os
+import sys
+import warnings
+from pathlib import Path
+
+from gendistil.common.errors import UserError
+
+PRECISIONS = ("auto", "fp32", "bf16", "fp16")
+
+
+class _Help(argparse.ArgumentDefaultsHelpFormatter):
+    """Adds the default to a flag's help unless there is none or the text already names one."""
+
+    def _get_help_string(self, action):
+        if action.required or action.default in (None, [], False) or "default" in action.help:
+            return action.help
+        return super()._get_help_string(action)
+
+
+class Parser(argparse.ArgumentParser):
+    """An ArgumentParser whose errors are one line and exit code 2, whose help shows defaults, and whose flags cannot be
+    abbreviated (so that a flag added later never changes what an old command means)."""
+
+    def __init__(self, **kwargs):
+        super().__init__(formatter_class=_Help, allow_abbrev=False, **kwargs)
+        self.add_argument("--plugin", type=Path, action="append", metavar="FILE",
+                          help="Python file that is run first: it may add rows to the tables of networks, objectives, ...")
+
+    def error(self, message):
+        _say(f"{self.prog}: error: {' '.join(message.split())} (see --help)")
+        self.exit(2)
+
+
+def _say(line):
+    """Write a line to standard error, once for all processes of a machine."""
+    if int(os.environ.get("LOCAL_RANK", 0)) == 0:
+        print(line, file=sys.stderr)
+
+
+def number(kind, low=None, high=None, *, open_low=False):
+    """An argparse type: an `int` or `float` within [low, high], or (low, high] with `open_low`."""
+
+    def parse(text):
+        try:
+            value = kind(text)
+        except ValueError:
+            raise argparse.ArgumentTypeError(f"'{text}' is not {'a whole number' if kind is int else 'a number'}")
+        too_low = low is not None and (value <= low if open_low else value < low)
+        if value != value or too_low or (high is not None and value > high):
+            bounds = [f"{'above' if open_low else 'at least'} {low}"] if low is not None else []
+            bounds += [f"at most {high}"] if high is not None else []
+            raise argparse.ArgumentTypeError(f"{text} is out of range: it must be {' and '.join(bounds)}")
+        return value
+
+    return parse
+
+
+COUNT = number(int, 1)
+"""A whole number, at least 1."""
+NATURAL = number(int, 0)
+"""A whole number, at least 0."""
+POSITIVE = number(float, 0, 1e6, open_low=True)
+"""A number above 0."""
+WEIGHT = number(float, 0, 1e6)
+"""A number, at least 0."""
+FRACTION = number(float, 0, 1)
+"""A number between 0 and 1."""
+SEED = number(int, 0, 2**31 - 1)
+"""A seed: a whole number between 0 and 2^31 - 1."""
+
+
+def tag(text):
+    """An argparse type: the name of a run, which becomes one folder."""
+    if not text or text in (".", "..") or any(c in text for c in "/\\\0"):
+        raise argparse.ArgumentTypeError(f"'{text}' must be the name of one folder, without slashes")
+    return text
+
+
+def add_run_arguments(parser, default_tag):
+    """The flags that say where a run is kept and how its random draws start."""
+    group = parser.add_argument_group("run")
+    group.add_argument("--tag", type=tag, default=default_tag, help="name of the run: its folder under --output-dir")
+    group.add_argument("--output-dir", type=Path, default=Path("results"), help="folder that holds the runs")
+    group.add_argument("--overwrite", action="store_true", help="replace an earlier run of the same tag")
+    group.add_argument("--seed", type=SEED, default=3407, help="seed of every random draw")
+    group.add_argument("--precision", choices=PRECISIONS, default="auto",
+                       help="arithmetic of the networks; auto: bf16 where the hardware computes it natively, else fp32")
+    return group
+
+
+def add_data_arguments(parser):
+    """The flags that choose the real images."""
+    group = parser.add_argument_group("data")
+    group.add_argument("--data", "-d", default=None, metavar="NAME|PATH",
+                       help="a data set's name, or a folder with train/ and test/ (or val/) in ImageFolder layout "
+                            "(default: that of the run that is continued or judged, else digits)")
+    group.add_argument("--data-dir", type=Path, default=None,
+                       help="where named data sets are downloaded and caches kept (default: $DATA_DIR, else a cache folder)")
+    group.add_argument("--image-size", type=number(int, 8, 64), default=None,
+                       help="side of the square images, in pixels (default: the data set's own; a folder's: 32)")
+    group.add_argument("--held-out", type=number(float, 0.01, 0.5), default=None,
+                       help="fraction of the training images held out for model selection (default: as --data; 0.1)")
+    return group
+
+
+def _run_plugins(words):
+    """Run the files that --plugin names: before the flags are made, whose choices are the tables' keys."""
+    for path in (Path(path) for flag, path in zip(words, words[1:]) if flag == "--plugin"):
+        if not path.is_file():
+            raise UserError(f"--plugin {path}: there is no such file")
+        if path.stem not in sys.modules:
+            spec = importlib.util.spec_from_file_location(path.stem, path)
+            module = sys.modules[path.stem] = importlib.util.module_from_spec(spec)
+            spec.loader.exec_module(module)
+
+
+def run_script(main):
+    """Call `main()`; a UserError becomes one line on standard error and exit code 2, Ctrl-C exit code 130."""
+    warnings.filterwarnings("ignore", module="torch.utils.tensorboard")
+    logging.getLogger("torch.distributed").setLevel(logging.ERROR)
+    name = Path(sys.argv[0]).name
+    try:
+        _run_plugins(sys.argv)
+        main()
+    except UserError as error:
+        _say(f"{name}: error: {' '.join(str(error).split())}")
+        sys.exit(2)
+    except KeyboardInterrupt:
+        _say(f"{name}: interrupted")
+        sys.exit(130)

@@ -1,0 +1,89 @@
+"""Clustering of several groups of points at once, and choices of few points that stand for many."""
+
+import torch
+
+from gendistil.common.rng import has_float64
+
+
+def kmeans(points, k, generator=None, centroids=None, iterations=100, tolerance=1e-4):
+    """Lloyd's algorithm for G groups at once, from k-means++ starts (Arthur and Vassilvitskii, 2007).
+
+    points [G, N, D]; k clusters; `centroids` [G, k, D], if given, are the start. Stops when the centroids' squared movement,
+    summed, falls below `tolerance` in every group. Returns (centroids [G, k, D], assignment int64 [G, N]); the assignment is
+    to the centroids returned, and an empty cluster keeps its centroid.
+    """
+    groups, _, dim = points.shape
+    firsts = k * torch.arange(groups, device=points.device).unsqueeze(1)  # a group's first cluster, counted over all groups
+    centroids = _plus_plus(points, k, generator) if centroids is None else centroids
+    for _ in range(iterations):
+        assignment = _nearest(points, centroids)
+        sums = points.new_zeros(groups * k, dim).index_add_(0, (assignment + firsts).flatten(), points.flatten(0, 1))
+        sums = sums.unflatten(0, (groups, k))
+        sizes = torch.zeros(groups, k, device=points.device).scatter_add_(1, assignment, torch.ones_like(points[..., 0]))
+        moved = torch.where(sizes.unsqueeze(-1) > 0, sums / sizes.clamp_min(1).unsqueeze(-1), centroids)
+        movement = (moved - centroids).square().sum((1, 2)).max()
+        centroids = moved
+        if movement < tolerance:
+            break
+    return centroids, _nearest(points, centroids)
+
+
+def _nearest(points, centroids):
+    """The centroid nearest to each point, by squared distances less the points' own squares, which decide nothing."""
+    return (centroids.square().sum(-1).unsqueeze(1) - points @ (2 * centroids).transpose(1, 2)).argmin(-1)
+
+
+def _plus_plus(points, k, generator):
+    groups, count, _ = points.shape
+    rows, squares = torch.arange(groups, device=points.device), points.square().sum(-1)
+    draw = lambda: torch.rand(groups, generator=generator).to(points.device)
+
+    def gap_to(chosen):
+        """Squared distances of the points from one row of each group: [G, N], without a copy of all points."""
+        products = (points @ points[rows, chosen].unsqueeze(-1)).squeeze(-1)
+        return (squares + squares[rows, chosen].unsqueeze(1) - 2 * products).clamp_min(0)
+
+    chosen = [(draw() * count).long()]
+    gap = gap_to(chosen[0])  # to the nearest start so far
+    wide = torch.float64 if has_float64(points.device) else torch.float32
+    for _ in range(k - 1):
+        steps = gap.to(wide).cumsum(1)
+        next_row = torch.searchsorted(steps, (draw().to(wide) * steps[:, -1]).unsqueeze(1)).squeeze(1).clamp_max(count - 1)
+        chosen.append(next_row)
+        gap = torch.minimum(gap, gap_to(next_row))
+    return points[rows.unsqueeze(1), torch.stack(chosen, 1)]
+
+
+def representatives(points, k, generator):
+    """The rows nearest to the k centroids of each group (DREAM, arXiv 2302.14416): int64 [G, k] for points [G, N, D]."""
+    centroids, _ = kmeans(points, k, generator, iterations=30)
+    return _nearest(centroids, points)
+
+
+def herding(points, k):
+    """`k` rows whose running mean stays nearest to the mean of all (Welling, ICML 2009): int64 [G, k] for points [G, N, D].
+
+    In the order of choice, none twice.
+    """
+    mean = points.mean(1)
+    total, taken, rows = torch.zeros_like(mean), points.new_zeros(points.shape[:2]), []
+    for n in range(1, k + 1):
+        target = n * mean - total  # G,D
+        row = ((points - target.unsqueeze(1)).square().sum(-1) + taken).argmin(1, keepdim=True)
+        total = total + points.gather(1, row.unsqueeze(-1).expand(-1, -1, points.shape[-1])).squeeze(1)
+        taken.scatter_(1, row, torch.inf)
+        rows.append(row)
+    return torch.cat(rows, 1)
+
+
+def k_center(points, k, first):
+    """`k` rows, each the farthest from those before it (greedy k-center; Sener and Savarese, ICLR 2018): int64 [G, k].
+
+    points [G, N, D]; first, int64 [G], the row that starts.
+    """
+    rows, nearest = [first], torch.full_like(points[..., 0], torch.inf)
+    while len(rows) < k:
+        latest = points[torch.arange(len(points), device=points.device), rows[-1]]
+        nearest = torch.minimum(nearest, (points - latest.unsqueeze(1)).square().sum(-1))
+        rows.append(nearest.argmax(1))
+    return torch.stack(rows, 1)

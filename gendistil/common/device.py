@@ -1,0 +1,110 @@
+"""What the hardware is asked to do: memory, precision and the Accelerator."""
+
+import contextlib
+import ctypes
+import os
+import platform
+from datetime import timedelta
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+from accelerate import Accelerator, PartialState
+from accelerate.utils import parse_flag_from_env
+from torch.nn import functional as F
+
+from gendistil.common.errors import UserError
+
+_M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_MAX = -1, -2, -4
+
+
+def keep_freed_memory():
+    """Tell glibc to keep freed memory instead of returning it to the kernel; elsewhere do nothing.
+
+    A training step on a CPU frees and asks for the same hundreds of megabytes again and again, and the kernel clears every
+    page that it hands out: often slower than the arithmetic done on it.
+    """
+    if platform.system() != "Linux" or platform.libc_ver()[0] != "glibc":
+        return
+    libc = ctypes.CDLL(None)
+    libc.mallopt(_M_MMAP_MAX, 0)
+    libc.mallopt(_M_TRIM_THRESHOLD, 2**31 - 1)
+    libc.mallopt(_M_TOP_PAD, 256 << 20)
+
+
+def native_bf16(device):
+    """True where `device` multiplies bfloat16 in hardware: CUDA sm_80 and newer, CPUs with AMX or AVX512-BF16."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_capability(device) >= (8, 0)
+    if device.type == "cpu" and Path("/proc/cpuinfo").exists():
+        return any(flag in Path("/proc/cpuinfo").read_text() for flag in (" amx_bf16", " avx512_bf16"))
+    return False
+
+
+def make_accelerator(precision="auto"):
+    """An `Accelerator` for `precision` (see `common.cli.PRECISIONS`), with memory and kernels set up for training."""
+    keep_freed_memory()
+    # The other processes wait for hours, not minutes, while the main one pretrains a pool or scores a generator.
+    state = PartialState(cpu=parse_flag_from_env("ACCELERATE_USE_CPU"), timeout=timedelta(hours=12))
+    if state.num_processes < int(os.environ.get("WORLD_SIZE", 1)):
+        raise UserError("the processes of this launch would each train alone: without GPUs, set ACCELERATE_USE_CPU=1")
+    device = state.device
+    if precision == "auto":
+        precision = "bf16" if native_bf16(device) else "fp32"
+    if precision == "fp16" and device.type != "cuda":
+        raise UserError("--precision fp16 needs a GPU: use bf16 or fp32 here")
+    if device.type == "cuda":
+        torch.backends.cudnn.benchmark = True
+        # Convolutions only: the products behind distances and clusterings keep all their digits.
+        torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32 = True, False
+    return Accelerator(mixed_precision={"fp32": "no"}.get(precision, precision))
+
+
+def autocast(accelerator):
+    """The accelerator's mixed precision as a context."""
+    if accelerator.mixed_precision == "no":
+        return contextlib.nullcontext()
+    return accelerator.autocast()
+
+
+def loss_scaler(device, autocast):
+    """The gradient scaler that float16 needs; for other precisions one that changes nothing. `autocast` makes the context."""
+    with autocast():
+        half = torch.is_autocast_enabled(device.type) and torch.get_autocast_dtype(device.type) == torch.float16
+    return torch.amp.GradScaler(device.type, enabled=half)
+
+
+def synchronise(device):
+    """Wait until `device` has finished what it was given."""
+    if device.type != "cpu":
+        torch.accelerator.synchronize(device)
+
+
+def halve(x):
+    """`F.avg_pool2d(x, 2)`, on CPUs in half its time: [B, C, H, W] -> [B, C, H // 2, W // 2]."""
+    if x.device.type != "cpu" or not x.is_contiguous() or x.shape[-2] % 2 or x.shape[-1] % 2:
+        return F.avg_pool2d(x, 2)
+    upper, lower = x.unflatten(2, (-1, 2)).unbind(3)
+    left, right = (upper + lower).unflatten(3, (-1, 2)).unbind(4)
+    return (left + right) * 0.25
+
+
+class _Sum(torch.autograd.Function):
+    """The sum over all processes, whose gradient is the sum of theirs."""
+
+    @staticmethod
+    def forward(ctx, x):
+        total = x.clone(memory_format=torch.contiguous_format)
+        dist.all_reduce(total)
+        return total
+
+    @staticmethod
+    def backward(ctx, gradient):
+        return _Sum.apply(gradient)
+
+
+def process_mean(x):
+    """The mean of a tensor over all processes, differentiable; `x` itself where there is only one."""
+    if not dist.is_initialized() or dist.get_world_size() == 1:
+        return x
+    return _Sum.apply(x) / dist.get_world_size()

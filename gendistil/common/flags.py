@@ -1,0 +1,65 @@
+"""Flags made from the fields of dataclasses: what a flag means, takes and allows is said once, at its field."""
+
+import argparse
+import dataclasses
+
+from gendistil.common.errors import UserError
+
+
+def option(help, default=dataclasses.MISSING, **facts):
+    """A field that is a flag too: `--` and its name, with dashes.
+
+    Args: help, the flag's text; default, the field's; facts: `type`, `choices` (or a function that gives them), `nargs` and
+    `metavar` as argparse has them; `group`, the heading that the flag stands under; `aliases`, other spellings of it; whatever
+    else a table wants to say.
+    """
+    return dataclasses.field(default=default, metadata={"help": help, **facts})
+
+
+def fields(kind):
+    """The fields of a dataclass that are flags."""
+    return [field for field in dataclasses.fields(kind) if "help" in field.metadata]
+
+
+def add_flags(parser, *kinds, defaults=False):
+    """A flag for every option of the dataclasses `kinds`, under its group; one that several have is made once.
+
+    A flag that is not given is None, or with `defaults` the default of its field.
+    """
+    groups = {group.title: group for group in parser._action_groups}
+    made = {action.dest for action in parser._actions}
+    for field in (field for kind in kinds for field in fields(kind) if field.name not in made):
+        facts = {key: field.metadata[key] for key in ("help", "type", "choices", "nargs", "metavar") if key in field.metadata}
+        if callable(facts.get("choices")):
+            facts["choices"] = facts["choices"]()
+        if field.type is bool:
+            facts["action"] = argparse.BooleanOptionalAction
+        title = field.metadata.get("group", "options")
+        groups[title] = group = groups.get(title) or parser.add_argument_group(title)
+        names = [f"--{name.replace('_', '-')}" for name in (field.name, *field.metadata.get("aliases", ()))]
+        group.add_argument(*names, dest=field.name, default=field.default if defaults else None, **facts)
+        made.add(field.name)
+
+
+def given(kind, args):
+    """The values of the options of `kind` that the command line gave: a dict."""
+    values = {field.name: getattr(args, field.name, None) for field in fields(kind)}
+    return {name: tuple(value) if isinstance(value, list) else value for name, value in values.items() if value is not None}
+
+
+def override(row, args, takes=lambda field: True):
+    """The dataclass `row` with the flags of `args` that were given, and that `takes(field)` lets in, in place of its values."""
+    allowed = {field.name for field in fields(type(row)) if takes(field)}
+    return dataclasses.replace(row, **{name: value for name, value in given(type(row), args).items() if name in allowed})
+
+
+def refuse(args, kinds, useless, why):
+    """Raise UserError if a flag of `kinds` was given for whose field `useless(field)` is true; `why` ends the sentence."""
+    for field in (field for kind in kinds for field in fields(kind) if useless(field)):
+        if getattr(args, field.name, None) is not None:
+            raise UserError(f"--{field.name.replace('_', '-')} {why}")
+
+
+def from_flags(kind, args):
+    """A `kind` from its flags, which the command line gave or which have their fields' defaults."""
+    return kind(**given(kind, args))

@@ -1,0 +1,183 @@
+"""The loop of a training run: its bar, its meter, its clock, its rhythm and what Ctrl-C does to it."""
+
+import math
+import signal
+import time
+
+import torch
+import torch.distributed as dist
+from tqdm import tqdm
+
+from gendistil.common.device import process_mean, synchronise
+from gendistil.common.errors import UserError
+
+
+class Loop:
+    """The steps of a run, from the first that is missing. One step of a script reads
+
+        for step in loop:
+            loop.report(trainer.step(...))
+            if loop.due(interval):     # every so many steps, and after the last one
+                ...
+            if loop.saves(interval):   # the same, and when the run is interrupted
+                ...
+
+    Args: run, a `Run`; start, steps that were taken already; steps, of the whole run, or infinity; log_interval, steps between
+    log entries; seconds, that training took already; limit, seconds after which it ends.
+    `done` counts the steps taken, `last` says whether the run ends here, `seconds` is the time that training has taken: what a
+    script does after `due` or `saves` is not counted. As a context, it makes Ctrl-C and SIGTERM wait for the end of a step.
+    """
+
+    def __init__(self, run, start, steps, log_interval, *, seconds=0.0, limit=math.inf):
+        self.run, self.done, self.steps, self.log_interval, self.limit = run, start, steps, log_interval, limit
+        self.clock, self.meter, self.interrupt = Clock(run.accelerator.device, seconds), Meter(), Interruptible(run.accelerator)
+        self.last = start >= steps or seconds >= limit
+        self.interrupted = False
+
+    def __enter__(self):
+        self.interrupt.__enter__()
+        return self
+
+    def __exit__(self, *exception):
+        self.interrupt.__exit__(*exception)
+
+    @property
+    def seconds(self):
+        return self.clock.seconds
+
+    def __iter__(self):
+        total = self.steps if math.isfinite(self.steps) else None
+        with tqdm(desc=self.run.name, initial=self.done, total=total, disable=not self.run.is_main) as self.bar:
+            while not self.last:
+                self.clock.start()
+                yield self.done
+                self.bar.update()
+                if self.interrupted:
+                    raise KeyboardInterrupt
+
+    def report(self, losses):
+        """Count one step with its 0-dim `losses`, and write their means where an entry is due."""
+        self.done += 1
+        self.meter.add(self.done, **losses)
+        self.last = self.done >= self.steps
+        if math.isfinite(self.limit):  # the processes end together
+            self.clock.stop()
+            self.last = self.last or any_process(self.run.accelerator, self.seconds >= self.limit)
+        if self.due(self.log_interval):
+            metrics = self.meter.read()
+            self.run.log(metrics, self.done)
+            self.bar.set_postfix({name: f"{value:.3g}" for name, value in metrics.items()})
+        self.interrupted = self.interrupt.requested(self.done)
+
+    def due(self, interval):
+        """Whether something that happens every `interval` steps, and after the last, happens now."""
+        return self._pause(self.last or self.done % interval == 0)
+
+    def saves(self, interval):
+        """Whether a checkpoint is due, or the run was interrupted. Raises UserError if a loss has not been finite."""
+        saves = self._pause(self.last or self.done % interval == 0 or self.interrupted)
+        if saves:
+            self.meter.check()
+        return saves
+
+    def _pause(self, now):
+        if now:
+            self.clock.stop()
+        return now
+
+
+class Clock:
+    """Seconds of work, from `start` to `stop`, by a clock that waits for the device to finish."""
+
+    def __init__(self, device, seconds=0.0):
+        self.device, self.seconds, self._began = device, seconds, None
+
+    def start(self):
+        """Go on counting, if it does not count already."""
+        if self._began is None:
+            self._began = time.perf_counter()
+
+    def stop(self):
+        """Wait for the device, and count no further."""
+        if self._began is not None:
+            synchronise(self.device)
+            self.seconds, self._began = self.seconds + time.perf_counter() - self._began, None
+
+
+class Meter:
+    """Means of what a step reports, kept on the device and read once per log interval."""
+
+    def __init__(self):
+        self._clear()
+
+    def _clear(self):
+        self._sums, self._counts, self._first_bad, self._steps = {}, {}, None, 0
+
+    def add(self, step, **values):
+        """Add 0-dim tensors; nothing is copied to the host. `step` is remembered if one of them is not finite."""
+        values = {name: value.detach().float() for name, value in values.items()}
+        finite = torch.stack([value.isfinite() for value in values.values()]).all()
+        self._steps += 1
+        if self._steps == 1:
+            self._began = time.perf_counter()
+        never = torch.full_like(finite, 2**62, dtype=torch.int64)
+        bad = torch.where(finite, never, torch.full_like(never, step))
+        self._first_bad = bad if self._first_bad is None else torch.minimum(self._first_bad, bad)
+        for name, value in values.items():
+            self._sums[name] = self._sums[name] + value if name in self._sums else value
+            self._counts[name] = self._counts.get(name, 0) + 1  # a penalty is not reported at every step
+
+    def check(self):
+        """Raise UserError in every process, naming the first such step, if a value has been NaN or infinite in any."""
+        if self._first_bad is None:
+            return
+        if dist.is_initialized():
+            dist.all_reduce(self._first_bad, dist.ReduceOp.MIN)
+        first_bad = int(self._first_bad)
+        if first_bad < 2**62:
+            raise UserError(f"a loss was NaN or infinite at step {first_bad}: lower --lr or use --precision fp32 "
+                            "(the last checkpoint, if there is one, is kept: --resume continues from it)")
+
+    def read(self):
+        """The means since the last read, over all processes, as floats, after a `check`.
+
+        `steps_per_second` leaves out the first step, and with it whatever went on between the last read and that step.
+        """
+        self.check()
+        names = list(self._sums)
+        means = process_mean(torch.stack([self._sums[name] / self._counts[name] for name in names])).tolist()
+        speed = {"steps_per_second": (self._steps - 1) / (time.perf_counter() - self._began)} if self._steps > 1 else {}
+        self._clear()
+        return dict(zip(names, means)) | speed
+
+
+class Interruptible:
+    """While in this context, Ctrl-C and SIGTERM are only noted, so that a loop can save before it leaves."""
+
+    def __init__(self, accelerator):
+        self.accelerator = accelerator
+
+    def __enter__(self):
+        self._noted = False
+        self._before = {number: signal.signal(number, self._note) for number in (signal.SIGINT, signal.SIGTERM)}
+        return self
+
+    def _note(self, number, frame):
+        self._noted = True
+
+    def requested(self, step):
+        """True once a signal came. Several processes agree on it at every tenth step, and all stop there."""
+        if self.accelerator.num_processes == 1:
+            return self._noted
+        return step % 10 == 0 and any_process(self.accelerator, self._noted)
+
+    def __exit__(self, *exception):
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+
+def any_process(accelerator, flag):
+    """Whether `flag` is true in any process; the same answer in all of them."""
+    if accelerator.num_processes == 1:
+        return flag
+    return bool(accelerator.reduce(torch.tensor(float(flag), device=accelerator.device), "sum") > 0)

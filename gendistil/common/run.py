@@ -1,0 +1,249 @@
+"""A run: one folder that holds everything a command did, written by the main process alone."""
+
+import importlib.metadata
+import json
+import math
+import os
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import torch
+from torchvision.utils import save_image
+
+from gendistil.common.errors import UserError
+
+CONFIG, CHECKPOINT, METRICS = "config.json", "checkpoint.pt", "metrics.jsonl"
+FORMAT = 1
+"""Of a checkpoint; raise it when the same names come to hold something else. One without a number has this format."""
+
+
+def _versions():
+    packages = ("torch", "torchvision", "diffusers", "accelerate", "numpy", "scipy")
+    return {"python": sys.version.split()[0], **{name: importlib.metadata.version(name) for name in packages}}
+
+
+def _commit():
+    root = Path(__file__).parent
+    answer = subprocess.run(["git", "rev-parse", "HEAD"], cwd=root, capture_output=True, text=True, check=False)
+    return answer.stdout.strip() or None
+
+
+def write_json(path, value):
+    """Write `value` to `path` so that a reader sees the old file or the new one and never a part."""
+    path = Path(path)
+    partial = path.with_name(path.name + ".partial")
+    partial.write_text(json.dumps(value, indent=1, default=str) + "\n")
+    os.replace(partial, path)
+
+
+def read_json(path):
+    """The JSON object in `path`; a UserError names a file that cannot be read."""
+    try:
+        value = json.loads(Path(path).read_text())
+        if not isinstance(value, dict):
+            raise ValueError("not an object")
+        return value
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path} cannot be read as JSON ({type(error).__name__}): the run is damaged, make it again") from None
+
+
+def save_checkpoint(path, state):
+    """Save a nested dict of tensors and plain values, replacing the file only once the new one is complete."""
+    partial = Path(path).with_name(Path(path).name + ".partial")
+    torch.save(state, partial)
+    os.replace(partial, path)
+
+
+def load_checkpoint(path):
+    """Load, on the CPU, what `save_checkpoint` or the published code saved. Only tensors and plain containers are unpickled."""
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except FileNotFoundError:
+        raise UserError(f"{path} does not exist: name a run's folder or a checkpoint file") from None
+    except Exception as error:  # torch raises many kinds for truncated, foreign and unsafe files
+        raise UserError(f"{path} is not a readable checkpoint ({type(error).__name__}): it may be truncated or hold "
+                        "something other than weights") from None
+
+
+def training_state(path):
+    """The checkpoint of a run of this suite or of the published code. UserError for one that another version wrote."""
+    state = load_checkpoint(path)
+    written = state.get("format", FORMAT) if isinstance(state, dict) else FORMAT
+    if written != FORMAT:
+        raise UserError(f"{path} has format {written} and this version reads format {FORMAT}: use the version that wrote it "
+                        "(versions and commit stand in the run's config.json), or make the run again")
+    return state
+
+
+def save_model(model, folder):
+    """`model.save_pretrained(folder)`, so that a reader finds the old model or the new one and never a damaged one."""
+    folder = Path(folder)
+    draft = folder.with_name(f".{folder.name}.partial")
+    shutil.rmtree(draft, ignore_errors=True)
+    model.save_pretrained(draft)
+    if folder.exists():
+        for file in draft.iterdir():  # the configuration stays what it was, so only the weights change, in one file
+            os.replace(file, folder / file.name)
+        draft.rmdir()
+    else:
+        os.rename(draft, folder)
+
+
+# What --resume may be given anew; everything else decides the weights and stays as the run was started.
+_MAY_CHANGE = {"resume", "overwrite", "output_dir", "tag", "data_dir", "steps", "epochs", "precision", "lr", "lr_critic",
+               "log_interval", "sample_interval", "save_interval", "eval_interval"}
+
+
+def check_folder(options):
+    """The folder of a run with these `options`. UserError unless `Run` may write to it: ask before long work starts."""
+    folder = Path(options["output_dir"]) / options["tag"]
+    started, resumed = (folder / CONFIG).exists(), options.get("resume", False)
+    parent = next((path for path in (folder, *folder.parents) if path.exists()), folder)
+    if not parent.is_dir():
+        raise UserError(f"--output-dir: {parent} is a file: choose another --output-dir or --tag")
+    if resumed and not started:
+        raise UserError(f"--resume: {folder} holds no run: check --tag and --output-dir")
+    if started and not resumed and not options["overwrite"]:
+        raise UserError(f"{folder} already holds a run: choose another --tag, or pass --overwrite to replace it")
+    return folder
+
+
+def resume_state(options):
+    """The checkpoint from which `--resume` continues, or None without that flag.
+
+    Raises UserError if there is none, or if a flag that decides the weights is not what the run was started with.
+    """
+    folder = check_folder(options)
+    if not options["resume"]:
+        return None
+    config = read_json(folder / CONFIG)
+    now = json.loads(json.dumps(options, default=str))
+    for name in now:
+        if name not in _MAY_CHANGE and config.get(name) != now[name]:
+            raise UserError(f"--resume: --{name.replace('_', '-')} is not what the run was started with ({config.get(name)})")
+    if not (folder / CHECKPOINT).exists():
+        raise UserError(f"--resume: {folder} was stopped before its first checkpoint: start again with --overwrite")
+    return training_state(folder / CHECKPOINT)
+
+
+class Run:
+    """`<output-dir>/<tag>/`: config.json, metrics.jsonl, TensorBoard events, samples/*.png, checkpoint.pt and the model.
+
+    Every process makes one; only the main process touches the disk. An existing run is never overwritten unless
+    `--overwrite` asks for it; with `--resume` it is continued.
+
+    Args: options, the flags by their names, and all that resuming must find the same; accelerator; step, the one that the run
+    continues from (what its files say of later steps is forgotten: they are taken again); facts, what config.json also holds.
+    """
+
+    def __init__(self, options, accelerator, step=0, **facts):
+        self.dir, self.name = check_folder(options), Path(sys.argv[0]).stem
+        self.accelerator, self.is_main, self.step = accelerator, accelerator.is_main_process, step
+        resumed = options.get("resume", False)
+        self._writer = None
+        accelerator.wait_for_everyone()  # every process has looked before the first one writes
+        if self.is_main:
+            try:
+                if (self.dir / CONFIG).exists() and not resumed:
+                    shutil.rmtree(self.dir)
+                (self.dir / "samples").mkdir(parents=True, exist_ok=True)
+            except OSError as error:
+                raise UserError(f"--output-dir: {self.dir} cannot be written ({error.strerror})") from None
+            if resumed:
+                _forget(self.dir / METRICS, step)
+            self.config = {"command": Path(sys.argv[0]).name, "argv": sys.argv[1:], **options, **facts,
+                           "processes": accelerator.num_processes, "device": device_name(accelerator.device),
+                           "mixed_precision": accelerator.mixed_precision, "versions": _versions(), "commit": _commit(),
+                           "started": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())}
+            write_json(self.dir / CONFIG, self.config)
+        accelerator.wait_for_everyone()
+
+    def log(self, metrics, step):
+        """Append a dict of numbers to metrics.jsonl and TensorBoard; one that is not finite becomes null in the file."""
+        if not self.is_main:
+            return
+        if self._writer is None:
+            from torch.utils.tensorboard import SummaryWriter  # a second's import that many commands never need
+            self._writer = SummaryWriter(str(self.dir), purge_step=self.step + 1 if self.step else None)
+        finite = {key: value if math.isfinite(value) else None for key, value in metrics.items()}
+        with open(self.dir / METRICS, "a") as file:
+            file.write(json.dumps({"step": step, **finite}) + "\n")
+        for key, value in metrics.items():
+            self._writer.add_scalar(key, value, step)
+
+    def images(self, name, images, columns, step):
+        """Write signed images [N, C, H, W] as one grid to samples/<name>-<step>.png and to TensorBoard."""
+        if not self.is_main:
+            return
+        path = self.dir / "samples" / f"{name}-{step:06d}.png"
+        partial = path.with_name(f".{path.name}")
+        save_image(images.float().cpu(), partial, nrow=columns, normalize=True, value_range=(-1, 1), padding=1)
+        os.replace(partial, path)
+        if self._writer is not None:
+            from torchvision.io import read_image
+            self._writer.add_image(name, read_image(str(path)), step)
+
+    def save(self, state):
+        """Replace the checkpoint from which `--resume` continues."""
+        if self.is_main:
+            save_checkpoint(self.dir / CHECKPOINT, {"format": FORMAT, **state})
+
+    def save_model(self, model, name):
+        """Replace the model in the folder `name` of the run."""
+        if self.is_main:
+            save_model(model, self.dir / name)
+
+    def close(self):
+        if self._writer is not None:
+            self._writer.close()
+
+
+def _forget(path, step):
+    """Drop the entries of a metrics.jsonl that speak of steps after `step`, and half of a line at its end."""
+    if not path.exists():
+        return
+    kept = []
+    for line in path.read_text().splitlines():
+        try:
+            if json.loads(line)["step"] > step:
+                continue
+        except (ValueError, KeyError, TypeError):
+            continue
+        kept.append(line + "\n")
+    partial = path.with_name(path.name + ".partial")
+    partial.write_text("".join(kept))
+    os.replace(partial, path)
+
+
+def device_name(device):
+    """The device in words: the GPU's name, or the CPU's model."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    cpuinfo = Path("/proc/cpuinfo")
+    models = [line.split(":")[1].strip() for line in cpuinfo.read_text().splitlines() if line.startswith("model name")] \
+        if cpuinfo.exists() else []
+    return f"{models[0]}, {torch.get_num_threads()} threads" if models else device.type
+
+
+def find_run(path):
+    """The folder of the run that `path` belongs to (a run's folder, or a folder or file inside one), or None."""
+    path = Path(path)
+    return next((folder for folder in (path, path.parent) if (folder / CONFIG).exists() and
+                 "command" in read_json(folder / CONFIG)), None)
+
+
+def inherit_data(args, weight):
+    """Fill --data, --data-dir, --image-size and --held-out from the run that made `weight`, where they were not given."""
+    folder = find_run(weight) if weight else None
+    config = read_json(folder / CONFIG) if folder else {}
+    if args.data is None:
+        args.data = config.get("data") or "digits"
+        if args.image_size is None:
+            args.image_size = config.get("image_size")
+        if args.data_dir is None and config.get("data_dir"):
+            args.data_dir = Path(config["data_dir"])
+    if args.held_out is None:
+        args.held_out = config.get("held_out", 0.1)

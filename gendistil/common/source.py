@@ -1,0 +1,39 @@
+"""The one interface of what was distilled: whatever returns images for labels and a seed."""
+
+import torch
+
+
+def index_within_class(labels):
+    """How many earlier entries of `labels` [B] equal each entry: int64 [B]."""
+    order = torch.argsort(labels, stable=True)
+    ordered = labels[order]
+    position = torch.arange(len(labels), device=labels.device)
+    first = torch.searchsorted(ordered, ordered)  # where the run of equal labels begins
+    return torch.empty_like(position).scatter_(0, order, position - first)
+
+
+class Source:
+    """A source of images: a generator, stored pixels, latents, real images, a checkpoint of the published code.
+
+    It has `num_classes`, `channels` and `size` (pixels a side). Image i of `sample(labels, seed)` depends on the seed, on its
+    label and on how many earlier labels are the same, and on nothing else.
+    """
+
+    max_ipc = None
+    """How many images of every class are stored; None where any number can be drawn."""
+
+    def sample(self, labels, seed=0):
+        """Images for `labels` int64 [B], on the labels' device: float [B, C, H, W] in [-1, 1]."""
+        raise NotImplementedError
+
+    def targets(self, labels, seed=0):
+        """What a student learns to answer to these images: `labels` themselves, or soft labels, float [B, K] that sum to 1."""
+        return labels
+
+    def decoded(self, ipc):
+        """How many images of a class students see of `ipc` stored ones."""
+        return ipc
+
+    def stored_bytes(self, ipc):
+        """Bytes that keeping `ipc` images of every class takes."""
+        raise NotImplementedError

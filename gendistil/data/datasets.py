@@ -1,0 +1,211 @@
+"""The table of data sets: everything that is true of one is read from its row or measured on its images.
+
+Nothing outside this table names a data set. To add one, add a row.
+"""
+
+import os
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from gendistil.common.errors import UserError
+from gendistil.common.rng import stream
+from gendistil.data.folders import load_folder, make_folder
+from gendistil.data.images import moments, resize
+
+
+@dataclass(frozen=True)
+class Spec:
+    """What the rest of the suite needs to know of a data set. `mean` and `std` are per channel, of the whole training set's
+    images in [0, 1]; `size` is the side in pixels; `flip` says whether a mirrored image still belongs to its class;
+    `published_std` is what the code of DC, DSA and DM divides by, where that is something else than `std`."""
+
+    name: str
+    classes: tuple[str, ...]
+    channels: int
+    size: int
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    flip: bool
+    published_std: tuple[float, ...] | None = None
+
+    @property
+    def num_classes(self):
+        return len(self.classes)
+
+
+@dataclass(frozen=True)
+class Split:
+    """Images uint8 `[N, C, H, W]` and their labels int64 `[N]`, on one device."""
+
+    images: torch.Tensor
+    labels: torch.Tensor
+
+    def __len__(self):
+        return len(self.labels)
+
+    def __getitem__(self, indices):
+        """The split of the images at `indices` (a tensor or a slice)."""
+        return Split(self.images[indices], self.labels[indices])
+
+    def to(self, device):
+        return Split(self.images.to(device), self.labels.to(device))
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """A data set in memory: `train` to learn from, `held_out` (part of the training set) to select by, `test` to score once."""
+
+    spec: Spec
+    train: Split
+    held_out: Split
+    test: Split
+
+    @property
+    def full_train(self):
+        """A new Split of all training images: `train`, then `held_out`."""
+        return Split(
+            torch.cat([self.train.images, self.held_out.images]), torch.cat([self.train.labels, self.held_out.labels])
+        )
+
+    def to(self, device):
+        return replace(self, train=self.train.to(device), held_out=self.held_out.to(device), test=self.test.to(device))
+
+
+@dataclass(frozen=True)
+class _Row:
+    """`load(data_dir, image_size)` returns (class names, train, test), each split a pair of images and labels."""
+
+    load: Callable
+    flip: bool
+    published_std: tuple[float, ...] | None = None
+
+
+_DIGITS = tuple("0123456789")
+
+
+def _load_digits(data_dir, image_size):
+    """scikit-learn's `load_digits`: 1,797 real 8x8 digits, of which the last 360 are the test set.
+
+    Source: E. Alpaydin and C. Kaynak, Optical Recognition of Handwritten Digits (test part), UCI Machine Learning
+    Repository, 1998, doi:10.24432/C50P49, CC BY 4.0.
+    """
+    with np.load(Path(__file__).with_name("digits.npz"), allow_pickle=False) as file:
+        levels = torch.from_numpy(file["images"]).double()  # 0 to 16
+        labels = torch.from_numpy(file["labels"]).long()
+    images = (levels * 255 / 16).round().to(torch.uint8)[:, None]
+    return _DIGITS, (images[:-360], labels[:-360]), (images[-360:], labels[-360:])
+
+
+def _load_torchvision(kind, data_dir, image_size, classes=None):
+    """The data set of class `torchvision.datasets.<kind>`, downloaded into `data_dir` if it is not there yet."""
+    import torchvision.datasets  # here, because the embedded set and folders do without it and it takes a second
+
+    def part(train):
+        which = {"split": "train" if train else "test"} if kind == "SVHN" else {"train": train}
+        build = partial(getattr(torchvision.datasets, kind), data_dir, **which)
+        try:
+            return build()
+        except Exception:  # absent or damaged: only a download can help
+            make_folder(data_dir)
+        try:
+            return build(download=True)
+        except Exception as error:
+            reason = " ".join(str(error).split())
+            raise UserError(
+                f"--data-dir {data_dir}: {kind} is absent or damaged and cannot be downloaded ({reason}): check the network "
+                "or copy its files there, and delete damaged ones"
+            )
+
+    def tensors(source):
+        images = torch.as_tensor(source.data)
+        if images.ndim == 3:
+            images = images[:, None]
+        elif kind != "SVHN":
+            images = images.permute(0, 3, 1, 2)
+        return images.contiguous(), torch.as_tensor(source.labels if kind == "SVHN" else source.targets).long()
+
+    train, test = part(True), part(False)
+    names = classes or tuple(name.replace("/", "-") for name in train.classes)  # names of classes become folders
+    return names, tensors(train), tensors(test)
+
+
+def _load_tinyimagenet(data_dir, image_size):
+    folder = data_dir / "tiny-imagenet-200"
+    if not folder.is_dir():
+        raise UserError(
+            f"--data tinyimagenet: there is no folder {folder}: unpack it there, with train/<class>/ and val/<class>/, or name "
+            "its parent by --data-dir"
+        )
+    return load_folder(folder, image_size or 64, data_dir)
+
+
+_TABLE = {
+    "digits": _Row(_load_digits, flip=False),
+    "mnist": _Row(partial(_load_torchvision, "MNIST", classes=_DIGITS), flip=False),
+    "fashion": _Row(partial(_load_torchvision, "FashionMNIST"), flip=True),
+    "svhn": _Row(partial(_load_torchvision, "SVHN", classes=_DIGITS), flip=False),
+    # The std widely copied for CIFAR-10 is the mean of the stds of single images.
+    "cifar10": _Row(partial(_load_torchvision, "CIFAR10"), flip=True, published_std=(0.2023, 0.1994, 0.2010)),
+    "cifar100": _Row(partial(_load_torchvision, "CIFAR100"), flip=True),
+    "tinyimagenet": _Row(_load_tinyimagenet, flip=True),
+}
+DATASETS = tuple(_TABLE)
+"""The names that `load_dataset` knows besides folders."""
+
+
+def default_data_dir():
+    """$DATA_DIR, else a folder in the user's cache."""
+    if os.environ.get("DATA_DIR"):
+        return Path(os.environ["DATA_DIR"])
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "dataset-distillation"
+
+
+def load_dataset(name="digits", data_dir=None, image_size=None, held_out=0.1, device="cpu"):
+    """The data set called `name` (one of `DATASETS`, or a folder in ImageFolder layout), decoded, split and on `device`.
+
+    Args: data_dir, where downloads and caches go (default: `default_data_dir()`); image_size, the side in pixels (default: the
+    data set's own, 32 for a folder); held_out, the fraction of each class's training images that are held out, at least one
+    image and at most all but one. The split depends on the labels alone: runs with other seeds select by the same images.
+    Returns a `Dataset`. Raises UserError for whatever is missing, damaged or unusable.
+    """
+    name = str(name)
+    data_dir = Path(data_dir).expanduser() if data_dir else default_data_dir()
+    if data_dir.exists() and not data_dir.is_dir():
+        raise UserError(f"--data-dir {data_dir}: is a file: name a folder")
+    folder = Path(name).expanduser()
+    if name in _TABLE:
+        row = _TABLE[name]
+    elif folder.is_dir():
+        row, name = _Row(lambda data_dir, size: load_folder(folder, size or 32, data_dir), flip=True), folder.resolve().name
+    else:
+        raise UserError(f"--data {name}: is neither a folder nor one of the data sets {', '.join(DATASETS)}")
+
+    classes, (images, labels), test = row.load(data_dir, image_size)
+    size = image_size or images.shape[-1]
+    images, test = resize(images, size), Split(resize(test[0], size), test[1])
+    spec = Spec(name, classes, images.shape[1], size, *moments(images), row.flip, row.published_std)
+    selected = _held_out(labels, classes, held_out, name)
+    whole = Split(images, labels)
+    return Dataset(spec, whole[~selected], whole[selected], test).to(device)
+
+
+def _held_out(labels, classes, fraction, name):
+    """Which images are held out: bool `[N]`, about `fraction` of each class, one at least and all but one at most."""
+    counts = labels.bincount(minlength=len(classes))
+    if counts.min() < 2:
+        raise UserError(
+            f"--data {name}: class '{classes[int(counts.argmin())]}' has fewer than 2 training images, so none can be held "
+            "out: add images or remove the class"
+        )
+    quota = (counts * fraction).round().clamp(min=1).minimum(counts - 1)
+    shuffled = torch.randperm(len(labels), generator=stream(0, "held-out"))
+    grouped = shuffled[labels[shuffled].argsort(stable=True)]
+    rank = torch.arange(len(labels)) - (counts.cumsum(0) - counts).repeat_interleave(counts)  # within its class
+    selected = torch.zeros(len(labels), dtype=torch.bool)
+    selected[grouped] = rank < quota.repeat_interleave(counts)
+    return selected

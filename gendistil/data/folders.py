@@ -1,0 +1,188 @@
+"""Folders of pictures in ImageFolder layout, decoded once to uint8 and kept in a cache beside them."""
+
+import contextlib
+import hashlib
+import json
+import os
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image, ImageOps
+from tqdm import tqdm
+
+from gendistil.common.errors import UserError
+
+EXTENSIONS = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".ppm", ".pgm")
+_CHUNK = 256  # images that one thread decodes at a time
+_FORMAT = 2  # of the cache: raise it when the decoding changes
+
+
+def load_folder(folder, size, data_dir):
+    """The pictures of `folder`, as (class names, (train images, labels), (test images, labels)).
+
+    Layout: `train/<class>/…` and `test/<class>/…`, or `val/` where `test/` is absent or holds none of the classes; pictures may
+    lie in folders below those of the classes. Names that start with a dot are skipped. Images are uint8 `[N, C, size, size]`
+    (bilinear, antialiased, aspect ratio not kept), turned upright by their EXIF tag; labels are int64 `[N]`, the index of the
+    class in the sorted names. C is 1 if all pictures are grey, else 3: where some are grey and some are colour, a line says so.
+    The cache lies in `folder`, or in `data_dir` if that is read-only; it is rebuilt when a file's name, size or time changes.
+    Raises UserError, naming the file, for a layout or a picture that cannot be used.
+    """
+    folder = Path(folder)
+    try:
+        classes, splits = _list(folder)
+    except OSError as error:
+        raise UserError(f"{error.filename or folder}: cannot be read ({error.strerror}): repair or remove it")
+    names = [[path for group in split for path, *_ in group] for split in splits]
+    labels = [torch.arange(len(classes)).repeat_interleave(torch.tensor([len(group) for group in split])) for split in splits]
+    images = _cached(folder, size, data_dir, splits, lambda: _decode_all(folder, names, size))
+    return classes, *((torch.from_numpy(part), label) for part, label in zip(images, labels))
+
+
+def make_folder(data_dir):
+    """Create `data_dir` if need be; UserError unless it can be written to."""
+    try:
+        Path(data_dir).mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"--data-dir {data_dir}: cannot be created ({error.strerror}): name a folder that can be written to")
+    if not os.access(data_dir, os.W_OK):
+        raise UserError(f"--data-dir {data_dir}: cannot be written to: name another folder")
+
+
+def _list(folder):
+    """The sorted names of the classes, and for the training and the test set a list per class of its `_pictures`."""
+    train, test = _split_folders(folder)
+    classes = _classes(train)
+    if len(classes) < 2:
+        raise UserError(f"{train}: holds {len(classes)} class folders and at least 2 are needed: put each class into its own")
+    if difference := set(classes) ^ set(_classes(test)):
+        odd = min(difference)
+        problem = "has no folder of" if odd in classes else f"has, and {train.name}/ has not, a folder of"
+        raise UserError(f"{test}: {problem} class '{odd}': {train.name}/ and {test.name}/ need the same class folders")
+    return classes, [[_pictures(part / name) for name in classes] for part in (train, test)]
+
+
+def _split_folders(folder):
+    """The folders of the training and the test pictures."""
+    layout = "pictures belong in train/<class>/ and test/<class>/ (or val/<class>/)"
+    train, test, val = (folder / name for name in ("train", "test", "val"))
+    if not train.is_dir():
+        raise UserError(f"{folder}: has no folder train/: {layout}")
+    if not test.is_dir() and not val.is_dir():
+        raise UserError(f"{folder}: has neither test/ nor val/: {layout}")
+    labelled = test.is_dir() and not set(_classes(train)).isdisjoint(_classes(test))  # challenges publish test/ without labels
+    return train, test if labelled or not val.is_dir() else val
+
+
+def _classes(folder):
+    return tuple(sorted(entry.name for entry in os.scandir(folder) if entry.is_dir() and not entry.name.startswith(".")))
+
+
+def _pictures(folder):
+    """(path, bytes, time in ns) of every picture in a class's folder and below it, in the order of their names."""
+    pictures = list(_walk(folder))
+    if not pictures:
+        raise UserError(f"{folder}: holds no images ({', '.join(EXTENSIONS)}): add some or remove the class")
+    return pictures
+
+
+def _walk(folder):
+    for entry in sorted(os.scandir(folder), key=lambda entry: entry.name):
+        if entry.name.startswith("."):
+            continue
+        if entry.is_dir():
+            yield from _walk(entry.path)
+        elif entry.name.lower().endswith(EXTENSIONS):
+            stat = entry.stat()
+            yield entry.path, stat.st_size, stat.st_mtime_ns
+
+
+def _cached(folder, size, data_dir, splits, decode):
+    """The arrays that `decode()` returns (train, test), from the cache if it still describes the same files."""
+    start = len(str(folder / "x")) - 1  # of a name relative to `folder`
+    listing = [[(path[start:], *rest) for group in split for path, *rest in group] for split in splits]
+    key = hashlib.sha256(json.dumps([_FORMAT, size, listing]).encode()).hexdigest()
+    if os.access(folder, os.W_OK):
+        path = folder / f".cache-{size}.npz"
+    else:
+        make_folder(data_dir)
+        place = hashlib.sha256(str(folder.resolve()).encode()).hexdigest()[:12]
+        path = Path(data_dir) / f"{folder.resolve().name}-{place}-{size}.npz"
+    with contextlib.suppress(Exception), np.load(path, allow_pickle=False) as file:  # whatever is wrong with it: decode again
+        if file["key"].item() == key:
+            return [file["train"], file["test"]]  # the archive's checksums vouch for the pixels
+    arrays = decode()
+    draft = path.with_name(f"{path.stem}.{os.getpid()}.tmp.npz")
+    try:
+        np.savez(draft, key=np.array(key), train=arrays[0], test=arrays[1])
+        os.replace(draft, path)
+    except OSError as error:
+        raise UserError(f"{path}: the cache cannot be written ({error.strerror}): make room there")
+    finally:
+        draft.unlink(missing_ok=True)
+    return arrays
+
+
+class _Colour(Exception):
+    """A colour picture among grey ones."""
+
+
+def _decode_all(folder, names, size):
+    """Decode two lists of paths into two uint8 arrays `[N, C, size, size]`."""
+    try:
+        return _decode_as(folder, names, size, len(_decode(names[0][0], size)))
+    except _Colour:
+        return _decode_as(folder, names, size, 3)
+
+
+def _decode_as(folder, names, size, depth):
+    """The same with `depth` channels; raises `_Colour` if that is 1 and a picture has colours."""
+    arrays = [np.empty((len(paths), depth, size, size), np.uint8) for paths in names]
+
+    def decode(task):
+        array, paths = task
+        grey = 0
+        for i, path in enumerate(paths):
+            image = _decode(path, size)
+            if len(image) > depth:
+                raise _Colour
+            grey += len(image) < depth
+            array[i] = image  # a grey picture fills all three channels
+        return len(paths), grey
+
+    tasks = [
+        (array[i : i + _CHUNK], paths[i : i + _CHUNK])
+        for array, paths in zip(arrays, names)
+        for i in range(0, len(paths), _CHUNK)
+    ]
+    total, converted = sum(map(len, names)), 0
+    with ThreadPoolExecutor() as threads, tqdm(total=total, desc="decoding", unit="img", disable=None) as bar:
+        for count, grey in threads.map(decode, tasks):
+            bar.update(count)
+            converted += grey
+    if converted:
+        print(f"{folder}: {converted} of {total} pictures are grey and the others colour: all are read as colour",
+              file=sys.stderr)
+    return arrays
+
+
+def _decode(path, size):
+    """One picture as uint8 `[C, size, size]`."""
+    try:
+        with Image.open(path) as image:
+            image.draft(None, (2 * size, 2 * size))  # a JPEG far larger than needed is decoded at a fraction of its size
+            image = ImageOps.exif_transpose(image)
+            if image.mode == "F":
+                raise ValueError("floating-point pixels")
+            if image.mode.startswith("I"):  # 16 bits, which Pillow's convert would clip instead of scale
+                image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
+            depth = 1 if image.mode in ("1", "L", "LA") else 3
+            image = image.convert("L" if depth == 1 else "RGB")
+            if image.size != (size, size):
+                image = image.resize((size, size), Image.Resampling.BILINEAR)
+            return np.asarray(image).reshape(size, size, depth).transpose(2, 0, 1)
+    except Exception as error:  # Pillow raises many kinds for damaged files
+        reason = str(error).replace(f" {str(path)!r}", "")
+        raise UserError(f"{path}: is not a readable image ({reason}): repair or remove it")

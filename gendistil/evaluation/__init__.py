@@ -1,0 +1,27 @@
+"""Judging what was distilled: students trained on it, statistics and reports."""
+
+from gendistil.evaluation.students import (
+    PROTOCOLS,
+    SAMPLINGS,
+    Protocol,
+    Result,
+    evaluate,
+    evaluate_full,
+    long_enough,
+    protocol_for,
+    student_batches,
+    train_student,
+)
+
+__all__ = [
+    "PROTOCOLS",
+    "SAMPLINGS",
+    "Protocol",
+    "Result",
+    "evaluate",
+    "evaluate_full",
+    "long_enough",
+    "protocol_for",
+    "student_batches",
+    "train_student",
+]

@@ -1,0 +1,234 @@
+"""Students: classifiers trained on IPC images of every class and scored on real images that nothing has learned from."""
+
+import math
+import time
+from contextlib import nullcontext
+from dataclasses import dataclass, replace
+
+import torch
+from scipy.special import stdtrit
+
+from gendistil.common.cli import COUNT, FRACTION, NATURAL, POSITIVE, WEIGHT, number
+from gendistil.common.flags import option
+from gendistil.common.rng import stream
+from gendistil.data import Augment, to_uint8
+from gendistil.sources import CHOICES, check_fits, draw_set
+from pools import SCHEDULES, accuracy, build_classifier, epoch_batches, train_classifier
+from pools.training import prepare_batch, split_batches
+
+SAMPLINGS = (*CHOICES, "fresh")
+"""fixed: a student sees one set of IPC images of every class; representative: one too, chosen among 20 times as many images;
+fresh: a new set every epoch."""
+
+GROUP = "students (a flag that is not given takes the protocol's value)"
+
+
+@dataclass(frozen=True)
+class Protocol:
+    """How a student is trained, by SGD with momentum, and scored; the fields with a text are flags of `validate.py`.
+
+    The other two say what a score means, so no flag changes them and a report can tell by the protocol's name.
+    """
+
+    epochs: int = option("passes over the --ipc images of every class", 300, type=COUNT, group=GROUP)
+    min_steps: int = option("steps that a student takes at least, in more --epochs if need be", 300, type=NATURAL, group=GROUP)
+    batch_size: int = option("images a step", 64, type=number(int, 2), group=GROUP)
+    lr: float = option("learning rate of the first epoch (SGD)", 0.05, type=POSITIVE, group=GROUP)
+    schedule: str = option("how the learning rate falls; half: to a tenth after half of the epochs; step: to a fifth after two "
+                           "thirds and again after five sixths", "cosine", choices=SCHEDULES, group=GROUP)
+    momentum: float = option("momentum of SGD", 0.9, type=number(float, 0, 0.9999), group=GROUP)
+    weight_decay: float = option("weight decay of SGD", 5e-4, type=WEIGHT, group=GROUP)
+    aug_type: str = option("augmentation of every image of a batch, joined by _, or none", "color_crop_cutout", group=GROUP)
+    aug_single: bool = option("only one of the named augmentations at a time, drawn for every batch", False, group=GROUP)
+    cutmix: float = option("probability that a batch's images are mixed in pairs (CutMix)", 0.0, type=FRACTION, group=GROUP)
+    looks: int = 1               # how often the student is scored, evenly spaced; the best counts, so only 1 is honest
+    random_labels: bool = False  # whole batches of random labels, as many as fit into IPC times classes, at least one
+
+
+# The code of DC, DSA and DM.
+_VICO = Protocol(epochs=1001, min_steps=0, batch_size=256, lr=0.01, schedule="half", momentum=0.9, weight_decay=5e-4)
+
+PROTOCOLS = {
+    "default": Protocol(),
+    # That of DiM's validate.py, but for scoring in eval mode and training at IPC so small that it takes no step at all.
+    "dim": Protocol(epochs=1000, min_steps=0, batch_size=128, lr=0.01, schedule="constant", aug_type="color_crop", looks=5,
+                    random_labels=True),
+    # Their loop runs one epoch more than the 300 or 1000 that it is told.
+    "dc": replace(_VICO, epochs=301, aug_type="none"),
+    "dsa": replace(_VICO, aug_type="color_crop_cutout_flip_scale_rotate", aug_single=True),  # DM's too
+    # DREAM's too. Their scores are the best of four looks at the test set; here the last step alone is scored.
+    "idc": Protocol(epochs=1000, min_steps=0, batch_size=64, lr=0.01, schedule="step", momentum=0.9, weight_decay=5e-4,
+                    aug_type="color_crop_flip_scale_rotate", cutmix=0.5),
+}
+"""Every protocol by the name that --protocol knows."""
+
+PUBLISHED = {
+    # DC draws an operation for every image and not for every batch, and rotates by up to 45 degrees and not 15.
+    "dc": {"mnist": {"epochs": 1001, "aug_type": "crop_scale_rotate", "aug_single": True}},
+    "idc": {"mnist": {"cutmix": 0.0}},  # with images of several parts, which --method idc and dream have
+}
+"""What a protocol's authors set otherwise for a data set."""
+
+
+def protocol_for(name, data):
+    """The protocol of this name with what its authors set for the data set called `data`."""
+    return replace(PROTOCOLS[name], **PUBLISHED.get(name, {}).get(data, {}))
+
+
+@dataclass(frozen=True)
+class Result:
+    """Accuracies of students that differ in nothing but their seeds."""
+
+    accuracies: tuple  # per cent, one per student
+    images: int        # training images an epoch
+    epochs: int
+    steps: int         # of each student
+    seconds: float     # wall-clock, all students together, the drawing of their images included
+
+    @property
+    def n(self):
+        return len(self.accuracies)
+
+    @property
+    def mean(self):
+        return math.fsum(self.accuracies) / self.n
+
+    @property
+    def std(self):
+        """Sample standard deviation, n - 1 in the denominator; None for a single student."""
+        if self.n > 1:
+            return math.sqrt(math.fsum((a - self.mean) ** 2 for a in self.accuracies) / (self.n - 1))
+
+    @property
+    def ci95(self):
+        """Half the width of the 95 % confidence interval of the mean, by Student's t; None for a single student."""
+        if self.n > 1:
+            return float(stdtrit(self.n - 1, 0.975)) * self.std / math.sqrt(self.n)
+
+    def row(self):
+        """The numbers of a report's row."""
+        return {"mean": self.mean, "std": self.std, "ci95": self.ci95, "n": self.n, "seconds": self.seconds,
+                "accuracies": list(self.accuracies), "images": self.images, "epochs": self.epochs, "steps": self.steps}
+
+
+def evaluate(source, dataset, model_name="convnet", ipc=50, sampling="fresh", *, num_eval=3, seed=0,
+             protocol=PROTOCOLS["default"], scored_on="test", autocast=nullcontext):
+    """Train `num_eval` students on exactly `ipc` images of every class from `source`, and score each at its last step.
+
+    Args: source, a `gendistil.sources.Source`; dataset, a `Dataset`, on whose device everything happens; sampling, one of
+    `SAMPLINGS`; scored_on, "test" or "held_out"; autocast, makes the context of each forward pass.
+    Student i has the seed `seed + i`. Unless sampling is fresh it is trained on the set that `draw_set` gives for that seed.
+    Returns a `Result`. Raises UserError where the source does not fit the data set or has too few images.
+    """
+    spec, device = dataset.spec, dataset.train.images.device
+    check_fits(source, spec, "the source")
+
+    def batches_of(seed):
+        once = draw_set(source, ipc, seed, device, sampling) if sampling in CHOICES else None
+
+        def images_of(epoch):
+            return once or draw_set(source, ipc, _epoch_stream(seed, epoch).initial_seed(), device)
+
+        return student_batches(images_of, spec, protocol, seed)
+
+    def random_batches_of(seed):
+        augment = Augment(protocol.aug_type, spec, protocol.aug_single)
+
+        def batches(epoch):
+            generator = _epoch_stream(seed, epoch)
+            for step in range(steps):
+                labels = torch.randint(spec.num_classes, (protocol.batch_size,), generator=generator).to(device)
+                drawn = stream(seed, "step", epoch, step).initial_seed()
+                images, targets = to_uint8(source.sample(labels, drawn)), source.targets(labels, drawn)
+                yield prepare_batch(images, targets, spec, augment, generator, protocol.cutmix)
+
+        return batches
+
+    if protocol.random_labels:
+        steps = max(1, spec.num_classes * ipc // protocol.batch_size)
+        images, make_batches = steps * protocol.batch_size, random_batches_of
+    else:
+        images, make_batches = spec.num_classes * source.decoded(ipc), batches_of
+    return _evaluate(make_batches, images, dataset, model_name, num_eval, seed, protocol, scored_on, autocast)
+
+
+def evaluate_full(dataset, model_name="convnet", *, num_eval=3, seed=0, protocol=PROTOCOLS["default"], scored_on="test",
+                  autocast=nullcontext):
+    """As `evaluate`, but each epoch is one pass over the whole training set (without the held-out part if that is scored)."""
+    split = dataset.full_train if scored_on == "test" else dataset.train
+
+    def batches_of(seed):
+        return student_batches(lambda epoch: (split.images, split.labels), dataset.spec, protocol, seed)
+
+    return _evaluate(batches_of, len(split), dataset, model_name, num_eval, seed, protocol, scored_on, autocast)
+
+
+def _evaluate(make_batches, images, dataset, model_name, num_eval, seed, protocol, scored_on, autocast):
+    """Train and score the students; `make_batches(seed)(epoch)` yields one epoch of a student's batches."""
+    start = time.perf_counter()
+    spec, scored = dataset.spec, getattr(dataset, scored_on)
+    protocol = long_enough(protocol, images)
+    scores = []
+    for student_seed in range(seed, seed + num_eval):
+        batches = make_batches(student_seed)
+        model = build_classifier(model_name, spec.channels, spec.size, spec.num_classes,
+                                 generator=stream(student_seed, "student's weights")).to(scored.images.device)
+        scores.append(train_student(model, batches, scored, spec, protocol, autocast=autocast).item())
+    steps = protocol.epochs * steps_per_epoch(images, protocol.batch_size)
+    return Result(tuple(scores), images, protocol.epochs, steps, time.perf_counter() - start)
+
+
+def train_student(model, batches, split, spec, protocol, *, autocast=nullcontext):
+    """Train one student in place and score it: its accuracy in per cent, a 0-dim tensor on its device.
+
+    All that `evaluate` does for one of its students. An evaluation of another shape calls it: one that trains model after
+    model on growing sets, say, passes for each of them the batches of `student_batches` and a split of the classes so far.
+
+    Args:
+        model: a classifier, already on the device.
+        batches: as `train_classifier` takes them.
+        split: the real images (a `Split`) that it is scored on, after the last of the protocol's looks or at the best of them.
+        spec: the data set's `Spec`.
+        protocol: a `Protocol`, whose epochs are taken as they are: see `long_enough` for its `min_steps`.
+        autocast: makes the context of each forward pass.
+    """
+    look_after = {math.ceil(protocol.epochs * look / protocol.looks) for look in range(1, protocol.looks + 1)}
+    scores = []
+
+    def look(epochs_done, loss):
+        if epochs_done in look_after:
+            scores.append(accuracy(model, split.images, split.labels, spec, autocast=autocast))
+
+    train_classifier(model, batches, epochs=protocol.epochs, lr=protocol.lr, momentum=protocol.momentum,
+                     weight_decay=protocol.weight_decay, schedule=protocol.schedule, autocast=autocast, on_epoch=look)
+    return torch.stack(scores).max()
+
+
+def student_batches(images_of, spec, protocol, seed):
+    """The batches of one student for `train_student`: a function of the epoch.
+
+    Args: images_of, gives (uint8 images `[N, C, H, W]`, targets) of an epoch, all of which are seen once in it; targets are
+    int64 `[N]` or float `[N, K]`; seed, the student's, of the order and of the augmentation.
+    """
+    augment = Augment(protocol.aug_type, spec, protocol.aug_single)
+
+    def batches(epoch):
+        images, targets = images_of(epoch)
+        return epoch_batches(images, targets, spec, augment, protocol.batch_size, _epoch_stream(seed, epoch), protocol.cutmix)
+
+    return batches
+
+
+def _epoch_stream(seed, epoch):
+    return stream(seed, "student's epoch", epoch)
+
+
+def steps_per_epoch(images, batch_size):
+    """Steps in which `pools.epoch_batches` passes over so many images: at least one."""
+    return len(split_batches(torch.empty(images), batch_size))
+
+
+def long_enough(protocol, images):
+    """The protocol with as many epochs as its `min_steps` asks for, where an epoch has so many images."""
+    epochs = math.ceil(protocol.min_steps / steps_per_epoch(images, protocol.batch_size))
+    return replace(protocol, epochs=max(protocol.epochs, epochs))

@@ -1,0 +1,200 @@
+"""From rows and flags to objects: what a run of `pool_match.py` starts from, learns, compares and by whose eyes."""
+
+import dataclasses
+import functools
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from gendistil.common.cli import COUNT
+from gendistil.common.device import autocast
+from gendistil.common.errors import UserError
+from gendistil.common.flags import option
+from gendistil.common.run import CHECKPOINT, find_run, read_json, training_state
+from gendistil.matching import initial
+from gendistil.matching.learners import GeneratorLearner, LatentLearner, PixelLearner
+from gendistil.matching.matcher import Matcher
+from gendistil.matching.methods import GENERATOR, LATENTS, PIXELS, STORED, Method
+from gendistil.matching.objectives import OBJECTIVES
+from gendistil.sources import LATENTS as LATENTS_FOLDER
+from gendistil.sources import LatentSet, PixelSet, check_fits, load_source
+from generators import TRAINERS, make_trainer, recipe_of
+from pools import ClassifierPool, OnlinePool, RandomPool
+
+SUMMARY = "summary.json"
+
+
+@dataclass(frozen=True)
+class Start:
+    """What a run starts from: flags that are not part of a method."""
+
+    weight: Path | None = option("the generator to start from: a run's folder or a checkpoint file of the published code; for "
+                                 "latents also a run of --method inversion", None, type=Path, metavar="PATH",
+                                 group="a generator", learns=(GENERATOR, LATENTS))
+    control_of: Path | None = option("train without matching for as many seconds as this finished run took; sets --match none",
+                                     None, type=Path, metavar="RUN", group="a generator", learns=(GENERATOR,))
+    ipc: int | None = option("stored images per class (default: 10; of latents, as many as the smallest class has)", None,
+                             type=COUNT, group="pixels and latents", learns=STORED)
+
+
+def read_weight(path):
+    """The training state of a generator that `--weight` names: (state, file)."""
+    run = find_run(path)
+    file = path if path.is_file() else (run or path) / CHECKPOINT
+    if path.exists() and not file.exists():
+        raise UserError(f"--weight {path} holds no {CHECKPOINT}: matching needs the critic too, so name the folder of a run of "
+                        "gen_condense.py that has reached its first checkpoint")
+    state = training_state(file)
+    if isinstance(state, dict) and state.get("trainer", "gan") not in TRAINERS:
+        raise UserError(f"--weight {path} was trained by '{state['trainer']}', which is not here: name its file by --plugin")
+    trainer = TRAINERS.get(state.get("trainer", "gan")) if isinstance(state, dict) else None
+    whole = trainer and all(isinstance(state.get(part), dict) for part in trainer.parts)
+    if not whole or len(state["generator"]) < 3:
+        raise UserError(f"--weight {path}: {file.name} is not a checkpoint of this suite or of the published DiM code")
+    return state, file
+
+
+def steps_taken(state):
+    """Steps that led to a training state, over all stages; 0 for a checkpoint of the published code, which keeps no count."""
+    return state.get("step", 0) + state.get("summary", {}).get("steps_before", 0)
+
+
+def read_seconds(path):
+    """How long the run that --control-of names has trained; infinite where there is none."""
+    if path is None:
+        return math.inf
+    try:
+        return float(read_json(path / SUMMARY)["train_seconds"])
+    except (UserError, KeyError, TypeError, ValueError):
+        raise UserError(f"--control-of {path} holds no readable {SUMMARY}: name the folder of a finished run of pool_match.py")
+
+
+def holds_latents(path):
+    """Whether `path` is a run that has found the latents of real images."""
+    folder = find_run(path)
+    return folder is not None and (folder / LATENTS_FOLDER).exists()
+
+
+def make_pool(method, folder, seed, dataset, accelerator):
+    """The networks that compare the images; pretrained ones are made in `folder`, or found there."""
+    if method.pool_training == "pretrained":
+        return ClassifierPool(dataset, folder, accelerator, names=method.pool, members=method.pool_members,
+                              epochs=method.pool_epochs, snapshots=method.pool_snapshots)
+    if method.pool_training == "random":
+        return RandomPool(dataset, names=method.pool)
+    return OnlinePool(dataset, teacher=method.pool_training, outer=method.outer, inner=method.inner, names=method.pool,
+                      images=method.pool_images, batch_size=method.pool_batch, lr=method.pool_lr, momentum=method.pool_momentum,
+                      weight_decay=method.pool_decay, aug_type=method.pool_aug, aug_single=method.aug_single,
+                      cutmix=method.pool_cutmix, seed=seed, autocast=functools.partial(autocast, accelerator))
+
+
+@dataclass(frozen=True)
+class Learned:
+    """A kind of what is learned: in words; what builds its learner, called as `build(begin)` with a `Begin`; whose flags it
+    takes (one of GENERATOR, PIXELS, LATENTS); and whether it starts from the generator that --weight names."""
+
+    words: str
+    build: Callable
+    flags: str
+    needs_weight: bool = False
+
+
+@dataclass(frozen=True)
+class Begin:
+    """What a learner is built from: method, a `Method`; start, a `Start`; state, that of the run that is resumed, or of a
+    generator's --weight, or {}, read from file; steps_before, steps of a generator's earlier stages."""
+
+    method: Method
+    start: Start
+    seed: int
+    accelerator: object
+    dataset: object
+    state: dict
+    file: Path
+    steps_before: int = 0
+
+
+def _generator(begin):
+    method, state, file, accelerator = begin.method, begin.state, begin.file, begin.accelerator
+    recipe = recipe_of(state, file)
+    values = {name: getattr(method, name) for name in ("lr", "lr_critic", "batch_size")}
+    known = {field.name for field in dataclasses.fields(recipe)}
+    recipe = dataclasses.replace(recipe, **{name: value for name, value in values.items() if value and name in known})
+    if recipe.batch_size % accelerator.num_processes:
+        raise UserError(f"--batch-size {recipe.batch_size} must be a multiple of the {accelerator.num_processes} processes")
+    trainer = make_trainer(accelerator, begin.dataset.spec, recipe, begin.seed)
+    trainer.load_state_dict(state, file)
+    return GeneratorLearner(trainer, begin.dataset, begin.steps_before)
+
+
+def _stored_settings(method):
+    return {"lr": method.lr, "momentum": method.momentum, "batch": method.syn_batch or None}
+
+
+def _pixels(begin):
+    method, spec, accelerator = begin.method, begin.dataset.spec, begin.accelerator
+    initial.check(begin.dataset, method.init, begin.start.ipc * method.factor**2)
+    pixels = PixelSet(size=spec.size, channels=spec.channels, num_classes=spec.num_classes, ipc=begin.start.ipc,
+                      factor=method.factor, decoder=method.decoder).to(accelerator.device)
+    return PixelLearner(accelerator, spec, pixels, begin.seed, space=method.space, **_stored_settings(method))
+
+
+def _latents(begin):
+    latents, rows = start_latents(begin.method, begin.start, begin.seed, begin.dataset, begin.accelerator.device)
+    return LatentLearner(begin.accelerator, begin.dataset.spec, latents, begin.seed, real=begin.dataset.train, rows=rows,
+                         chunk_steps=begin.method.chunk_steps, **_stored_settings(begin.method))
+
+
+LEARNED = {
+    GENERATOR: Learned("the weights of a generator", _generator, GENERATOR, needs_weight=True),
+    PIXELS: Learned("pixels", _pixels, PIXELS),
+    LATENTS: Learned("the latents of a frozen generator", _latents, LATENTS, needs_weight=True),
+}
+"""What a method can learn, by the name in its row."""
+
+
+def make_learner(begin):
+    """What is learned, as it is before the first step, or as the run that is resumed left it."""
+    learner = LEARNED[begin.method.learn].build(begin)
+    if begin.state and begin.method.learn != GENERATOR:
+        learner.load_state_dict(begin.state, begin.file)
+    return learner
+
+
+def start_latents(method, start, seed, dataset, device):
+    """The latents to start from, of the run or for the generator that --weight names, and the rows that they stand for."""
+    source = load_source(start.weight, device)
+    check_fits(source, dataset.spec, f"--weight {start.weight}")
+    if not isinstance(source, LatentSet):
+        return initial.latents(source, dataset, start.ipc, method.latent_space or "noise", seed)
+    for flag, given, held in (("--ipc", start.ipc, source.max_ipc), ("--latent-space", method.latent_space, source.space)):
+        if given not in (None, held):
+            raise UserError(f"{flag} {given}: the latents of --weight {start.weight} were found with {held}")
+    state = training_state(find_run(start.weight) / CHECKPOINT)
+    source.load_state_dict(state[LATENTS_FOLDER])  # as they were before rounding
+    return source, state["rows"]
+
+
+def make_matcher(method, learner, dataset, pool):
+    """What the loss of a step compares, or None."""
+    if method.match == "none":
+        return None
+    taken = OBJECTIVES[method.match].options
+    if method.paired_weight and "paired_weight" not in taken:
+        names = ", ".join(name for name, row in OBJECTIVES.items() if "paired_weight" in row.options)
+        raise UserError(f"--own-weight (--paired-weight) is for an objective that compares embeddings: --match {names}")
+    return Matcher(learner, dataset, pool, match=method.match, options={name: getattr(method, name) for name in taken},
+                   weight=method.match_weight, select=method.select, classes=method.match_classes, per_class=method.match_batch,
+                   aug_type=method.aug_type if method.match_aug else "none", aug_single=method.aug_single,
+                   aug_setting=method.aug_setting, interval=method.select_interval, candidates=method.select_candidates,
+                   at_once=method.class_batch)
+
+
+def count_steps(method, learner, dataset):
+    """How many steps the run takes."""
+    if method.epochs:
+        return max(1, method.epochs * len(dataset.train) // learner.trainer.recipe.batch_size)
+    if method.steps is None:
+        return method.chunk_steps * -(-learner.source.max_ipc // learner.batch)
+    return method.steps

@@ -1,0 +1,248 @@
+"""What is learned: the weights of a generator, pixels, or the latents of a frozen generator.
+
+A learner has `begin(dataset, method, pool)`, called before the first step of a run; `step(step, matching)`, one update that
+returns a dict of 0-dim losses; `images(labels, positions, shape, step)`, its synthetic images for the matching term, and
+`images_per_class(real)`, how many of them there are of a class; `training_set()`, uint8 images and their targets for a network
+of the pool; `source`, the distilled source, which a run keeps in `folder`; `grid()`, `check(step)`, `state_dict()` and
+`load_state_dict(state, path)`; and for random draws `seed`, `stream` and `shard`, as a `Trainer` has them. Where `has_pairs`,
+`pairs(labels, step)` names the real images that its own are paired with.
+"""
+
+import functools
+
+import torch
+
+from gendistil.common.device import autocast, loss_scaler
+from gendistil.common.errors import UserError
+from gendistil.common.rng import Shuffle, stream
+from gendistil.data import to_signed
+from gendistil.matching import initial
+from gendistil.sources import LATENTS, MODEL, PIXELS, draw_set
+
+SPACES = ("standardised", "unit")
+"""Units in which pixels are learned: of standardised images, without bounds, or of images in [0, 1], clamped to that."""
+
+
+class GeneratorLearner:
+    """The weights of a generator, beside its own training: DiM's second stage.
+
+    Args: trainer, a `Trainer`; dataset, a `Dataset` on the device; steps_before, steps that it has taken in earlier stages.
+    """
+
+    folder, has_pairs = MODEL, False
+
+    def __init__(self, trainer, dataset, steps_before=0):
+        self.trainer, self.real, self.steps_before = trainer, dataset.train, steps_before
+        self.accelerator, self.seed, self.shard, self.stream = trainer.accelerator, trainer.seed, trainer.shard, trainer.stream
+        self.shuffle = Shuffle(len(self.real), trainer.recipe.batch_size, trainer.seed, "real of stage 2")
+        self.grid, self.check = trainer.grid, trainer.check
+        self.state_dict, self.load_state_dict = trainer.state_dict, trainer.load_state_dict
+
+    @property
+    def source(self):
+        return self.trainer.source
+
+    def begin(self, dataset, method, pool):
+        """What happens before the first step of a run: nothing, the weights are there."""
+
+    def step(self, step, matching):
+        rows = self.shard(self.shuffle.indices(step))
+        images, labels = to_signed(self.real.images[rows]), self.real.labels[rows]
+        term = functools.partial(matching, step) if matching else None
+        # Averaging and random streams go on where the earlier stage stopped.
+        return self.trainer.step(images, labels, self.steps_before + step, term)
+
+    def images_per_class(self, real):
+        """Synthetic images of a class beside so many real ones."""
+        return real
+
+    def images(self, labels, positions, shape, step):
+        """New images of `labels` [k]: [k, n, C, H, W]; `shape` is (classes, n) of all processes, `positions` the labels' in it.
+        """
+        noise = self.trainer.noise(shape, "matching", step)[positions // self.accelerator.num_processes]  # k,n,Z
+        made = self.trainer.images(noise.flatten(0, 1), labels.repeat_interleave(shape[1]))
+        return made.unflatten(0, noise.shape[:2])
+
+    def training_set(self, ipc=10):
+        """The first `ipc` images of every class of the averaged generator: uint8 [K * ipc, C, H, W], and their targets."""
+        return draw_set(self.source, ipc, self.seed, self.accelerator.device)
+
+
+class StoredLearner:
+    """What is stored image by image, learned by SGD: pixels and latents.
+
+    Args: source, a `PixelSet` or `LatentSet` with its starting values, on the accelerator's device; parameter, what of it is
+    learned, [K, ipc, ...]; seed, of all draws; lr, momentum of the SGD; batch, images of a class that are compared in one step,
+    None for all. A subclass has `folder`, `images` and `images_per_class`, and may scale the gradient and bound the values.
+    """
+
+    scale, has_pairs = 1.0, False
+
+    def __init__(self, accelerator, spec, source, parameter, seed, *, lr, momentum, batch):
+        self.accelerator, self.spec, self.source, self.parameter = accelerator, spec, source, parameter
+        self.seed, self.batch = seed, batch
+        if spec.num_classes % accelerator.num_processes:
+            raise UserError(f"{accelerator.num_processes} processes cannot share {spec.num_classes} classes evenly: launch "
+                            "another number of them")
+        self.optimizer = torch.optim.SGD([parameter], lr, momentum=momentum)
+        self.scaler = loss_scaler(accelerator.device, functools.partial(autocast, accelerator))
+
+    def begin(self, dataset, method, pool):
+        """What happens before the first step of a run, once the networks are there: nothing."""
+
+    def shard(self, rows):
+        return rows[self.accelerator.process_index :: self.accelerator.num_processes].to(self.accelerator.device)
+
+    def stream(self, *name):
+        return stream(self.seed, self.folder, *name)
+
+    def step(self, step, matching):
+        self.optimizer.zero_grad()
+        total = 0
+        for part in matching.parts(step):
+            loss = part * matching.summed
+            self.scaler.scale(loss).backward()
+            total = total + loss.detach()
+        self.parameter.grad = self.accelerator.reduce(self.parameter.grad, "sum") * self.scale
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
+        self.bound()
+        return {"matching": total}
+
+    def bound(self):
+        """Put values back that a step has moved too far: none."""
+
+    def check(self, step):
+        if not self.parameter.isfinite().all():
+            raise UserError(f"a value of {self.folder} was NaN or infinite after step {step}: lower --lr or use "
+                            "--precision fp32")
+
+    def state_dict(self):
+        return {self.folder: self.source.state_dict(), "optimizer": self.optimizer.state_dict(),
+                "scaler": self.scaler.state_dict()}
+
+    def load_state_dict(self, state, path):
+        try:
+            self.source.load_state_dict(state[self.folder])
+            self.optimizer.load_state_dict({**self.optimizer.state_dict(), "state": state["optimizer"]["state"]})
+            if state.get("scaler"):  # empty unless it was written under float16
+                self.scaler.load_state_dict(state["scaler"])
+        except (KeyError, ValueError, RuntimeError, TypeError, AttributeError) as error:
+            raise UserError(f"{path} does not hold these {self.folder} ({type(error).__name__}): check --data, --ipc and "
+                            "--factor") from None
+
+
+class PixelLearner(StoredLearner):
+    """Stored pixels: DC, DSA, DM (in units of standardised images) and IDC, DREAM (in units of images in [0, 1]).
+
+    Args: pixels, a `PixelSet`; space, one of `SPACES`: learning rates count in its units (of images standardised as the
+    published code does it, where that divides by another std than the images' own); batch counts decoded images; the
+    others as `StoredLearner` has them.
+    """
+
+    folder = PIXELS
+
+    def __init__(self, accelerator, spec, pixels, seed, *, lr, momentum=0.5, space="standardised", batch=None):
+        super().__init__(accelerator, spec, pixels, pixels.pixels, seed, lr=lr, momentum=momentum, batch=batch)
+        self.space = space
+        std = torch.tensor(spec.published_std or spec.std)
+        unit = std * 2 if space == "standardised" else torch.full((spec.channels,), 2.0)
+        # `unit` signed units are one of the space. A step of x there is one of unit * x here, and the gradient 1 / unit of it.
+        self.scale = unit.view(-1, 1, 1).to(accelerator.device).square()
+
+    def begin(self, dataset, method, pool):
+        """Fill the pixels with what the method starts from."""
+        initial.start(self.source, dataset, method.init, self.seed, pool)
+
+    def images_per_class(self, real):
+        """Synthetic images of a class, however many real ones there are."""
+        decoded = self.source.decoded(self.source.max_ipc)
+        return min(decoded, self.batch or decoded)
+
+    def images(self, labels, positions, shape, step):
+        """The images of `labels` [k] as they are, [k, m, C, H, W], or `batch` of each drawn at random."""
+        images = self.source(labels)
+        if self.batch is None or images.shape[1] <= self.batch:
+            return images
+        chosen = torch.randperm(images.shape[1], generator=self.stream("subset", step))[: self.batch]
+        return images[:, chosen.to(images.device)]
+
+    def bound(self):
+        if self.space == "unit":
+            with torch.no_grad():
+                self.parameter.clamp_(-1, 1)
+
+    def training_set(self):
+        """All images as students see them: uint8 [N, C, H, W], and their targets."""
+        return draw_set(self.source, self.source.max_ipc, self.seed, self.accelerator.device)
+
+    def grid(self, rows=8, columns=10):
+        """Stored images, one column per class, and how many columns."""
+        columns, rows = min(columns, self.spec.num_classes), min(rows, self.source.max_ipc)
+        return self.source.pixels.detach()[:columns, :rows].transpose(0, 1).flatten(0, 1).clamp(-1, 1), columns
+
+
+class LatentLearner(StoredLearner):
+    """Vectors of a frozen generator, each of which is paired with one real image (IT-GAN, arXiv 2204.07513).
+
+    Args: latents, a `LatentSet`; real, the `Split` whose images the vectors are paired with; rows, int64 [K, ipc], which of
+    them; chunk_steps, 0 to compare vectors drawn at random in every step, else GAN inversion: `batch` vectors of every class
+    are fitted by Adam for that many steps, then the next ones; the others as `StoredLearner` has them.
+    """
+
+    folder, has_pairs = LATENTS, True
+
+    def __init__(self, accelerator, spec, latents, seed, *, real, rows, lr, momentum=0.0, batch=None, chunk_steps=0):
+        super().__init__(accelerator, spec, latents, latents.vectors, seed, lr=lr, momentum=momentum,
+                         batch=min(batch or latents.max_ipc, latents.max_ipc))
+        self.real, self.rows, self.chunk_steps = real, rows, chunk_steps
+        if chunk_steps:
+            self._start_chunk()
+
+    def _start_chunk(self):
+        """An optimiser that has seen nothing: it moves only those vectors that have a gradient from now on."""
+        lr = self.optimizer.param_groups[0]["lr"]
+        self.optimizer = torch.optim.Adam([self.parameter], lr, betas=(0.9, 0.99))
+
+    def step(self, step, matching):
+        if self.chunk_steps and step % self.chunk_steps == 0:
+            self._start_chunk()
+        return super().step(step, matching)
+
+    def images_per_class(self, real):
+        """Synthetic images of a class, however many real ones there are."""
+        return self.batch
+
+    def _chosen(self, step):
+        if self.chunk_steps:
+            first = step // self.chunk_steps * self.batch
+            return torch.arange(first, min(first + self.batch, self.source.max_ipc))
+        return torch.randperm(self.source.max_ipc, generator=self.stream("subset", step))[: self.batch]
+
+    def images(self, labels, positions, shape, step):
+        """The images of this step's vectors of `labels` [k]: [k, m, C, H, W]."""
+        return self.source(labels, self._chosen(step).to(labels.device))
+
+    def pairs(self, labels, step):
+        """Rows of the real images that these vectors are paired with: int64 [k, m] on the CPU."""
+        return self.rows[labels.cpu()[:, None], self._chosen(step)]
+
+    def training_set(self, ipc=10):
+        """The images of the first `ipc` vectors of every class: uint8 [K * ipc, C, H, W], and their targets."""
+        return draw_set(self.source, min(ipc, self.source.max_ipc), self.seed, self.accelerator.device)
+
+    def grid(self, rows=4, columns=10):
+        """Real images above those of their vectors, one column per class, and how many columns."""
+        columns, rows = min(columns, self.spec.num_classes), min(rows, self.source.max_ipc)
+        labels = torch.arange(columns, device=self.accelerator.device).repeat(rows)
+        made = self.source.sample(labels).unflatten(0, (rows, columns))
+        real = to_signed(self.real.images[self.rows[:columns, :rows].T.to(self.real.images.device)])
+        return torch.stack([real, made], 1).flatten(0, 2), columns
+
+    def state_dict(self):
+        return {**super().state_dict(), "rows": self.rows}
+
+    def load_state_dict(self, state, path):
+        super().load_state_dict(state, path)
+        self.rows = state["rows"]
+

@@ -1,0 +1,115 @@
+"""The matching term of one step: which classes, which real images, in whose eyes, and what must agree."""
+
+import functools
+
+import torch
+
+from gendistil.common.device import autocast
+from gendistil.common.errors import UserError
+from gendistil.common.rng import Shuffle
+from gendistil.data import Augment, standardise, to_signed
+from gendistil.matching.objectives import OBJECTIVES, Eyes
+from gendistil.matching.selectors import SELECTORS
+
+SETTINGS = ("image", "class")
+"""Siamese augmentation: one setting for each pair of a real and a synthetic image, or for all images of a class."""
+
+
+class Matcher:
+    """Compares real and synthetic images of the same labels as networks of a pool see them.
+
+    Args:
+        learner: what is learned, see `matching.learners`; dataset, a `Dataset` on the device; pool, see `pools`.
+        match, select: keys of OBJECTIVES and SELECTORS; options, the keywords of the objective, by their names.
+        weight: of the term (None: the objective's own).
+        classes: compared in one step, shared out evenly over the processes; 0 for all.
+        per_class: real images of each class. A generator makes as many; a pixel set gives all that it has.
+        at_once: classes of a process that are in memory together; 0 for all. The sum over the parts is the same.
+        aug_type: siamese augmentation, "none" for none; aug_single, one of its operations a step;
+            aug_setting, one of `SETTINGS`.
+        interval, candidates: of the DREAM selector.
+    Raises UserError for choices that do not go together.
+    """
+
+    def __init__(self, learner, dataset, pool, *, match, weight, select, classes, per_class, aug_type, interval, candidates,
+                 aug_single=False, aug_setting="image", at_once=0, options=None):
+        spec = dataset.spec
+        self.learner, self.dataset, self.pool, self.per_class, self.at_once = learner, dataset, pool, per_class, at_once
+        self.autocast = functools.partial(autocast, learner.accelerator)
+        self.objective, self.options = OBJECTIVES[match], dict(options or {})
+        self.weight = self.objective.weight if weight is None else weight
+        self.classes = min(classes or spec.num_classes, spec.num_classes)
+        self._check(match, spec)
+        self.selector = SELECTORS[select](dataset.train, spec.num_classes, per_class, learner.seed, pool=pool,
+                                          interval=interval, candidates=candidates, spec=spec, autocast=self.autocast)
+        self.augment, self.aug_setting = Augment(aug_type, spec, aug_single), aug_setting
+        synthetic = learner.images_per_class(per_class)
+        if aug_setting == "image" and synthetic != per_class:
+            raise UserError(f"--aug-setting image pairs real images with synthetic ones, but there are {per_class} and "
+                            f"{synthetic} of each class: use --aug-setting class")
+        self.shuffle = Shuffle(spec.num_classes, self.classes, learner.seed, "classes")
+
+    def _check(self, match, spec):
+        """Raise UserError where the objective, the learner and the processes do not go together."""
+        processes, objective = self.learner.accelerator.num_processes, self.objective
+        self.paired = objective.paired == "real" or (objective.paired and self.options.get("paired_weight", 0.0) > 0)
+        if self.paired and not self.learner.has_pairs:
+            raise UserError(f"--match {match} compares latents with the images that they stand for: use --method inversion")
+        if objective.per == "set" and (processes > 1 or self.at_once):
+            raise UserError(f"--match {match} looks at all classes of a step together: launch one process, and give no "
+                            "--class-batch")
+        if self.classes % processes:
+            shared = range(processes, spec.num_classes + 1, processes)
+            remedy = f"give --match-classes {' or '.join(map(str, shared))}" if shared else "launch fewer processes"
+            raise UserError(f"--match-classes: {processes} processes cannot share {self.classes} classes of {spec.num_classes} "
+                            f"evenly: {remedy}")
+
+    @property
+    def summed(self):
+        """What turns the loss of `parts` into the sum over all classes that the methods of stored images minimise."""
+        return self.dataset.spec.num_classes / self.learner.accelerator.num_processes if self.objective.per == "class" else 1
+
+    def __call__(self, step):
+        """The weighted loss of step `step`, a 0-dim tensor whose gradient reaches what is learned."""
+        return sum(self.parts(step))
+
+    def parts(self, step):
+        """Yield the same loss as terms, one for each `at_once` classes: each may be differentiated before the next is made."""
+        learner = self.learner
+        plan = self.shuffle.indices(step)  # the classes of all processes
+        shard = learner.shard(torch.arange(self.classes))  # positions in the plan
+        each = self.per_class if self.aug_setting == "image" else 1
+        setting = self.augment.draw(self.classes * each, learner.stream("augment", "matching", step))
+        uniform = setting.uniform.unflatten(0, (self.classes, each))
+        self.pool.prepare(step, learner)
+        eyes = Eyes(self.pool.draw(learner.stream("member", step)), self.autocast)
+        for positions in shard.split(self.at_once or len(shard)):
+            labels = plan.to(positions.device)[positions]  # [k]
+            pairs = learner.pairs(labels, step) if self.paired else None  # [k, m]
+            rows = pairs if self.objective.paired == "real" else self.selector.indices(labels.cpu(), step)  # [k, n]
+            real = self._real(rows, labels.device)  # k,n,C,H,W
+            drawn = uniform.to(labels.device)[positions]
+            with self.autocast():
+                fake = learner.images(labels, positions, (self.classes, self.per_class), step).float()  # k,m,C,H,W
+            options = dict(self.options)
+            if self.paired and self.objective.paired == "beside":
+                options["paired"] = self._look(self._real(pairs, labels.device), setting, drawn)
+            seen = (self._look(images, setting, drawn) for images in (real, fake))
+            yield self.weight * len(positions) / len(shard) * self.objective.function(eyes, *seen, labels, **options)
+
+    def _real(self, rows, device):
+        return to_signed(self.dataset.train.images[rows.to(device)])
+
+    def _look(self, images, setting, drawn):
+        """What a network is shown of `images` [k, n, C, H, W]; `drawn` is [k, n or 1, 8]."""
+        flat = standardise(images.flatten(0, 1), self.dataset.spec)
+        setting = setting._replace(uniform=drawn.expand(-1, images.shape[1], -1).flatten(0, 1))
+        return self.augment.apply(flat, setting).unflatten(0, images.shape[:2])
+
+    def state_dict(self):
+        """What resuming needs beside the learner's own state."""
+        return {"pool": self.pool.state_dict(), "selector": self.selector.state_dict()}
+
+    def load_state_dict(self, state):
+        self.pool.load_state_dict(state["pool"])
+        self.selector.load_state_dict(state["selector"])

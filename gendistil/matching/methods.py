@@ -1,0 +1,208 @@
+"""The published methods as rows of one table: what is learned, what must agree, in whose eyes, against which real images."""
+
+from dataclasses import asdict, dataclass, replace
+
+from gendistil.common.cli import COUNT, FRACTION, NATURAL, POSITIVE, WEIGHT, number
+from gendistil.common.flags import option
+from gendistil.matching import initial
+from gendistil.matching.learners import SPACES
+from gendistil.matching.matcher import SETTINGS
+from gendistil.matching.objectives import METRICS, OBJECTIVES
+from gendistil.matching.selectors import SELECTORS
+from gendistil.sources import DECODERS, LATENT_SPACES
+from pools import CLASSIFIERS
+
+GENERATOR, PIXELS, LATENTS = "generator", "pixels", "latents"
+"""What the published methods learn; `build.LEARNED` says how."""
+
+STORED = (PIXELS, LATENTS)
+POOL_TRAININGS = ("pretrained", "random", "synthetic", "real")
+KEEPS = ("best", "last")
+DEFAULT_IPC = 10
+
+_METHOD = "method (a flag that is not given takes the method's value)"
+_LENGTH = "length and reports"
+
+
+def _match(text):
+    return "paired" if text == "own" else text
+
+
+@dataclass(frozen=True)
+class Method:
+    """One row; the names of its fields are the flags of `pool_match.py`, and any flag that is given takes its place.
+
+    `learns` of a field: the kinds of what is learned that it has a meaning for (default: all); `first`: whether its flag also
+    goes to the method that runs first, or only to that one.
+    """
+
+    learn: str    # a key of build.LEARNED
+    source: str   # where it was published
+    first: str | None = None  # the method that finds what this one starts from, unless --weight holds it already
+
+    match: str = option("what must agree between real and synthetic images; none: train a generator on without matching",
+                        "energy", type=_match, choices=lambda: [*OBJECTIVES, "none"], group=_METHOD)
+    metric: str = option("distance of gradients, for --match grad", "l1", choices=METRICS, group=_METHOD)
+    match_weight: float | None = option("weight of matching (a generator's default: the objective's)", None, type=WEIGHT,
+                                        group=_METHOD)
+    match_classes: int = option("classes compared in one step, 0 for all", 0, type=NATURAL, group=_METHOD)
+    match_batch: int = option("real images of each class (and generated ones)", 64, type=number(int, 2), group=_METHOD)
+    match_aug: bool = option("compare through siamese augmentation: the same for real and synthetic images", True,
+                             group=_METHOD)
+    aug_type: str = option("augmentations, joined by _, or none", "color_crop_cutout", group=_METHOD)
+    aug_single: bool = option("apply one of them at a time (DSA, DM), else all but two of crop, scale and rotate", False,
+                              group=_METHOD)
+    aug_setting: str = option("one setting of them for each pair of a real and a synthetic image, or for each class", "class",
+                              choices=SETTINGS, group=_METHOD)
+    select: str = option("real images: nearest to the centroids of a clustering of their class, or drawn uniformly", "random",
+                         choices=SELECTORS, group=_METHOD)
+    select_interval: int = option("steps between clusterings", 10, type=COUNT, group=_METHOD)
+    select_candidates: int = option("images of each class that are clustered (default: 1000)", 1000, type=COUNT, group=_METHOD)
+
+    lr_critic: float | None = option("learning rate of the critic (default: the recipe's)", None, type=POSITIVE,
+                                     group="a generator", learns=(GENERATOR,))
+    batch_size: int | None = option("images of the generator's own step (default: the recipe's)", None, type=number(int, 2),
+                                    group="a generator", learns=(GENERATOR,))
+
+    syn_batch: int = option("images of a class compared in one step, 0 for all", 0, type=NATURAL, group="pixels and latents",
+                            learns=STORED, first=True)
+    class_batch: int = option("classes in memory together, 0 for all (the default); the result is the same", 0, type=NATURAL,
+                              group="pixels and latents", learns=STORED)
+    momentum: float = option("of the SGD that learns them", 0.5, type=number(float, 0, 0.999), group="pixels and latents",
+                             learns=STORED)
+
+    init: str = option("what they start from: noise, or real images chosen so", "real", choices=initial.INITS, group="pixels",
+                       learns=(PIXELS,))
+    factor: int = option("each holds this number squared of smaller images (IDC)", 1, type=number(int, 1, 8), group="pixels",
+                         learns=(PIXELS,))
+    decoder: str = option("cut images by --factor, by all numbers up to it, or as many as make 128 in all (default: single)",
+                          "single", choices=DECODERS, group="pixels", learns=(PIXELS,))
+    space: str = option("units of --lr: of standardised images, or of images in [0, 1]", "standardised", choices=SPACES,
+                        group="pixels", learns=(PIXELS,))
+
+    latent_space: str | None = option("vectors are the generator's noise, or its coarsest grid (default: noise, or what "
+                                      "--weight holds)", None, choices=LATENT_SPACES, group="latents", learns=(LATENTS,),
+                                      first=True)
+    paired_weight: float = option("of the distance of each image's embedding from that of the real image that its latent was "
+                                  "found for: keeps a class diverse", 0.0, type=WEIGHT, aliases=("own-weight",),
+                                  group="latents", learns=(LATENTS,))
+    chunk_steps: int = option("inversion: Adam steps on --syn-batch latents of a class before the next; 0: others each step", 0,
+                              type=NATURAL, group="latents", learns=(LATENTS,), first="only")
+
+    pool: tuple = option("classifiers in the pool (default: the method's)", ("convnet",), nargs="+", choices=CLASSIFIERS,
+                         group="pool", first=True)
+    pool_training: str = option("pretrained: on the real images, and kept; random: never; synthetic, real: between the steps, "
+                                "on what is learned or on real images", "random", choices=POOL_TRAININGS, group="pool")
+    outer: int = option("steps of matching before the online network (synthetic, real) is replaced by a new one", 1, type=COUNT,
+                        group="pool")
+    inner: int = option("passes that train the online network between two steps of matching", 1, type=COUNT, group="pool")
+    pool_images: int = option("real images in each pass that trains the online network", 500, type=COUNT, group="pool")
+    pool_batch: int = option("images a step of its training", 256, type=number(int, 2), group="pool")
+    pool_lr: float = option("learning rate of its training (SGD)", 0.01, type=POSITIVE, group="pool")
+    pool_momentum: float = option("momentum of its training", 0.0, type=number(float, 0, 0.999), group="pool")
+    pool_decay: float = option("weight decay of its training", 0.0, type=WEIGHT, group="pool")
+    pool_aug: str = option("augmentation of its training", "none", group="pool")
+    pool_cutmix: float = option("probability that CutMix mixes a batch of its training", 0.0, type=FRACTION, group="pool")
+    pool_members: int = option("pretrained networks of each classifier (default: 4)", 4, type=COUNT, group="pool", first=True)
+    pool_epochs: int = option("epochs of their pretraining on the real images (default: 20)", 20, type=COUNT, group="pool",
+                              first=True)
+    pool_snapshots: int = option("snapshots kept of each, from early to late (default: 5)", 5, type=COUNT, group="pool",
+                                 first=True)
+
+    lr: float | None = option("learning rate of the generator (default: the recipe's), of pixels or of latents", None,
+                              type=POSITIVE, group=_LENGTH)
+    steps: int | None = option("steps (default: the method's; of inversion, each latent once)", 1000, type=NATURAL,
+                               group=_LENGTH)
+    epochs: int | None = option("passes over the real images, instead of --steps, for a generator", None, type=COUNT,
+                                group=_LENGTH, learns=(GENERATOR,))
+    keep: str = option("the result is what scored best on held-out images, or what the last step left (DC, DSA, DM)", "best",
+                       choices=KEEPS, group=_LENGTH)
+
+
+DSA = "color_crop_cutout_flip_scale_rotate"
+DIM_POOL = ("convnet", "resnet10", "resnet18", "resnet10_ap", "resnet18_ap")
+
+_DEFAULT = Method(GENERATOR, "DiM on DREAM's batches, with what held-out images chose", match="energy", match_classes=2,
+                  match_batch=96, aug_setting="image", pool_training="pretrained", select="dream", select_interval=50)
+_DM = Method(PIXELS, "DM, arXiv 2110.04181", match="mean", match_weight=1.0, match_batch=256, aug_type=DSA, aug_single=True,
+             lr=1.0, steps=20_000, keep="last")
+_DC = Method(PIXELS, "DC, ICLR 2021", match="grad", metric="dc", match_weight=1.0, match_batch=256, match_aug=False,
+             pool_training="synthetic", init="noise", lr=0.1, keep="last")
+_IDC = Method(PIXELS, "IDC, ICML 2022", match="grad", metric="mse", match_weight=1.0, syn_batch=128, pool_training="real",
+              outer=100, pool_batch=64, pool_momentum=0.9, pool_decay=5e-4, pool_images=500, pool_aug="color_crop",
+              pool_cutmix=0.5, factor=2, lr=5e-3, space="unit", steps=200_000, keep="last")
+_LATENTS = Method(LATENTS, "IT-GAN, arXiv 2204.07513", first="inversion", match="mean", match_weight=1.0, match_batch=256,
+                  syn_batch=256, aug_type=DSA, aug_single=True, paired_weight=0.1, lr=1.0, momentum=0.0, steps=2000)
+_CORESET = Method(PIXELS, "images at random", match_weight=1.0, steps=0, lr=1.0)
+
+METHODS = {
+    "default": _DEFAULT,
+    "dim": replace(_DEFAULT, source="DiM, arXiv 2303.04707", match="logit", select="random", pool=DIM_POOL, lr=5e-6,
+                   lr_critic=5e-6, batch_size=64, steps=None, epochs=100),
+    "dm": _DM,
+    "dc": _DC,
+    "dsa": replace(_DC, source="DSA, ICML 2021", match_aug=True, aug_type=DSA, aug_single=True, pool_aug=DSA, init="real"),
+    "idc": _IDC,
+    # Its authors score every 4,000th step on the test set and report the best; here held-out images choose.
+    "dream": replace(_IDC, source="DREAM, arXiv 2302.14416", select="dream", match_batch=128, pool_batch=128, init="kmeans",
+                     keep="best"),
+    "inversion": replace(_LATENTS, source="GAN inversion, as IT-GAN starts", first=None, match="paired", paired_weight=0.0,
+                         match_aug=False, lr=0.1, chunk_steps=200, steps=None, keep="last"),
+    "itgan": _LATENTS,
+    "random": _CORESET,
+    "herding": replace(_CORESET, source="Welling, ICML 2009", init="herding", pool_training="pretrained"),
+    "k-center": replace(_CORESET, source="Sener and Savarese, ICLR 2018", init="k-center", pool_training="pretrained"),
+    "kmeans": replace(_CORESET, source="nearest to centroids, as DREAM starts", init="kmeans", pool_training="pretrained"),
+}
+"""Every method by the name that --method knows."""
+
+_GREY = {"metric": "l1", "lr": 1e-4}
+_MANY = {"pool_images": 2000}
+_IDC_DATA = {"mnist": _GREY, "fashion": _GREY, "cifar10": _MANY, "cifar100": _MANY}
+_TINY = {"match_batch": 64, "pool_batch": 64, "pool_images": 1000, "pool": ("convnet4",)}
+PUBLISHED = {"idc": _IDC_DATA, "dream": {**_IDC_DATA, "tinyimagenet": _TINY}}
+"""What a method's authors set otherwise for a data set."""
+
+PUBLISHED_BY_IPC = {("dm", "cifar10", 100): {"lr": 10.0}, ("dream", "tinyimagenet", 50): {"lr": 1e-6}}
+"""And from so many images per class on."""
+
+PUBLISHED_IN_PARTS = {(name, "mnist"): {"aug_type": "color_crop", "pool_cutmix": 0.0} for name in ("idc", "dream")}
+"""And for images that hold several smaller ones."""
+
+_BASE_SIZE = {"mnist": 28}  # else 32
+_INNER = {1: 1, 10: 50, 20: 25, 30: 20, 40: 15, 50: 10}
+
+
+def loops(ipc):
+    """Steps of one network, and passes of its training between them, by DC and DSA; in between, the nearest below."""
+    return ipc, _INNER[max(known for known in _INNER if known <= ipc)]
+
+
+def method_for(name, data, ipc, size=32, factor=None):
+    """The row of a method with what its authors set for a data set.
+
+    Args: data, its name; ipc, stored images per class; size, of an image in pixels; factor, if it is not the method's own.
+    """
+    method = replace(METHODS[name], **PUBLISHED.get(name, {}).get(data, {}))
+    for (row, of, least), values in PUBLISHED_BY_IPC.items():
+        if (row, of) == (name, data) and ipc >= least:
+            method = replace(method, **values)
+    if (factor or method.factor) > 1:
+        method = replace(method, **PUBLISHED_IN_PARTS.get((name, data), {}))
+    if method.space == "unit":  # IDC's and DREAM's rate is for 10 images of a class, and a loss that is a mean over images
+        method = replace(method, lr=method.lr * ipc / 10 * (size / _BASE_SIZE.get(data, 32)) ** 2)
+    if method.pool_training == "synthetic":
+        outer, inner = loops(ipc)
+        method = replace(method, outer=outer, inner=inner, steps=1000 * outer)
+    return method
+
+
+def table():
+    """The table as markdown: one line per method."""
+    names = ("learn", "match", "metric", "pool_training", "select", "init", "factor", "aug_type", "aug_single", "match_batch",
+             "lr", "steps")
+    lines = ["| method | " + " | ".join(names) + " | source |", "|" + " --- |" * (len(names) + 2)]
+    for name, method in METHODS.items():
+        values = asdict(method)
+        lines.append(f"| {name} | " + " | ".join(str(values[key]) for key in names) + f" | {method.source} |")
+    return "\n".join(lines)

@@ -1,0 +1,229 @@
+"""Objectives: what a classifier must see alike in real and synthetic images.
+
+Each is called as `objective(eyes, real, fake, labels, **options)` with standardised images real, fake [k, n, C, H, W], n of
+each of k classes, and labels int64 [k], and returns a 0-dim loss. Only `fake` carries a gradient. `eyes` is a classifier seen
+through `Eyes`: it runs in the run's precision, and what it returns is float32, as is all arithmetic on that.
+"""
+
+from collections.abc import Callable
+from contextlib import nullcontext
+from dataclasses import dataclass
+
+import torch
+from torch.func import functional_call, grad, vmap
+from torch.nn import functional as F
+
+from gendistil.common.device import process_mean
+
+_PIECE = 256  # real images that a network sees at once where no gradient is asked for
+
+
+class Eyes:
+    """A classifier whose networks run in the context that `autocast` makes, and whose outputs are float32."""
+
+    def __init__(self, classifier, autocast=nullcontext):
+        self.classifier, self.autocast = classifier, autocast
+
+    def logits(self, images):
+        """Standardised images [B, C, H, W] -> float32 [B, K]."""
+        with self.autocast():
+            return self.classifier(images).float()
+
+    def embed(self, images):
+        """Standardised images [B, C, H, W] -> float32 [B, D]."""
+        with self.autocast():
+            return self.classifier.embed(images).float()
+
+    def features(self, images):
+        """Standardised images [B, C, H, W] -> the maps from first to last, each float32."""
+        with self.autocast():
+            return [maps.float() for maps in self.classifier.features(images)]
+
+    def gradients(self, images, labels):
+        """See `gradients`."""
+        return gradients(self.classifier, images, labels, self.autocast)
+
+
+def log_probabilities(real, fake):
+    """Mean squared difference of log-softmax, image by image: real, fake [..., K] (DiM, eq. 5; its code weights it by 0.01)."""
+    return (F.log_softmax(real, -1) - F.log_softmax(fake, -1)).square().mean()
+
+
+def moments(real, fake):
+    """Difference of per-class mean and standard deviation, in units of the real images' spread: real, fake [k, n, D]."""
+    spread = process_mean(real.var(dim=1, correction=0).mean(dim=0)) + 1e-6  # [D], of a class around its own mean
+    means = (real.mean(1) - fake.mean(1)).square() / spread
+    deviations = (_deviation(real) - _deviation(fake)).square() / spread
+    return (means + deviations).mean()
+
+
+def _deviation(x):
+    return (x.var(dim=1, correction=0) + 1e-6).sqrt()
+
+
+def class_means(real, fake):
+    """Squared distance of the class means, summed over features: real, fake [k, n, D] (DM, arXiv 2110.04181, eq. 5)."""
+    return (real.mean(1) - fake.mean(1)).square().sum(-1).mean()
+
+
+def energy(real, fake):
+    """Energy distance of each class's two samples, relative to the real sample's own spread: real, fake [k, n, D].
+
+    2 E|x-y| - E|x-x'| - E|y-y'| (Székely and Rizzo, 2013), which is zero only where the distributions agree.
+    """
+    spread = _mean_distance(real)
+    return ((2 * torch.cdist(real, fake).mean((1, 2)) - spread - _mean_distance(fake)) / spread).mean()
+
+
+def _mean_distance(x):
+    """Mean distance between different rows of x [k, n, D]: [k]. Rows that are equal have no gradient."""
+    count = x.shape[1]
+    norms = x.square().sum(-1)
+    squares = norms.unsqueeze(2) + norms.unsqueeze(1) - 2 * x @ x.transpose(1, 2)
+    # The diagonal is rounding, whose root would outweigh that of everything else.
+    squares = squares.masked_fill(torch.eye(count, dtype=torch.bool, device=x.device), 1).clamp_min(1e-8)
+    return (squares.sqrt().sum((1, 2)) - count) / (count * (count - 1))
+
+
+def distance(x, y, metric):
+    """Distance of two tensors as the published gradient-matching code takes it.
+
+    dc: 1 - cosine per output neuron, summed, nothing for 1-d tensors (DC, ICLR 2021, appendix A) · cos: the same without the
+    reshaping, with every 1-d element a row of its own (IDC) · mse, l1: summed · l1_mean: averaged per first index, summed.
+    """
+    if metric == "mse":
+        return (x - y).square().sum()
+    if metric == "l1":
+        return (x - y).abs().sum()
+    rows = x.shape[0]
+    if metric == "l1_mean":
+        return (x - y).abs().reshape(rows, -1).mean(-1).sum()
+    if metric == "dc":
+        if x.dim() == 1:
+            return (x - y).sum() * 0
+        if x.dim() == 3:  # LayerNorm [C, H, W]
+            x, y = x.flatten(1), y.flatten(1)
+    x, y = x.reshape(rows, -1), y.reshape(rows, -1)
+    return (1 - (x * y).sum(-1) / (x.norm(dim=-1) * y.norm(dim=-1) + 1e-6)).sum()
+
+
+METRICS = ("l1", "mse", "cos", "dc", "l1_mean")
+
+
+def gradients(classifier, images, labels, autocast=nullcontext):
+    """The classifier's gradient of the mean cross-entropy, per class: a list of [k, *parameter], images [k, n, C, H, W].
+
+    The forward pass runs in the context that `autocast` makes.
+
+    Differentiable where `images` require a gradient, and then made of all classes side by side. Otherwise each class is a
+    batch by itself: real images are many, and side by side they need k times the memory and, on a CPU, twice the time.
+    """
+    parameters = {name: value.detach() for name, value in classifier.named_parameters()}
+    buffers = dict(classifier.named_buffers())
+
+    def loss(parameters, batch, label):
+        with autocast():
+            logits = functional_call(classifier, (parameters, buffers), (batch,))
+        return F.cross_entropy(logits.float(), label.expand(len(batch)))
+
+    if images.requires_grad:
+        return list(vmap(grad(loss), in_dims=(None, 0, 0))(parameters, images, labels).values())
+    with torch.enable_grad():
+        for value in parameters.values():
+            value.requires_grad_()
+        each = [torch.autograd.grad(loss(parameters, *pair), parameters.values()) for pair in zip(images, labels)]
+    return [torch.stack(same) for same in zip(*each)]
+
+
+def gradient_distance(real, fake, metric):
+    """Sum over parameter tensors of `distance`; all metrics but dc leave out biases, norms and the last layer, as IDC does."""
+    return sum(distance(x, y, metric) for x, y in zip(real, fake) if metric == "dc" or x.dim() > 2)
+
+
+def _match_logit(eyes, real, fake, labels):
+    return log_probabilities(*_see(eyes.logits, real, fake))
+
+
+def _match_embeddings(criterion):
+    def objective(eyes, real, fake, labels, paired=None, paired_weight=0.0):
+        target, seen = _see(eyes.embed, real, fake)
+        loss = criterion(target, seen)
+        if paired is not None:
+            loss = loss + paired_weight * (_see_real(eyes.embed, paired) - seen).square().sum(-1).mean()
+        return loss
+
+    return objective
+
+
+def relative(real, fake):
+    """Squared distance of each pair as a fraction of the real one's squared length, averaged: real, fake [k, n, ...]."""
+    axes = tuple(range(2, real.dim()))
+    return ((real - fake).square().mean(axes) / (real.square().mean(axes) + 1e-6)).mean()
+
+
+def _match_paired(eyes, real, fake, labels):
+    """Pixels and embeddings of images with those of the real images that they are paired with: GAN inversion."""
+    return relative(real, fake) + relative(*_see(eyes.embed, real, fake))
+
+
+def _see(view, real, fake):
+    """`view` of both batches: [k, n, ...] each, the real one without a graph."""
+    return _see_real(view, real), view(fake.flatten(0, 1)).unflatten(0, fake.shape[:2])
+
+
+@torch.no_grad()
+def _see_real(view, real):
+    """`view` of real images [k, n, C, H, W] in pieces, of which each uses the memory of the one before: [k, n, ...]."""
+    return torch.cat([view(piece) for piece in real.flatten(0, 1).split(_PIECE)]).unflatten(0, real.shape[:2])
+
+
+def _match_feature(eyes, real, fake, labels):
+    """Class means of every block's activations, l1, summed (IDC's feature matching, per class)."""
+    with torch.no_grad():
+        targets = [x.unflatten(0, real.shape[:2]).mean(1) for x in eyes.features(real.flatten(0, 1))]
+    seen = [x.unflatten(0, fake.shape[:2]).mean(1) for x in eyes.features(fake.flatten(0, 1))]
+    return sum((x - y).abs().sum() for x, y in zip(targets, seen)) / len(real)
+
+
+def _match_gradient(eyes, real, fake, labels, metric="l1"):
+    target, seen = eyes.gradients(real, labels), eyes.gradients(fake, labels)
+    per_class = vmap(lambda x, y: gradient_distance(x, y, metric))(target, seen)
+    return per_class.mean()
+
+
+@dataclass(frozen=True)
+class Objective:
+    """A row of the table.
+
+    function: what is called, see above. weight: of the term beside a generator's own loss, unless a flag says otherwise.
+    source: where it was published. options: the fields of a `Method` that the function takes as keywords.
+    per: "class", the function gives the mean over the classes that it is shown, and a step may show them in parts; "set", it is
+    shown the classes of a whole step at once and gives one number for all of them.
+    paired: for latents, each of which is paired with one real image: "beside", the function also takes those images as
+    `paired` [k, n, C, H, W], where the option paired_weight is above 0; "real", they are its real images; None, it has no use
+    for them.
+    """
+
+    function: Callable
+    weight: float
+    source: str
+    options: tuple = ()
+    per: str = "class"
+    paired: str | None = None
+
+
+def _embeddings(criterion, source):
+    return Objective(_match_embeddings(criterion), 1.0, source, options=("paired_weight",), paired="beside")
+
+
+OBJECTIVES = {
+    "logit": Objective(_match_logit, 0.01, "DiM"),
+    "feature": Objective(_match_feature, 0.001, "DiM, IDC"),
+    "grad": Objective(_match_gradient, 0.001, "DiM, IDC", options=("metric",)),
+    "mean": _embeddings(class_means, "DM"),
+    "moments": _embeddings(moments, "mean and standard deviation of embeddings, per class"),
+    "energy": _embeddings(energy, "energy distance of embeddings, per class"),
+    "paired": Objective(_match_paired, 1.0, "GAN inversion: pixels and embeddings of each latent's paired real image",
+                        paired="real"),
+}
+"""Every objective by the name that --match knows."""

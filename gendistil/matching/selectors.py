@@ -1,0 +1,74 @@
+"""Selectors: which real images a matching step compares with."""
+
+from contextlib import nullcontext
+
+import torch
+
+from gendistil.common.clustering import representatives
+from gendistil.common.rng import stream
+from pools import embed_images
+
+
+class Uniform:
+    """`count` real images of a class, drawn without replacement while they last, anew at every step."""
+
+    def __init__(self, split, num_classes, count, seed, **unused):
+        self.split, self.count, self.seed = split, count, seed
+        self.rows = [torch.nonzero(split.labels == label)[:, 0].cpu() for label in range(num_classes)]
+
+    def indices(self, classes, step):
+        """Rows of the split for `classes` (a list of k labels): int64 [k, count]."""
+        return torch.stack([self._draw(label, self.count, step) for label in classes])
+
+    def state_dict(self):
+        return {}
+
+    def load_state_dict(self, state):
+        """Nothing is kept between steps."""
+
+    def _draw(self, label, count, step):
+        rows, generator = self.rows[label], stream(self.seed, "select", label, step)
+        if count <= len(rows):
+            return rows[torch.randperm(len(rows), generator=generator)[:count]]
+        return rows[torch.randint(len(rows), (count,), generator=generator)]
+
+
+class Dream(Uniform):
+    """The images nearest to the centroids of a clustering of each class, refreshed every `interval` steps.
+
+    Each refresh embeds `candidates` images of every class, drawn uniformly, as one member of the pool sees them; networks run
+    in the context that `autocast` makes, the clustering in float32.
+    """
+
+    def __init__(self, split, num_classes, count, seed, *, pool, interval, candidates, spec, autocast=nullcontext):
+        super().__init__(split, num_classes, count, seed)
+        self.pool, self.interval, self.spec, self.autocast = pool, interval, spec, autocast
+        self.candidates = min(candidates, min(len(rows) for rows in self.rows))
+        self._epoch, self._selected = None, None
+
+    def indices(self, classes, step):
+        if self.candidates <= self.count:  # too few images to choose from
+            return super().indices(classes, step)
+        if step // self.interval != self._epoch:
+            self._epoch = step // self.interval
+            self._selected = self._select(self._epoch * self.interval)
+        return self._selected[classes]
+
+    def state_dict(self):
+        """The latest choice: the network that made it may have learned since."""
+        return {"epoch": self._epoch, "selected": self._selected}
+
+    def load_state_dict(self, state):
+        self._epoch, self._selected = state["epoch"], state["selected"]
+
+    def _select(self, step):
+        generator = stream(self.seed, "dream", step)
+        rows = torch.stack([self._draw(label, self.candidates, step) for label in range(len(self.rows))])
+        images = self.split.images[rows.flatten().to(self.split.images.device)]
+        points = embed_images(self.pool.draw(generator), images, self.spec, autocast=self.autocast)
+        points = points.unflatten(0, rows.shape)
+        return rows.gather(1, representatives(points, self.count, generator).cpu())
+
+
+SELECTORS = {"dream": Dream, "random": Uniform}
+"""Every selector by the name that --select knows."""

@@ -1,0 +1,58 @@
+"""Sources from where they are kept: a run, a saved model, a checkpoint of the published code, a model on a hub."""
+
+import json
+from pathlib import Path
+
+from safetensors import SafetensorError
+
+from gendistil.common.errors import UserError
+from gendistil.common.hub import is_hub, local_copy
+from gendistil.common.run import load_checkpoint
+from gendistil.sources.latents import LatentSet
+from gendistil.sources.pixels import PixelSet
+from generators import NETWORKS, load_published
+
+MODEL, PIXELS, LATENTS = "generator", "pixels", "latents"
+"""The folders inside a run that hold what was learned."""
+
+STORED = {"PixelSet": PixelSet, "LatentSet": LatentSet}
+"""Kinds of sources beside generators, by the name of their class: a new one is a row."""
+
+
+def load_source(path, device="cpu"):
+    """The source kept at `path`, in eval mode on `device`.
+
+    Args: path, a run's folder, a saved model's folder, a checkpoint file of the published DiM or IT-GAN code, or a model on a
+    hub, `hub:owner/name` or `hub:owner/name@revision`.
+    Raises UserError, naming `path`, if there is none or it cannot be read.
+    """
+    path, place = Path(path), local_copy(path)
+    if place.is_file():
+        return load_published(load_checkpoint(place), place).to(device)
+    places = (place / MODEL, place / PIXELS, place / LATENTS, place)
+    folder = next((folder for folder in places if (folder / "config.json").exists()), None)
+    if not place.exists() and not is_hub(path):
+        raise UserError(f"{path} does not exist: name a run's folder, a saved model's folder or a checkpoint file")
+    kinds = STORED | {network.__name__: network for network, _ in NETWORKS.values()}
+    try:
+        kind = kinds[json.loads((folder / "config.json").read_text())["_class_name"]]
+    except (TypeError, KeyError, ValueError):
+        raise UserError(f"{path} holds no saved generator: name a run of gen_condense.py or pool_match.py "
+                        "that has reached its first checkpoint") from None
+    try:
+        # Pickles of a stranger are never read, should another program have left some among the downloaded files.
+        return kind.from_pretrained(folder, local_files_only=True, low_cpu_mem_usage=False,
+                                    use_safetensors=is_hub(path) or None).eval().to(device)
+    except (OSError, ValueError, TypeError, RuntimeError, SafetensorError) as error:
+        name = path if is_hub(path) else folder
+        raise UserError(f"{name} holds a damaged generator ({type(error).__name__}): save it again") from None
+
+
+def check_fits(source, spec, name):
+    """Raise UserError unless the source called `name` makes the classes and shapes of the data set that `spec` describes."""
+    made = (source.num_classes, source.channels, source.size)
+    real = (spec.num_classes, spec.channels, spec.size)
+    if made != real:
+        describe = lambda k, c, s: f"{k} classes of {c}x{s}x{s} images"
+        raise UserError(f"{name} makes {describe(*made)}, but the data set {spec.name} has {describe(*real)}: "
+                        "choose the --data (and --image-size) that it was distilled from")

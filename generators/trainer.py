@@ -1,0 +1,162 @@
+"""What stage 1 and stage 2 ask of whatever trains a generator, and the parts that every such trainer shares."""
+
+import copy
+from dataclasses import asdict, dataclass
+from typing import ClassVar
+
+import torch
+
+from gendistil.common.cli import COUNT, FRACTION, POSITIVE, number
+from gendistil.common.errors import UserError
+from gendistil.common.flags import option
+from gendistil.common.rng import stream
+from generators.networks import NETWORKS
+
+GROUP = "recipe (a flag that is not given takes the recipe's value)"
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """One row of the table of recipes: the values of a training; the field names are the flags of `gen_condense.py`.
+
+    A trainer with values of its own has a subclass, whose `trainer` is its name in `TRAINERS`.
+    """
+
+    trainer: ClassVar[str]
+
+    generator: str = option("networks of the generator and its critic", choices=NETWORKS, group=GROUP)
+    lr: float = option("learning rate of the generator (Adam)", type=POSITIVE, group=GROUP)
+    beta2: float = option("Adam's second beta; the first is 0", type=number(float, 0, 0.999999), group=GROUP)
+    batch_size: int = option("images a step, over all processes", type=number(int, 2), group=GROUP)
+    width: int = option("channels of the widest layer", type=number(int, 8, 2048), group=GROUP)
+    dim_noise: int = option("entries of the noise vector", type=COUNT, group=GROUP)
+    ema: float = option("decay of the averaged weights, 0 for none", type=FRACTION, group=GROUP)
+    epochs: int = option("passes over the real images", type=COUNT, group="length and reports")
+
+
+class Trainer:
+    """A generator in training, its optimiser and the averaged generator, ready for any number of processes.
+
+    Every random draw is made for the global batch from (seed, purpose, step), and each process keeps its own shard. So the
+    weights after a step do not depend on how many processes took it, and resuming needs no random state.
+
+    A subclass has `recipe_class` and `step`; if it trains more than the generator, `networks` builds all of them, and it
+    extends `state_dict` and `load_state_dict`.
+    """
+
+    name = "trainer"
+    """Names its random streams."""
+    recipe_class = Recipe
+    parts = ("generator", "optim_g")
+    """The networks and optimisers that its state holds."""
+
+    def __init__(self, accelerator, spec, recipe, seed):
+        self.accelerator, self.spec, self.recipe, self.seed = accelerator, spec, recipe, seed
+        shape = {"size": spec.size, "channels": spec.channels, "num_classes": spec.num_classes}
+        with torch.random.fork_rng(devices=[]):  # the layers of torch initialise from the global stream only
+            torch.manual_seed(stream(seed, "weights").initial_seed())
+            generator, *others = self.networks(shape)
+        self.source = copy.deepcopy(generator).requires_grad_(False).eval().to(accelerator.device)
+        self.generator, self.optim_g = self.prepare(generator, recipe.lr)
+        self.others = others
+
+    def networks(self, shape):
+        """The networks to train, the generator first; `shape` holds size, channels and num_classes."""
+        make_generator, _ = NETWORKS[self.recipe.generator]
+        return [make_generator(**shape, dim_noise=self.recipe.dim_noise, width=self.recipe.width)]
+
+    def prepare(self, network, lr):
+        """A network and its Adam, ready for the device and the processes."""
+        fused = self.accelerator.device.type in ("cpu", "cuda")
+        optimizer = torch.optim.Adam(network.parameters(), lr, betas=(0.0, self.recipe.beta2), fused=fused)
+        return self.accelerator.prepare(network, optimizer)
+
+    def step(self, images, labels, global_step, term=None):
+        """One update on this process's shard of a batch; a dict of 0-dim losses, without a gradient or with one.
+
+        Args: images, signed float [B, C, H, W]; labels, int64 [B]; global_step, counted over both stages; term, called
+        without arguments, gives one more 0-dim loss that depends on `images()`, the matching term of stage 2.
+        """
+        raise NotImplementedError
+
+    def images(self, noise, labels):
+        """Images for noise [B, Z] and labels int64 [B], as the generator makes them when it is used: float [B, C, H, W].
+
+        Differentiable. Batch norms are in eval mode: they divide by running statistics, as when images are sampled, and
+        their statistics stay those of the batches of `step`.
+        """
+        self.generator.eval()
+        images = self.generator(noise, labels).float()
+        self.generator.train()
+        return images
+
+    def stream(self, *name):
+        """The run's random stream of this name, the same in every process."""
+        return stream(self.seed, self.name, *name)
+
+    def shard(self, rows):
+        """This process's rows of something drawn for the global batch."""
+        return rows[self.accelerator.process_index :: self.accelerator.num_processes].to(self.accelerator.device)
+
+    def noise(self, shape, *name):
+        """This process's part of the noise drawn for a global `shape` (n, ...): [n / processes, ..., Z]."""
+        return self.shard(torch.randn(*shape, self.recipe.dim_noise, generator=self.stream("noise", *name)))
+
+    @torch.no_grad()
+    def average(self, global_step):
+        """Move the averaged weights towards the current ones, faster at the start; buffers are copied."""
+        live = self.accelerator.unwrap_model(self.generator)
+        decay = min(self.recipe.ema, (1 + global_step) / (10 + global_step)) if self.recipe.ema else 0.0
+        torch._foreach_lerp_(list(self.source.parameters()), list(live.parameters()), 1 - decay)
+        for average, current in zip(self.source.buffers(), live.buffers()):
+            average.copy_(current)
+
+    def grid(self, rows=8, columns=10):
+        """Images of the averaged generator, one column per class, and how many columns: the same noise at every call."""
+        columns = min(self.spec.num_classes, columns)
+        return self.source.sample(torch.arange(columns, device=self.accelerator.device).repeat(rows), seed=0), columns
+
+    def trained(self):
+        """The networks that are trained."""
+        return [self.generator]
+
+    def check(self, step):
+        """Raise UserError if a trained weight is NaN or infinite after `step` steps."""
+        sizes = torch._foreach_norm([weight for network in self.trained() for weight in network.parameters()])
+        if not torch.stack(sizes).isfinite().all():
+            raise UserError(f"a weight was NaN or infinite after step {step}: lower --lr or use --precision fp32 "
+                            "(the last checkpoint, if there is one, is kept: --resume continues from it)")
+
+    def state_dict(self):
+        """Everything that continuing needs, as nested dicts of tensors and plain values."""
+        return {"trainer": self.recipe.trainer, "recipe": asdict(self.recipe),
+                "generator": self.accelerator.unwrap_model(self.generator).state_dict(), "ema": self.source.state_dict(),
+                "optim_g": self.optim_g.state_dict()}
+
+    def load_state_dict(self, state, path):
+        """Continue from `state`, read from `path`; the learning rates stay those of this trainer's recipe."""
+        try:
+            self.restore(state)
+        except (KeyError, ValueError, RuntimeError, TypeError, AttributeError) as error:
+            raise UserError(f"{path} does not fit this generator and critic ({error}): check --data and --image-size") from None
+
+    def restore(self, state):
+        """What `load_state_dict` does with a state that fits."""
+        self.restore_network(self.generator, self.optim_g, state["generator"], state["optim_g"])
+        load_weights(self.source, state.get("ema", state["generator"]))
+
+    def restore_network(self, network, optimizer, weights, moments):
+        """Load the weights of a prepared network and what its optimiser remembers."""
+        load_weights(self.accelerator.unwrap_model(network), weights)
+        optimizer.load_state_dict({**optimizer.state_dict(), "state": moments["state"]})
+
+
+def load_weights(module, state):
+    """Load a state dict by position, as far as shapes agree: names differ between projects, the order of layers does not."""
+    own = module.state_dict()
+    if len(own) != len(state):
+        raise ValueError(f"{len(state)} tensors where {type(module).__name__} has {len(own)}")
+    for (name, tensor), (other, value) in zip(own.items(), state.items()):
+        if tensor.shape != value.shape:
+            raise ValueError(f"'{other}' is {list(value.shape)} where '{name}' is {list(tensor.shape)}")
+    module.load_state_dict(dict(zip(own, state.values())))

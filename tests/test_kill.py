@@ -1,0 +1,97 @@
+"""SIGKILL at random moments of every kind of run: resumed, it gives what a run gives that was never stopped."""
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+import gen_condense
+import pool_match
+from gendistil.common.run import CHECKPOINT, load_checkpoint
+from gendistil.sources import load_source
+
+ROOT = Path(__file__).parent.parent
+KILLS = int(os.environ.get("KILLS", 2))
+"""Of each kind of run. Every one costs a start of Python: a thorough check sets 20."""
+
+SCORES = ("--eval-epochs", 1, "--eval-ipc", 1, "--eval-interval", 4, "--log-interval", 2, "--match-batch", 4,
+          "--select", "dream", "--select-candidates", 20, "--select-interval", 3, "--steps", 60)
+POOL = ("--pool-members", 1, "--pool-epochs", 1, "--pool-snapshots", 2)
+KINDS = {
+    "stage1": (gen_condense, ("--width", 8, "--batch-size", 8, "--save-interval", 3, "--log-interval", 2,
+                              "--sample-interval", 5, "--steps", 90)),
+    "generator": (pool_match, ("--weight", "{gan}", "--batch-size", 8, *POOL, *SCORES)),
+    "pixels": (pool_match, ("--method", "dsa", "--ipc", 2, "--outer", 5, "--inner", 2, "--keep", "best", *SCORES)),
+    "latents": (pool_match, ("--method", "itgan", "--weight", "{inversion}", *SCORES)),
+}
+
+
+@pytest.fixture(scope="module")
+def folder(command, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("kill")
+    command(gen_condense, "--output-dir", folder, "--tag", "gan", "--width", 8, "--batch-size", 8, "--steps", 4)
+    command(pool_match, "--output-dir", folder, "--tag", "inversion", "--method", "inversion", "--weight", folder / "gan",
+            "--ipc", 4, "--chunk-steps", 2, "--eval-epochs", 1)
+    return folder
+
+
+def killed(script, words, run, moment):
+    """Start the command, kill it `moment` seconds after its run's folder is there, and say whether it was still running."""
+    before = (run / "config.json").stat().st_mtime_ns if (run / "config.json").exists() else 0
+    process = subprocess.Popen([sys.executable, ROOT / f"{script.__name__}.py", *words], stdout=subprocess.DEVNULL,
+                               stderr=subprocess.DEVNULL)
+    deadline = time.monotonic() + 120
+    while process.poll() is None and time.monotonic() < deadline:
+        if (run / "config.json").exists() and (run / "config.json").stat().st_mtime_ns != before:
+            break
+        time.sleep(0.01)
+    time.sleep(moment)
+    running = process.poll() is None
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    return running
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_killed_run_resumes_to_the_bit(command, folder, kind):
+    script, words = KINDS[kind]
+    words = [str(word).format(gan=folder / "gan", inversion=folder / "inversion") for word in words]
+    words = [*words, "--output-dir", str(folder), "--tag"]
+    command(script, *words, f"{kind}-whole")
+    whole, cut = folder / f"{kind}-whole", folder / f"{kind}-cut"
+    moments, hits = random.Random(kind), 0
+    for _ in range(KILLS):
+        words_now = [*words, cut.name, "--resume" if (cut / CHECKPOINT).exists() else "--overwrite"]
+        hits += killed(script, words_now, cut, moments.uniform(0, 1.5))
+        if any((cut / name / "config.json").exists() for name in ("generator", "pixels", "latents")):
+            load_source(cut)  # whatever moment it was, the model is whole
+    assert hits
+    command(script, *words, cut.name, "--resume" if (cut / CHECKPOINT).exists() else "--overwrite")
+
+    one, two = (load_checkpoint(run / CHECKPOINT) for run in (whole, cut))
+    assert one["step"] == two["step"]
+    assert_equal(*({key: value for key, value in state.items() if key != "summary"} for state in (one, two)))
+    assert_equal(load_source(whole).state_dict(), load_source(cut).state_dict())
+    steps = [(entry["step"], "held_out_accuracy" in entry) for entry in
+             map(json.loads, (cut / "metrics.jsonl").read_text().splitlines())]
+    assert len(set(steps)) == len(steps)
+    assert {step for step, scored in steps if scored} == {
+        entry["step"] for entry in map(json.loads, (whole / "metrics.jsonl").read_text().splitlines())
+        if "held_out_accuracy" in entry}
+
+
+def assert_equal(a, b):
+    assert type(a) is type(b)
+    if isinstance(a, dict):
+        assert a.keys() == b.keys()
+        for key in a:
+            assert_equal(a[key], b[key])
+    else:
+        assert torch.equal(a, b) if isinstance(a, torch.Tensor) else a == b

@@ -1,0 +1,146 @@
+"""bfloat16 beside float32: every method learns nearly the same in both. Where a processor has no bf16, it runs in software."""
+
+import functools
+
+import pytest
+import torch
+from accelerate import Accelerator
+
+import gen_condense
+import pool_match
+from gendistil.common.clustering import kmeans
+from gendistil.common.device import autocast, make_accelerator
+from gendistil.common.run import load_checkpoint
+from gendistil.data import load_dataset, standardise, to_signed
+from gendistil.matching import METHODS, Matcher, PixelLearner, initial, matcher, objectives, selectors
+from gendistil.sources import PixelSet
+from pools import OnlinePool, RandomPool
+
+SHORT = ("--match-batch", 8, "--select-candidates", 40, "--select-interval", 1, "--eval-epochs", 1, "--eval-ipc", 1, "--pool",
+         "convnet", "--pool-members", 1, "--pool-epochs", 1, "--pool-snapshots", 1, "--log-interval", 1)
+ONLINE = ("--outer", 4, "--inner", 2)  # the network of the second step has been trained in two passes
+STOPPED = ("--lr", 1e-12, "--overwrite")
+
+# Networks keep three digits in bf16. Two steps of Adam follow the sign of gradients that are near to zero, which three digits
+# do not tell; and gradients of gradients lose more than gradients do.
+TOLERANCE = 0.35
+
+
+@pytest.fixture(scope="module")
+def digits():
+    return load_dataset("digits")
+
+
+@pytest.fixture(scope="module")
+def gan(command, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("precision")
+    command(gen_condense, "--output-dir", folder, "--tag", "gan", "--width", 16, "--batch-size", 16, "--steps", 4,
+            "--precision", "fp32")
+    command(pool_match, "--output-dir", folder, "--tag", "inversion", "--method", "inversion", "--weight", folder / "gan",
+            "--ipc", 4, "--chunk-steps", 2, "--eval-epochs", 1, "--precision", "fp32")
+    return folder / "gan"
+
+
+def learned(run):
+    """What a run has learned, as one vector."""
+    state = load_checkpoint(run / "checkpoint.pt")
+    if "pixels" in state:
+        return state["pixels"]["pixels"].flatten()
+    if "latents" in state:
+        return state["latents"]["vectors"].flatten()
+    return torch.cat([value.flatten() for value in state["generator"].values()])
+
+
+CASES = [*((name, ()) for name, row in METHODS.items() if row.steps != 0),
+         ("default", ("--match", "grad", "--pool-training", "real", *ONLINE)),
+         ("default", ("--match", "feature")), ("default", ("--match", "moments")), ("default", ("--match", "mean"))]
+
+
+@pytest.mark.parametrize(("method", "flags"), CASES, ids=[" ".join([method, *map(str, flags[:2])]) for method, flags in CASES])
+def test_a_method_learns_in_bf16_what_it_learns_in_float32(command, gan, tmp_path, method, flags):
+    row = METHODS[method]
+    words = ["--output-dir", tmp_path, "--method", method, *SHORT, *flags]
+    words += ["--weight", gan.with_name("inversion") if method == "itgan" else gan] if row.learn != "pixels" else []
+    words += ["--ipc", 4] if row.learn != "generator" else ["--batch-size", 16]
+    words += ["--chunk-steps", 2] if method == "inversion" else ["--steps", 2]
+    words += ONLINE if row.pool_training in ("synthetic", "real") else []
+    for precision in ("fp32", "bf16"):
+        command(pool_match, *words, "--tag", precision, "--precision", precision)
+    if row.learn == "generator":
+        before = learned(gan)
+    else:
+        command(pool_match, *words, "--tag", "before", "--precision", "fp32", *STOPPED)
+        before = learned(tmp_path / "before")
+    exact, rounded = (learned(tmp_path / tag) for tag in ("fp32", "bf16"))
+    assert 0 < (rounded - exact).norm() < TOLERANCE * (exact - before).norm()
+
+
+def pixels_of(digits, accelerator):
+    pixels = PixelSet(size=8, channels=1, num_classes=10, ipc=3)
+    initial.start(pixels, digits, "real", 0, None)
+    return PixelLearner(accelerator, digits.spec, pixels, 0, lr=1.0)
+
+
+@pytest.mark.parametrize("match", ["energy", "moments", "mean", "logit", "grad", "feature"])
+def test_distances_and_clusterings_are_taken_in_float32_outside_autocast(digits, monkeypatch, match):
+    seen = []
+
+    def noted(function):
+        @functools.wraps(function)
+        def call(*args, **options):
+            tensors = [x for x in args if isinstance(x, torch.Tensor)]
+            seen.append(torch.is_autocast_enabled("cpu") or any(x.dtype != torch.float32 for x in tensors if x.dim() > 2))
+            return function(*args, **options)
+
+        return call
+
+    row = objectives.OBJECTIVES[match]
+    for name in ("class_means", "energy", "moments", "log_probabilities", "gradient_distance", "relative"):
+        monkeypatch.setattr(objectives, name, noted(getattr(objectives, name)))
+    monkeypatch.setattr(selectors, "representatives", noted(selectors.representatives))
+    monkeypatch.setitem(matcher.OBJECTIVES, match, objectives.Objective(noted(row.function), 1.0, "", row.options))
+    accelerator = make_accelerator("bf16")
+    learner = pixels_of(digits, accelerator)
+    pool = OnlinePool(digits, teacher="real", outer=3, inner=1, images=32, autocast=functools.partial(autocast, accelerator))
+    monkeypatch.setattr(pool, "prepare", noted(pool.prepare))
+    term = Matcher(learner, digits, pool, match=match, weight=1.0, select="dream", classes=0, per_class=3, aug_type="none",
+                   interval=1, candidates=20)
+    for step in range(2):
+        learner.step(step, term)
+    assert len(seen) >= 6
+    assert not any(seen)
+
+
+def test_a_clustering_of_bf16_embeddings_chooses_as_one_of_float32_does(digits):
+    accelerator = make_accelerator("bf16")
+    network, seen = RandomPool(digits).draw(torch.Generator().manual_seed(0)), []
+    images = standardise(to_signed(digits.train.images[:200]), digits.spec)
+    for eyes in (objectives.Eyes(network), objectives.Eyes(network, functools.partial(autocast, accelerator))):
+        with torch.no_grad():
+            points = eyes.embed(images)[None]
+        assert points.dtype == torch.float32
+        seen.append(kmeans(points, 5, centroids=points[:, :5])[1])
+    assert (seen[0] == seen[1]).float().mean() > 0.9
+
+
+class Half(Accelerator):
+    """float16, which Accelerate refuses on a CPU, where torch computes it in software."""
+
+    mixed_precision = "fp16"
+
+    def autocast(self):
+        return torch.autocast("cpu", torch.float16)
+
+
+@pytest.mark.parametrize("momentum", [0.0, 0.5])
+def test_float16_scales_the_loss_of_pixels_and_unscales_their_gradient(digits, momentum):
+    steps = []
+    for accelerator in (Accelerator(cpu=True), Half(cpu=True)):
+        learner = pixels_of(digits, accelerator)
+        before = learner.parameter.detach().clone()
+        term = Matcher(learner, digits, RandomPool(digits), match="mean", weight=1e-3, select="random", classes=0, per_class=8,
+                       aug_type="none", aug_setting="class", interval=1, candidates=20)
+        learner.step(0, term)
+        steps.append(learner.parameter.detach() - before)
+    assert learner.scaler.is_enabled()
+    assert (steps[1] - steps[0]).norm() < 0.1 * steps[0].norm()

@@ -1,0 +1,160 @@
+"""Run folders and the loop: what a kill leaves, what resuming forgets, what the clock counts."""
+
+import json
+import math
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+from accelerate import Accelerator
+from safetensors.torch import load_file
+
+import gen_condense
+from gendistil.common import loop as loops
+from gendistil.common.errors import UserError
+from gendistil.common.loop import Clock, Loop
+from gendistil.common.run import CHECKPOINT, FORMAT, METRICS, Run, load_checkpoint, save_checkpoint, save_model, training_state
+from generators.pyramid import PyramidGenerator
+
+
+def options(folder, **more):
+    return {"output_dir": folder, "tag": "run", "overwrite": False, "resume": False, **more}
+
+
+def steps_of(folder):
+    return [json.loads(line)["step"] for line in (folder / "run" / METRICS).read_text().splitlines()]
+
+
+@pytest.mark.parametrize("torn", ["", '{"step": 9, "lo', "\n"])
+def test_resuming_forgets_what_was_written_after_the_checkpoint(tmp_path, torn):
+    run = Run(options(tmp_path), Accelerator(cpu=True))
+    for step in (2, 4, 6, 8):
+        run.log({"loss": 1.0}, step)
+    run.close()
+    with open(tmp_path / "run" / METRICS, "a") as file:
+        file.write(torn)
+    again = Run(options(tmp_path, resume=True), Accelerator(cpu=True), 4)
+    assert steps_of(tmp_path) == [2, 4]
+    again.log({"loss": 1.0}, 6)
+    again.close()
+    assert steps_of(tmp_path) == [2, 4, 6]
+
+
+def test_a_model_is_replaced_whole(tmp_path, monkeypatch):
+    """A kill while the new one is written leaves the old one; after it, nothing but the new one is left."""
+    old, new = (PyramidGenerator(8, 1, 10, 12, width=8) for _ in range(2))
+    save_model(old, tmp_path / "generator")
+    before = {path.name: path.read_bytes() for path in (tmp_path / "generator").iterdir()}
+
+    class Killed(PyramidGenerator):
+        def save_pretrained(self, folder, **settings):
+            Path(folder).mkdir()
+            (Path(folder) / "diffusion_pytorch_model.safetensors").write_bytes(b"half")
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        save_model(Killed(8, 1, 10, 12, width=8), tmp_path / "generator")
+    assert {path.name: path.read_bytes() for path in (tmp_path / "generator").iterdir()} == before
+    save_model(new, tmp_path / "generator")
+    weights = load_file(tmp_path / "generator" / "diffusion_pytorch_model.safetensors")
+    assert all(torch.equal(weights[name], value) for name, value in new.state_dict().items())
+    assert [path.name for path in tmp_path.iterdir()] == ["generator"]
+
+
+def test_a_checkpoint_of_another_format_is_refused(tmp_path, command, fails):
+    words = ("--output-dir", tmp_path, "--width", 8, "--batch-size", 4)
+    command(gen_condense, *words, "--steps", 1)
+    file = tmp_path / "gan" / CHECKPOINT
+    state = load_checkpoint(file)
+    assert state["format"] == FORMAT
+    save_checkpoint(file, {**state, "format": 99})
+    error = fails(2, gen_condense, *words, "--steps", 2, "--resume")
+    assert f"has format 99 and this version reads format {FORMAT}" in error
+    with pytest.raises(UserError, match="format 99"):
+        training_state(file)
+
+
+@pytest.fixture
+def ticks(monkeypatch):
+    """A clock that is set by hand, and a device that lags ten seconds behind what it is given."""
+    now = SimpleNamespace(seconds=0.0, waited=0)
+
+    def wait(device):
+        now.waited += 1
+        now.seconds += 10
+
+    monkeypatch.setattr(loops.time, "perf_counter", lambda: now.seconds)
+    monkeypatch.setattr(loops, "synchronise", wait)
+    return now
+
+
+def test_the_clock_waits_for_the_device(ticks):
+    clock = Clock(torch.device("cpu"), 5.0)
+    clock.start()
+    ticks.seconds += 1
+    clock.stop()
+    assert clock.seconds == 16
+    ticks.seconds += 100  # what happens meanwhile is not counted
+    clock.start()
+    clock.start()
+    ticks.seconds += 2
+    clock.stop()
+    clock.stop()
+    assert clock.seconds == 28
+
+
+class Silent:
+    """A run that keeps what is logged."""
+
+    name, is_main = "silent", False
+
+    def __init__(self):
+        self.accelerator, self.logged = Accelerator(cpu=True), []
+
+    def log(self, metrics, step):
+        self.logged.append((step, metrics["loss"]))
+
+
+@pytest.mark.parametrize(("start", "steps", "saved"), [(0, 7, [3, 6, 7]), (3, 7, [6, 7]), (7, 7, []), (9, 7, [])])
+def test_a_loop_takes_the_missing_steps_in_its_rhythm(start, steps, saved):
+    run, taken, saves = Silent(), [], []
+    with Loop(run, start, steps, 2) as loop:
+        for step in loop:
+            taken.append(step)
+            loop.report({"loss": torch.tensor(float(step))})
+            if loop.saves(3):
+                saves.append(loop.done)
+    assert taken == list(range(start, steps))
+    assert saves == saved
+    assert [step for step, _ in run.logged] == [step for step in (2, 4, 6, 7) if step > start and start < steps]
+
+
+def test_a_loop_ends_by_the_clock_and_counts_no_pause(ticks):
+    run = Silent()
+    with Loop(run, 0, math.inf, 100, limit=25) as loop:
+        for _ in loop:
+            ticks.seconds += 1
+            loop.report({"loss": torch.tensor(0.0)})
+            if loop.due(1):
+                ticks.seconds += 1000
+    assert (loop.done, loop.seconds) == (3, 33)
+
+
+def test_a_loop_that_is_not_timed_waits_only_where_something_is_due(ticks):
+    with Loop(Silent(), 0, 20, 10) as loop:
+        for _ in loop:
+            loop.report({"loss": torch.tensor(0.0)})
+            loop.saves(20)
+    assert ticks.waited == 2
+
+
+def test_a_loss_that_is_not_finite_stops_before_it_is_saved():
+    def run():
+        with Loop(Silent(), 0, 3, 100) as loop:
+            for step in loop:
+                loop.report({"loss": torch.tensor(math.nan if step == 1 else 0.0)})
+                loop.saves(4)
+
+    with pytest.raises(UserError, match="NaN or infinite at step 2"):
+        run()
