@@ -72,5 +72,10 @@ def main():
     accelerator.print(f"generator: {run.dir / MODEL}")
 
 
-if __name__ == "__main__":
+def command():
+    """What the installed command of this name runs."""
     run_script(main)
+
+
+if __name__ == "__main__":
+    command()

@@ -165,5 +165,10 @@ def match(args, options):
     accelerator.print(f"{learner.folder} of step {summary['best_step']}: {run.dir / learner.folder}")
 
 
-if __name__ == "__main__":
+def command():
+    """What the installed command of this name runs."""
     run_script(main)
+
+
+if __name__ == "__main__":
+    command()

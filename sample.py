@@ -18,6 +18,7 @@ from tqdm import tqdm
 
 from gendistil.common.cli import COUNT, SEED, Parser, run_script
 from gendistil.common.errors import UserError
+from gendistil.common.hub import read_facts
 from gendistil.common.run import find_run, read_json
 from gendistil.sources import CHOICES, draw_set, load_source
 
@@ -25,7 +26,8 @@ from gendistil.sources import CHOICES, draw_set, load_source
 def parse_args(argv=None):
     parser = Parser(description=__doc__.split("\n")[0])
     parser.add_argument("--pretrain-weight", type=Path, required=True, metavar="PATH",
-                        help="a run's folder, a saved model's folder or a checkpoint file of the published DiM code")
+                        help="a run's folder, a saved model's folder, hub:OWNER/NAME, or a checkpoint file of the published "
+                             "code")
     parser.add_argument("--ipc", type=COUNT, default=10, help="images per class")
     parser.add_argument("--seed", type=SEED, default=0, help="name of the set: another seed, other images")
     parser.add_argument("--sampling", choices=CHOICES, default="fixed",
@@ -38,7 +40,7 @@ def parse_args(argv=None):
 def describe(path, num_classes):
     """What is known of the data set that the source at `path` was distilled from: a dict with `classes` at least."""
     folder = find_run(path)
-    spec = read_json(folder / "config.json").get("dataset") if folder else None
+    spec = (read_json(folder / "config.json") if folder else read_facts(path)).get("dataset")
     if isinstance(spec, dict) and len(spec.get("classes", ())) == num_classes:
         return spec
     return {"classes": [f"{label:0{len(str(num_classes - 1))}d}" for label in range(num_classes)]}
@@ -96,5 +98,10 @@ def main():
     print(f"{len(targets)} images: {args.output_dir}")
 
 
-if __name__ == "__main__":
+def command():
+    """What the installed command of this name runs."""
     run_script(main)
+
+
+if __name__ == "__main__":
+    command()

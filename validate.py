@@ -17,9 +17,11 @@ from gendistil.common.cli import COUNT, Parser, add_data_arguments, add_run_argu
 from gendistil.common.device import autocast, make_accelerator
 from gendistil.common.errors import UserError
 from gendistil.common.flags import add_flags, override
-from gendistil.common.run import Run, device_name, inherit_data
+from gendistil.common.hub import facts_of, make_repository, push, read_facts, repository
+from gendistil.common.run import Run, check_folder, device_name, find_run, inherit_data
 from gendistil.data import Augment, load_dataset
 from gendistil.evaluation import PROTOCOLS, SAMPLINGS, Protocol, evaluate, evaluate_full, protocol_for
+from gendistil.evaluation.card import card
 from gendistil.evaluation.report import markdown, write_report
 from gendistil.evaluation.students import GROUP, steps_per_epoch
 from gendistil.sources import RealImages, check_fits, diversity, load_source
@@ -34,14 +36,16 @@ def parse_args(argv=None):
     add_data_arguments(parser)
     what = parser.add_argument_group("what is judged")
     what.add_argument("--pretrain-weight", nargs="+", default=[], metavar="[NAME=]PATH",
-                      help="runs' folders, saved models' folders or checkpoint files of the published DiM code; NAME is what "
-                           "the report calls one, else its own name")
+                      help="runs' folders, saved models' folders, hub:OWNER/NAME, or checkpoint files of the published code; "
+                           "NAME is what the report calls one, else its own name")
     what.add_argument("--compare", nargs="*", choices=("random", "whole"), default=None,
                       help=f"also judge {REAL}, as many of them, and the {WHOLE}, or one of the two")
     what.add_argument("--ipc", type=COUNT, nargs="+", default=[1, 10, 50], help="images per class")
     what.add_argument("--sampling", choices=SAMPLINGS, nargs="+", default=["fresh"],
                       help="fixed: a student sees one set of --ipc images of every class; representative: one chosen, by "
                            "clustering, among 20 times as many; fresh: a new one every epoch")
+    what.add_argument("--push-to-hub", type=repository, metavar="OWNER/NAME",
+                      help="then upload the one model of --pretrain-weight there, with the report as its card")
     students = parser.add_argument_group(GROUP)
     students.add_argument("--eval-model", choices=CLASSIFIERS, nargs="+", default=["convnet"], help="kinds of students")
     students.add_argument("--num-eval", type=COUNT, default=3, help="students of each kind, which differ in their seed")
@@ -57,6 +61,8 @@ def parse_args(argv=None):
     args.compare = ["random", "whole"] if args.compare == [] else args.compare or []
     if not args.pretrain_weight and not args.compare:
         parser.error("nothing to judge: give --pretrain-weight PATH, or --compare for real images alone")
+    if args.push_to_hub and len(args.pretrain_weight) != 1:
+        parser.error(f"--push-to-hub uploads one model: give one --pretrain-weight, not {len(args.pretrain_weight)}")
     if PROTOCOLS[args.protocol].random_labels and args.sampling != ["fresh"]:
         parser.error(f"--protocol {args.protocol} draws new images at every step: use --sampling fresh")
     return args
@@ -110,7 +116,10 @@ def main():
         if args.ipc[-1] > sources[REAL].max_ipc:
             accelerator.print(f"no row of {REAL} above --ipc {sources[REAL].max_ipc}: the smallest class has no more")
     Augment(protocol.aug_type, dataset.spec)  # a wrong name ends here, before the run's folder is made
-    plan = list_rows(args, sources)
+    check_folder(vars(args))
+    if args.push_to_hub and accelerator.is_main_process:
+        make_repository(args.push_to_hub)  # a refusal comes before the work, and after everything else that may be refused
+    plan, words = list_rows(args, sources), [Path(sys.argv[0]).name, *sys.argv[1:]]
     run = Run(vars(args), accelerator, dataset=dataclasses.asdict(dataset.spec), students=dataclasses.asdict(protocol))
 
     settings = {"num_eval": args.num_eval, "seed": args.seed, "autocast": functools.partial(autocast, accelerator)}
@@ -138,10 +147,20 @@ def main():
             rows.append(row)
             run.log({f"accuracy/{row['source']}, {row['model']}, {row['sampling']}": row["mean"]}, row["ipc"] or 0)
         if run.is_main:
-            write_report(rows, run.dir, [Path(sys.argv[0]).name, *sys.argv[1:]])
+            write_report(rows, run.dir, words)
     run.close()
     accelerator.print(f"{markdown(rows)}\nreport: {run.dir / 'report.md'}")
+    if args.push_to_hub and run.is_main:
+        (name, path), = paths.items()
+        facts = facts_of(sources[name], read_facts(find_run(path) or path), dataset.spec, args.held_out)
+        address = push(sources[name], args.push_to_hub, card(args.push_to_hub, rows, facts, words), facts)
+        print(f"uploaded: {address}")
+
+
+def command():
+    """What the installed command of this name runs."""
+    run_script(main)
 
 
 if __name__ == "__main__":
-    run_script(main)
+    command()

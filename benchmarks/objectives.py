@@ -1,7 +1,7 @@
 """Which matching term beats its control? Every variant trains on from one stage-1 run for the same seconds, and is scored.
 
     python benchmarks/objectives.py --weight results/gan --seconds 60 --output objectives.json
-    python -m evaluation.report objectives.json
+    python -m gendistil.evaluation.report objectives.json
 
 The scores are those of students on held-out training images, so that choosing by them leaves the test set untouched. Seconds
 are those of the processor on a CPU, so that a busy machine does not shorten a variant's training.

@@ -1,7 +1,7 @@
 """Which recipe reaches better students sooner? Each trains a generator for the same seconds, and is scored.
 
     python benchmarks/recipes.py --seconds 120 --output recipes.json
-    python -m evaluation.report recipes.json
+    python -m gendistil.evaluation.report recipes.json
 
 Scores and seconds are those of `benchmarks/objectives.py`.
 """

@@ -26,7 +26,6 @@ from gendistil.evaluation import (
     students,
     train_student,
 )
-from gendistil.evaluation.report import KEYS, markdown, plot, read_report
 from gendistil.sources import (
     DistilledDataset,
     RealImages,
@@ -451,38 +450,6 @@ def test_statistics_by_hand():
     assert (93 - result.ci95, 93 + result.ci95) == (pytest.approx(low), pytest.approx(high))
     single = Result((90.0,), images=10, epochs=1, steps=1, seconds=1.0)
     assert (single.mean, single.std, single.ci95) == (90, None, None)
-
-
-def make_row(**changes):
-    row = {"source": "gan", "data": "digits", "sampling": "fresh", "ipc": 10, "model": "convnet"}
-    return row | Result((90.0, 92.0), images=100, epochs=1, steps=1, seconds=1.0).row() | changes
-
-
-def test_rows_have_the_keys_of_a_report():
-    assert set(KEYS) <= set(make_row())
-
-
-def test_a_table_has_one_line_per_source_and_one_column_per_ipc(tmp_path):
-    rows = [make_row(), make_row(ipc=1, mean=50.0, n=1, std=None, ci95=None), make_row(source="match", mean=95.0),
-            make_row(source="all", sampling="all", ipc=None), make_row(model="resnet18"), make_row(protocol="dim")]
-    text = markdown(rows)
-    lines = [[cell.strip() for cell in line.split("|")[1:-1]] for line in text.splitlines() if line.startswith("|")]
-    assert lines[0] == ["source", "sampling", "students", "IPC 1", "IPC 10", "all images"]
-    assert lines[2] == ["gan", "fresh", "1-2", "50.00", "91.00 ± 1.41 (±12.71)", ""]
-    assert lines[3][:5] == ["match", "fresh", "2", "", "95.00 ± 1.41 (±12.71)"]
-    assert "**resnet18 on digits**, accuracy on the test set in per cent, scored once" in text
-    assert text.count("best accuracy seen in five looks at the test set") == 1
-    plot(rows, tmp_path / "accuracy.png")
-    assert (tmp_path / "accuracy.png").read_bytes().startswith(b"\x89PNG")
-
-
-@pytest.mark.parametrize("content", [None, "{", "{}", "[]", '[{"source": "gan"}]', "[1]"])
-def test_a_file_that_is_no_report_is_named(tmp_path, content):
-    path = tmp_path / "report.json"
-    if content is not None:
-        path.write_text(content)
-    with pytest.raises(UserError, match=r"report\.json"):
-        read_report(path)
 
 
 def test_quantisation_is_what_a_student_sees():

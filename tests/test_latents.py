@@ -2,6 +2,7 @@
 
 import copy
 import json
+import shutil
 
 import pytest
 import torch
@@ -243,6 +244,8 @@ def test_itgan_resumes_within_its_inversion(command, runs):
     (("--method", "itgan", "--weight", "{inversion}", "--ipc", 3), "--ipc"),
     (("--method", "itgan", "--weight", "{inversion}", "--latent-space", "grid"), "--latent-space"),
     (("--method", "itgan", "--weight", "{inversion}", "--match", "grad", "--steps", 1), "--own-weight"),
+    (("--method", "itgan", "--weight", "{alone}", "--steps", 1), "name the run of --method inversion"),
+    (("--method", "itgan", "--weight", "{inversion}", "--chunk-steps", 3), "--chunk-steps"),
     (("--method", "dm", "--match", "own", "--steps", 1), "--method inversion"),
     (("--method", "dm", "--own-weight", 1), "--paired-weight"),
     (("--method", "itgan", "--weight", "{inversion}", "--data", "{other}"), "--data"),
@@ -254,7 +257,8 @@ def test_bad_input_is_named_in_one_line(fails, runs, tmp_path, words, said):
             (other / split / label).mkdir(parents=True)
             for index in range(12):
                 Image.new("L", (8, 8), index).save(other / split / label / f"{index}.png")
-    places = {"gan": runs / "gan", "inversion": runs / "itgan-inversion", "other": other}
+    shutil.copytree(runs / "itgan-inversion" / "latents", tmp_path / "alone")
+    places = {"gan": runs / "gan", "inversion": runs / "itgan-inversion", "other": other, "alone": tmp_path / "alone"}
     error = fails(2, pool_match, "--output-dir", tmp_path, "--tag", "bad", *(str(word).format(**places) for word in words))
     assert said in error.splitlines()[-1]
     assert not (tmp_path / "bad").exists()

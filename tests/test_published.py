@@ -67,7 +67,7 @@ TINY = dict(metric="mse", lr=by_ipc(2e-3, 2e-2, 2e-5), pool_images=1000, aug_typ
             match_batch=64, pool_batch=64)
 
 # pool_match.py:115-116 (pool), :243 (weight), :483-484, :488, :510, :585-600; README.md:31. Its pool is one new classifier per
-# epoch that is trained before every step; ours is pretrained, as DIFFERENCES.md says, so what trains it is not held here.
+# epoch that is trained before every step; ours is pretrained, as docs/methods.md says, so what trains it is not held here.
 DIM = dict(match="logit", match_weight=0.01, match_aug=True, aug_type="color_crop_cutout", aug_single=False, lr=5e-6,
            lr_critic=5e-6, epochs=100, batch_size=64, pool=("convnet", "resnet10", "resnet18", "resnet10_ap", "resnet18_ap"),
            select="random", keep="best")
@@ -127,3 +127,16 @@ def test_a_preset_is_as_published(name, data, ipc):
 ])
 def test_large_sets_of_dm(data, ipc, lr):
     assert method_for("dm", data, ipc, SIZES[data]).lr == lr  # readme.md:177
+
+
+@pytest.mark.parametrize("name", ["idc", "dream"])
+def test_whole_images_of_mnist_are_augmented_as_others_are(name):
+    method = method_for(name, "mnist", 10, SIZES["mnist"], factor=1)  # misc/reproduce.py:25: otherwise only with --factor > 1
+    assert (method.aug_type, method.pool_aug, method.pool_cutmix) == ("color_crop_cutout", "color_crop", 0.5)
+
+
+@pytest.mark.parametrize("name", ["dc", "dsa"])
+@pytest.mark.parametrize(("ipc", "inner"), [(20, 25), (30, 20), (40, 15)])
+def test_loops_of_other_sizes(name, ipc, inner):
+    method = method_for(name, "cifar10", ipc)  # utils.py:282-287
+    assert (method.outer, method.inner, method.steps) == (ipc, inner, 1000 * ipc)

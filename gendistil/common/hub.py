@@ -91,12 +91,19 @@ def local_copy(path):
         raise UserError(f"{name} was not downloaded before, and {_out_of_reach(api, error)}") from None
 
 
+def public(words):
+    """The words of a command without the folders of this machine: of an absolute path, its last part."""
+    return [re.sub(r"(^|=)/(?:[^/]*/)*(?=[^/])", r"\1", str(word)) for word in words]
+
+
 def facts_of(source, config, spec, held_out):
     """What is uploaded beside a model: how it was made, so far as the dict `config` of its run says, and its data set.
 
     Args: source; spec, a `Spec`; held_out, the fraction of the training images that selected it.
     """
-    made = {key: value for key, value in config.items() if key in ("command", "argv", "method", "versions", "commit")}
+    made = {key: config[key] for key in ("command", "argv", "method", "versions", "commit") if config.get(key) is not None}
+    if "argv" in made:
+        made["argv"] = public(made["argv"])
     return made | {"kind": type(source).__name__, "data": spec.name, "image_size": spec.size, "held_out": held_out,
                    "dataset": dataclasses.asdict(spec)}
 

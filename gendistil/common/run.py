@@ -14,6 +14,7 @@ import torch
 from torchvision.utils import save_image
 
 from gendistil.common.errors import UserError
+from gendistil.common.hub import read_facts
 
 CONFIG, CHECKPOINT, METRICS = "config.json", "checkpoint.pt", "metrics.jsonl"
 FORMAT = 1
@@ -236,9 +237,12 @@ def find_run(path):
 
 
 def inherit_data(args, weight):
-    """Fill --data, --data-dir, --image-size and --held-out from the run that made `weight`, where they were not given."""
+    """Fill --data, --data-dir, --image-size and --held-out from the run that made `weight`, where they were not given.
+
+    A model from a hub has no run: what was uploaded beside it says the same, but for a folder.
+    """
     folder = find_run(weight) if weight else None
-    config = read_json(folder / CONFIG) if folder else {}
+    config = read_json(folder / CONFIG) if folder else read_facts(weight)
     if args.data is None:
         args.data = config.get("data") or "digits"
         if args.image_size is None:

@@ -1,7 +1,7 @@
 """Real images: one table of data sets, held as uint8 tensors, and the conversions and augmentations that apply to them."""
 
 from gendistil.data.augment import AUGMENTATIONS, Augment, AugmentParams
-from gendistil.data.datasets import DATASETS, Dataset, Spec, Split, default_data_dir, load_dataset
+from gendistil.data.datasets import DATASETS, DataRow, Dataset, Spec, Split, default_data_dir, load_dataset
 from gendistil.data.images import standardise, to_signed, to_uint8
 
 __all__ = [
@@ -9,6 +9,7 @@ __all__ = [
     "DATASETS",
     "Augment",
     "AugmentParams",
+    "DataRow",
     "Dataset",
     "Spec",
     "Split",

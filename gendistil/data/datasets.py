@@ -77,8 +77,11 @@ class Dataset:
 
 
 @dataclass(frozen=True)
-class _Row:
-    """`load(data_dir, image_size)` returns (class names, train, test), each split a pair of images and labels."""
+class DataRow:
+    """What is true of a data set and not measured on its images; see `Spec` for flip and published_std.
+
+    `load(data_dir, image_size)` returns (class names, train, test); a split is uint8 images [N, C, H, W] and int64 labels [N].
+    """
 
     load: Callable
     flip: bool
@@ -144,18 +147,17 @@ def _load_tinyimagenet(data_dir, image_size):
     return load_folder(folder, image_size or 64, data_dir)
 
 
-_TABLE = {
-    "digits": _Row(_load_digits, flip=False),
-    "mnist": _Row(partial(_load_torchvision, "MNIST", classes=_DIGITS), flip=False),
-    "fashion": _Row(partial(_load_torchvision, "FashionMNIST"), flip=True),
-    "svhn": _Row(partial(_load_torchvision, "SVHN", classes=_DIGITS), flip=False),
+DATASETS = {
+    "digits": DataRow(_load_digits, flip=False),
+    "mnist": DataRow(partial(_load_torchvision, "MNIST", classes=_DIGITS), flip=False),
+    "fashion": DataRow(partial(_load_torchvision, "FashionMNIST"), flip=True),
+    "svhn": DataRow(partial(_load_torchvision, "SVHN", classes=_DIGITS), flip=False),
     # The std widely copied for CIFAR-10 is the mean of the stds of single images.
-    "cifar10": _Row(partial(_load_torchvision, "CIFAR10"), flip=True, published_std=(0.2023, 0.1994, 0.2010)),
-    "cifar100": _Row(partial(_load_torchvision, "CIFAR100"), flip=True),
-    "tinyimagenet": _Row(_load_tinyimagenet, flip=True),
+    "cifar10": DataRow(partial(_load_torchvision, "CIFAR10"), flip=True, published_std=(0.2023, 0.1994, 0.2010)),
+    "cifar100": DataRow(partial(_load_torchvision, "CIFAR100"), flip=True),
+    "tinyimagenet": DataRow(_load_tinyimagenet, flip=True),
 }
-DATASETS = tuple(_TABLE)
-"""The names that `load_dataset` knows besides folders."""
+"""Every data set by the name that --data knows, besides folders."""
 
 
 def default_data_dir():
@@ -178,10 +180,10 @@ def load_dataset(name="digits", data_dir=None, image_size=None, held_out=0.1, de
     if data_dir.exists() and not data_dir.is_dir():
         raise UserError(f"--data-dir {data_dir}: is a file: name a folder")
     folder = Path(name).expanduser()
-    if name in _TABLE:
-        row = _TABLE[name]
+    if name in DATASETS:
+        row = DATASETS[name]
     elif folder.is_dir():
-        row, name = _Row(lambda data_dir, size: load_folder(folder, size or 32, data_dir), flip=True), folder.resolve().name
+        row, name = DataRow(lambda data_dir, size: load_folder(folder, size or 32, data_dir), flip=True), folder.resolve().name
     else:
         raise UserError(f"--data {name}: is neither a folder nor one of the data sets {', '.join(DATASETS)}")
 

@@ -111,7 +111,7 @@ def plot(rows, path):
         line.sort(key=lambda row: row["ipc"])
         axes.errorbar([row["ipc"] for row in line], [row["mean"] for row in line], [row["ci95"] or 0 for row in line],
                       color=colours[source], marker=markers[model], markersize=4, capsize=3, linewidth=1.2,
-                      linestyle="-" if sampling == "fresh" else "--", label=f"{name}, {sampling}")
+                      linestyle={"fresh": "-", "fixed": "--"}.get(sampling, "-."), label=f"{name}, {sampling}")
     if budgets:
         axes.set_xscale("log")
         axes.set_xticks(budgets, [str(ipc) for ipc in budgets])

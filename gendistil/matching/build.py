@@ -171,7 +171,11 @@ def start_latents(method, start, seed, dataset, device):
     for flag, given, held in (("--ipc", start.ipc, source.max_ipc), ("--latent-space", method.latent_space, source.space)):
         if given not in (None, held):
             raise UserError(f"{flag} {given}: the latents of --weight {start.weight} were found with {held}")
-    state = training_state(find_run(start.weight) / CHECKPOINT)
+    run = find_run(start.weight)
+    if run is None:
+        raise UserError(f"--weight {start.weight} holds latents without the images that they stand for: name the run of "
+                        "--method inversion that found them")
+    state = training_state(run / CHECKPOINT)
     source.load_state_dict(state[LATENTS_FOLDER])  # as they were before rounding
     return source, state["rows"]
 

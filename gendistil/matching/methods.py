@@ -202,7 +202,9 @@ def table():
     names = ("learn", "match", "metric", "pool_training", "select", "init", "factor", "aug_type", "aug_single", "match_batch",
              "lr", "steps")
     lines = ["| method | " + " | ".join(names) + " | source |", "|" + " --- |" * (len(names) + 2)]
+    words = {None: "–", True: "yes", False: "no"}
     for name, method in METHODS.items():
-        values = asdict(method)
-        lines.append(f"| {name} | " + " | ".join(str(values[key]) for key in names) + f" | {method.source} |")
+        values = asdict(method) | ({"steps": f"{method.epochs} passes"} if method.epochs else {})
+        cells = [words[value] if value is None or isinstance(value, bool) else str(value) for value in map(values.get, names)]
+        lines.append(f"| {name} | " + " | ".join(cells) + f" | {method.source} |")
     return "\n".join(lines)

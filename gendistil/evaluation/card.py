@@ -1,0 +1,77 @@
+"""The model card of a distilled model: what it was made from and how, and what students learn from it."""
+
+import json
+import re
+import shlex
+
+from gendistil.common.hub import public
+from gendistil.evaluation.report import LEGEND, tables
+
+_WHAT = {"PixelSet": "Stored images", "LatentSet": "Latents, and the frozen generator that turns them into images,"}
+_GENERATOR = "A conditional generator of images"
+_SHOWN = 20  # classes that are named; of more, only the number
+
+
+def card(name, rows, facts, command):
+    """The card of the repository `name` as markdown, with the hub's metadata in front.
+
+    Args: rows, of `validate.py`; facts, see `common.hub.facts_of`; command, the words of the command that judged it.
+    """
+    spec, what = facts["dataset"], _WHAT.get(facts["kind"], _GENERATOR)
+    metadata = {"library_name": "diffusers", "tags": ["gendistil", "dataset-distillation"]}
+    if "method" in facts:
+        metadata["tags"].append(facts["method"])
+    metadata["datasets"] = [re.sub(r"[^\w.-]+", "-", spec["name"])]  # a folder may be called anything, an entry here may not
+    if what is _GENERATOR:
+        metadata["pipeline_tag"] = "unconditional-image-generation"  # the hub's nearest: images of a class, without a prompt
+    parts = [
+        _front(metadata), f"# {name}",
+        f"{what} learned from the data set {spec['name']} with `gendistil`: classifiers are trained on its images in place of "
+        "the real ones.",
+        "## Data set", _describe(spec),
+        "## Method", _method(facts),
+        "## Accuracy of students",
+        "Students are classifiers that were trained on images of this model and scored on real ones. Bytes are what storing "
+        "the model takes.",
+        tables(rows).strip(), LEGEND.strip(), "They were trained and scored by", f"```\n{shlex.join(public(command))}\n```",
+        "## Use", _USE.format(name=name, size=spec["size"], channels=spec["channels"], last=len(spec["classes"]) - 1),
+    ]
+    return "\n\n".join(parts)
+
+
+_USE = """\
+```python
+from torch.utils.data import DataLoader
+from gendistil.sources import DistilledDataset, load_source
+
+source = load_source("hub:{name}")  # source.sample(labels, seed) gives images [B, {channels}, {size}, {size}] in [-1, 1]
+loader = DataLoader(DistilledDataset("hub:{name}", ipc=10, seed=0), batch_size=64, shuffle=True)
+```
+
+The commands of the suite take `hub:{name}` in place of a path: `python sample.py --pretrain-weight hub:{name} --ipc 10` writes
+images, `python validate.py --pretrain-weight hub:{name}` trains students. Labels are the numbers 0 to {last} of the classes.
+"""
+
+
+def _front(metadata):
+    """The metadata as YAML, of which JSON's strings and lists are a part."""
+    return "\n".join(["---", *(f"{key}: {json.dumps(value)}" for key, value in metadata.items()), "---"])
+
+
+def _describe(spec):
+    classes = spec["classes"]
+    named = f" ({', '.join(map(str, classes))})" if len(classes) <= _SHOWN else ""
+    return f"{spec['name']}: {len(classes)} classes{named}, images of {spec['channels']}×{spec['size']}×{spec['size']}."
+
+
+def _method(facts):
+    """The command that made the model, as far as it is recorded."""
+    if "command" not in facts:
+        return "How it was made is not recorded."
+    words = f"```\n{shlex.join([facts['command'], *public(facts.get('argv', []))])}\n```"
+    made = [f"Method `{facts['method']}`, by" if "method" in facts else "It was made by", words]
+    versions = [f"{package} {version}" for package, version in facts.get("versions", {}).items()]
+    versions += [f"commit {facts['commit']}"] if facts.get("commit") else []
+    made += [f"with {', '.join(versions)}."] if versions else []
+    made += [f"{100 * facts['held_out']:g} % of the training images were held out, to select what is kept."]
+    return "\n\n".join(made)

@@ -1,0 +1,171 @@
+"""What the documents show is what works: every command, every example."""
+
+import re
+import runpy
+import shlex
+import subprocess
+import sys
+from importlib.metadata import entry_points
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+import gen_condense
+import pool_match
+import sample
+import validate
+from gendistil.common.cli import run_script
+from gendistil.data import DATASETS
+from gendistil.matching import METHODS as METHODS_TABLE
+from gendistil.matching import OBJECTIVES, methods
+from gendistil.matching.build import LEARNED
+from gendistil.sources import STORED
+from generators import RECIPES, TRAINERS
+from pools import CLASSIFIERS
+
+ROOT = Path(__file__).parent.parent
+SCRIPTS = {script.__name__: script for script in (gen_condense, pool_match, validate, sample)}
+README, METHODS = ((ROOT / name).read_text(encoding="utf-8") for name in ("README.md", "docs/methods.md"))
+EXTENDING = (ROOT / "docs" / "extending.md").read_text(encoding="utf-8")
+
+# Appended to a command of the documents where it does not give them itself, so that it takes seconds.
+SHORT = {
+    "gen_condense": ("--width 8", "--batch-size 8", "--steps 2"),
+    "pool_match": ("--match-batch 4", "--select-candidates 20", "--steps 2", "--eval-epochs 1", "--eval-ipc 1",
+                   "--pool-members 1", "--pool-epochs 1", "--pool-snapshots 1", "--pool convnet"),
+    "validate": ("--ipc 1", "--epochs 1", "--min-steps 1", "--num-eval 1", "--full-epochs 1"),
+    "sample": (),
+}
+LESS = {"--steps": 3, "--epochs": 1, "--ipc": 2, "--num-eval": 1}
+"""What a shortened command gives in place of larger values."""
+
+
+def shortened(words):
+    """(script, words) of a command of the documents, with flags that make it short."""
+    words = words[2:] if words[:2] == ["accelerate", "launch"] else words[1:] if words[0] == "python" else words
+    script, words = words[0].removesuffix(".py"), words[1:]
+    resumed = "--resume" in words
+    for place, word in enumerate(words[:-1]):
+        if word in LESS and words[place + 1].isdigit():
+            words[place + 1] = str(min(int(words[place + 1]), LESS[word] + resumed))
+    for flags in SHORT.get(script, ()):
+        flag, *values = flags.split()
+        if flag not in words:
+            words += [flag, *values]
+    return script, words
+
+
+def blocks(text):
+    """The fenced blocks of a page: (language, lines)."""
+    return [(found[1], found[2].splitlines()) for found in re.finditer(r"^```(\w*)\n(.*?)^```", text, re.M | re.S)]
+
+
+KNOWN = re.compile(r"(accelerate launch |python )?(gen_condense|pool_match|validate|sample|growing)\b")
+
+
+def commands(text):
+    """The command lines of a page, each a list of words."""
+    lines = [line.split("#")[0].strip() for language, lines in blocks(text) if not language for line in lines]
+    return [shlex.split(line) for line in lines if KNOWN.match(line)]
+
+
+def sections(text):
+    """The parts of a page by their headings."""
+    parts = re.split(r"^## (.+)\n", text, flags=re.M)
+    return dict(zip(parts[1::2], parts[2::2]))
+
+
+@pytest.fixture(scope="module")
+def workshop(tmp_path_factory):
+    """A folder with the files of docs/extending.md, in which its commands run one after another."""
+    folder = tmp_path_factory.mktemp("extending")
+    for language, lines in blocks(EXTENDING):
+        if language == "python":
+            (folder / lines[0].removeprefix("# ")).write_text("\n".join(lines))
+    return folder
+
+
+@pytest.fixture
+def tables():
+    """The tables as they are without plugins, afterwards too."""
+    rows = (CLASSIFIERS, DATASETS, LEARNED, METHODS_TABLE, OBJECTIVES, RECIPES, STORED, TRAINERS)
+    before, modules = [dict(table) for table in rows], set(sys.modules)
+    yield
+    for table, was in zip(rows, before):
+        table.clear()
+        table.update(was)
+    for name in set(sys.modules) - modules:
+        if f"# {name}.py" in EXTENDING:
+            del sys.modules[name]
+
+
+@pytest.mark.parametrize("subject", sections(EXTENDING))
+def test_every_example_of_extending_works(command, workshop, tables, monkeypatch, subject):
+    monkeypatch.chdir(workshop)
+    ran = 0
+    for words in commands(sections(EXTENDING)[subject]):
+        name, words = shortened(words)
+        if name in SCRIPTS:
+            command(SCRIPTS[name], *words)
+        else:
+            monkeypatch.setattr(sys, "argv", [f"{name}.py", *words])
+            run_script(runpy.run_path(str(workshop / f"{name}.py"))["main"])
+        ran += 1
+    assert ran
+
+
+def test_every_command_of_the_readme_works_in_its_order(command, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    colours = np.random.default_rng(0)
+    for split, count in (("train", 12), ("test", 3)):
+        for name in ("cat", "dog", "owl"):
+            folder = tmp_path / "path" / "to" / "pets" / split / name
+            folder.mkdir(parents=True)
+            for index in range(count):
+                Image.fromarray(colours.integers(0, 255, (32, 32, 3), dtype=np.uint8)).save(folder / f"{index}.png")
+    lines = commands(README) + commands(METHODS)
+    assert len(lines) >= 10
+    for words in lines:
+        name, words = shortened(words)
+        command(SCRIPTS[name], *words)
+    code = [lines for language, lines in blocks(README) if language == "python"]
+    assert len(code) == 1
+    made = {}
+    exec("\n".join(code[0]), made)
+    images, labels = next(iter(made["loader"]))
+    assert images.shape == (64, 1, 8, 8)
+    assert labels.shape == (64,)
+
+
+def test_the_published_command_lines_are_understood():
+    table = sections(METHODS)["Published commands and ours"]
+    ours = [row.split("|")[2] for row in table.splitlines() if row.startswith("|")]
+    lines = [line for cell in ours for line in re.findall(r"`(pool_match\.py [^`]+)`", cell)]
+    assert len(lines) >= 6
+    for line in lines:
+        words = shlex.split(line)[1:]
+        assert pool_match.parse_args(words).method == words[words.index("--method") + 1]
+
+
+def test_the_table_of_methods_is_that_of_the_command():
+    assert METHODS.split("<!-- methods -->\n")[1].split("<!-- /methods -->")[0].strip() == methods.table()
+
+
+def test_the_readme_is_one_page():
+    assert len(README.encode()) <= 10_000
+
+
+def test_an_example_has_sixty_lines_at_most():
+    lengths = {lines[0]: len(lines) for language, lines in blocks(EXTENDING) if language == "python"}
+    assert len(lengths) == 6
+    assert max(lengths.values()) <= 60, lengths
+
+
+def test_the_package_is_installed_with_its_commands(tmp_path):
+    names = {entry.name for entry in entry_points(group="console_scripts") if entry.value.endswith(":command")}
+    assert names >= set(SCRIPTS)
+    code = "from gendistil import DistilledDataset, load_dataset; print(len(load_dataset().train))"
+    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=True)
+    assert int(done.stdout) > 1000

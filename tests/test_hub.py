@@ -1,0 +1,437 @@
+"""Models on a hub: a small server of the hub's protocol on this machine, and what is uploaded to it and loaded from it."""
+
+import argparse
+import base64
+import hashlib
+import json
+import re
+import shutil
+import socket
+import threading
+import time
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from urllib.parse import unquote, urlsplit
+
+import huggingface_hub
+import pytest
+import torch
+
+import sample
+import validate
+from gendistil.common import hub
+from gendistil.common.errors import UserError
+from gendistil.common.rng import stream
+from gendistil.data import load_dataset
+from gendistil.evaluation.card import card
+from gendistil.sources import LatentSet, PixelSet, balanced_labels, load_source
+from generators import NETWORKS
+
+NAME, TOKEN = "owner/digits-gan", "hf_secret"
+
+
+class Handler(BaseHTTPRequestHandler):
+    """Answers the requests of huggingface_hub about models; `self.server` is a `Hub`."""
+
+    protocol_version = "HTTP/1.1"
+
+    def log_message(self, *args):
+        pass
+
+    def answer(self, status, body=b"", **headers):
+        body = body if isinstance(body, bytes) else json.dumps(body).encode()
+        self.send_response(status)
+        for key, value in {"Content-Length": len(body), **headers}.items():
+            self.send_header(key.replace("_", "-"), str(value))
+        self.end_headers()
+        if self.command != "HEAD":
+            self.wfile.write(body)
+
+    def commit_of(self, name, revision):
+        """A revision's commit, a dict of contents by path, or None once an error is answered."""
+        if name not in self.server.repositories:
+            return self.answer(404, X_Error_Code="RepoNotFound")
+        commits = self.server.repositories[name]
+        found = list(commits)[-1] if revision in (None, "main") else revision
+        if found not in commits:
+            return self.answer(404, X_Error_Code="RevisionNotFound")
+        return found, commits[found]
+
+    def do_GET(self):
+        path = unquote(urlsplit(self.path).path)
+        self.server.asked.append(path)
+        if found := re.fullmatch(r"/api/models/([^/]+/[^/]+)(?:/(revision|tree)/(.+))?", path):
+            name, what, revision = found.groups()
+            if commit := self.commit_of(name, revision):
+                files = [{"type": "file", "path": file, "size": len(content), "oid": hashlib.sha1(content).hexdigest()}
+                         for file, content in commit[1].items()]
+                self.answer(200, files if what == "tree" else {"id": name, "sha": commit[0]})
+        else:
+            name, revision, file = re.fullmatch(r"/([^/]+/[^/]+)/resolve/([^/]+)/(.+)", path).groups()
+            content = self.server.repositories[name][revision][file]
+            self.answer(200, content, X_Repo_Commit=revision, ETag=f'"{hashlib.sha1(content).hexdigest()}"')
+
+    do_HEAD = do_GET
+
+    def do_PUT(self):
+        content = self.rfile.read(int(self.headers["Content-Length"]))
+        self.server.large[self.path.rpartition("/")[2]] = content
+        self.answer(200)
+
+    def do_POST(self):
+        body, server = self.rfile.read(int(self.headers["Content-Length"])), self.server
+        path = unquote(urlsplit(self.path).path)
+        if self.headers.get("Authorization") != f"Bearer {TOKEN}":
+            return self.answer(401)
+        if path == "/api/validate-yaml":
+            return self.answer(200, {"errors": [], "warnings": []})
+        if path == "/api/repos/create":
+            made = json.loads(body)
+            name = f"{made['organization']}/{made['name']}"
+            if not name.startswith("owner/"):
+                return self.answer(403)
+            if name in server.repositories:
+                return self.answer(409, {"error": "You already created this model repo"})
+            server.repositories[name] = {"0" * 40: {}}
+            return self.answer(200, {"url": f"{server.address}/{name}"})
+        if path.endswith(".git/info/lfs/objects/batch"):
+            return self.answer(200, {"transfer": "basic", "objects": [
+                {**wanted, "actions": {"upload": {"href": f"{server.address}/large/{wanted['oid']}"}}}
+                for wanted in json.loads(body)["objects"]]})
+        name, what = re.fullmatch(r"/api/models/([^/]+/[^/]+)/(preupload|commit)/main", path).groups()
+        if what == "preupload":
+            return self.answer(200, {"files": [
+                {"path": file["path"], "shouldIgnore": False, "uploadMode": server.mode(file["path"])}
+                for file in json.loads(body)["files"]]})
+        files = dict(list(server.repositories[name].values())[-1])
+        for line in map(json.loads, body.splitlines()):
+            key, value = line["key"], line["value"]
+            if key == "file":
+                files[value["path"]] = base64.b64decode(value["content"])
+            elif key == "lfsFile":
+                files[value["path"]] = server.large[value["oid"]]
+            elif key == "deletedFile":
+                del files[value["path"]]
+        made = f"{len(server.repositories[name]):040x}"
+        server.repositories[name][made] = files
+        return self.answer(200, {"commitUrl": f"{server.address}/{name}/commit/{made}", "commitOid": made})
+
+
+class Hub(ThreadingHTTPServer):
+    """`repositories`: by name, a dict of commits, oldest first, each a dict of contents by path; `asked`: the paths of GETs."""
+
+    def __init__(self):
+        super().__init__(("127.0.0.1", 0), Handler)
+        self.repositories, self.large, self.asked = {}, {}, []
+        self.address = f"http://127.0.0.1:{self.server_port}"
+
+    def mode(self, path):
+        return "lfs" if path.endswith(".safetensors") else "regular"
+
+    def put(self, folder, name=NAME, **more):
+        """Keep a folder's files as a repository of one commit."""
+        files = {str(path.relative_to(folder)): path.read_bytes() for path in Path(folder).rglob("*") if path.is_file()}
+        self.repositories[name] = {"a" * 40: files | more}
+
+    def newest(self, name=NAME):
+        return list(self.repositories[name].values())[-1]
+
+
+@pytest.fixture(autouse=True)
+def no_other_host(monkeypatch):
+    """Nothing but this machine is asked for anything."""
+    resolve = socket.getaddrinfo
+
+    def guarded(host, *rest, **options):
+        assert host == "127.0.0.1", host
+        return resolve(host, *rest, **options)
+
+    monkeypatch.setattr(socket, "getaddrinfo", guarded)
+
+
+@pytest.fixture
+def server(monkeypatch, tmp_path):
+    """A hub on this machine, the only one that is known, an empty cache, and a token that may write to `owner/`."""
+    with Hub() as hub_server:
+        thread = threading.Thread(target=hub_server.serve_forever, args=(0.01,), daemon=True)
+        thread.start()
+        monkeypatch.setenv("HF_ENDPOINT", hub_server.address)
+        monkeypatch.setenv("HF_HOME", str(tmp_path / "cache"))
+        monkeypatch.setenv("HF_TOKEN", TOKEN)
+        for name in ("HF_HUB_CACHE", "HF_HUB_OFFLINE"):
+            monkeypatch.delenv(name, raising=False)
+        # What the client read from the environment before this test. The server knows the older way to upload large files.
+        monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_DISABLE_XET", True)
+        monkeypatch.setattr(huggingface_hub.constants, "HF_TOKEN_PATH", str(tmp_path / "no token"))
+        yield hub_server
+        hub_server.shutdown()
+        thread.join()
+
+
+@pytest.fixture(scope="module")
+def spec():
+    return load_dataset("digits").spec
+
+
+def make_gan():
+    torch.manual_seed(0)
+    return NETWORKS["pyramid"][0](size=8, channels=1, num_classes=10, dim_noise=16, width=8).eval()
+
+
+def make_pixels():
+    source = PixelSet(8, 1, 10, ipc=2)
+    source.pixels.data = torch.randn(source.pixels.shape, generator=stream(0)).clamp(-1, 1)
+    return source.eval()
+
+
+def make_latents():
+    source = LatentSet.of(make_gan(), ipc=2)
+    source.vectors.data = torch.randn(source.vectors.shape, generator=stream(0))
+    return source.eval()
+
+
+FILES = {"config.json", "diffusion_pytorch_model.safetensors", "gendistil.json", "README.md"}
+ROW = {"source": "gan", "data": "digits", "sampling": "fresh", "ipc": 10, "model": "convnet", "mean": 91.25, "std": 1.5,
+       "ci95": 3.7, "n": 3, "seconds": 1.0, "protocol": "default", "bytes": 12_345, "diversity": 0.5}
+COMMAND = ["validate.py", "--pretrain-weight", "results/gan", "--push-to-hub", NAME]
+CONFIG = {"command": "pool_match.py", "argv": ["--tag", "a b", "--data-dir", "/home/me/data"],
+          "method": "dm", "data_dir": "/home/me", "steps": 7,
+          "versions": {"torch": "2.15"}, "commit": "abc"}
+
+
+def same(source, other):
+    labels = balanced_labels(10, 2)
+    return type(source) is type(other) and torch.equal(source.sample(labels, 5), other.sample(labels, 5))
+
+
+def test_folders_of_this_machine_are_not_published(spec):
+    words = ["--lr", 0.1, "--output-dir", "/a/b c/d", "x=/home/me/gan", "results/gan", "hub:a/b", "/", "/a/"]
+    assert hub.public(words) == ["--lr", "0.1", "--output-dir", "d", "x=gan", "results/gan", "hub:a/b", "/", "a/"]
+    facts = hub.facts_of(make_pixels(), CONFIG, spec, 0.1)
+    text = card(NAME, [ROW], facts, [*COMMAND, "--output-dir", "/home/me/results"]) + json.dumps(facts)
+    assert "--data-dir data" in text
+    assert "--output-dir results" in text
+    assert "/home" not in text
+
+
+@pytest.mark.parametrize("mode", ["lfs", "regular"])
+@pytest.mark.parametrize("make", [make_gan, make_pixels, make_latents])
+def test_what_is_pushed_comes_back(server, spec, monkeypatch, make, mode):
+    monkeypatch.setattr(server, "mode", lambda path: mode)
+    source = make()
+    facts = hub.facts_of(source, CONFIG, spec, 0.2)
+    assert hub.push(source, NAME, card(NAME, [ROW], facts, COMMAND), facts) == f"{server.address}/{NAME}"
+    assert set(server.newest()) == FILES
+    for path in (f"hub:{NAME}", Path(f"hub:{NAME}"), f"hub:{NAME}@main", f"hub:{NAME}@{1:040x}"):
+        assert same(load_source(path), source)
+    assert hub.read_facts(Path(f"hub:{NAME}")) == json.loads(json.dumps(facts))
+    assert facts["image_size"] == 8
+    assert facts["held_out"] == 0.2
+    assert "data_dir" not in facts
+
+
+def test_the_card_says_what_it_is(spec):
+    facts = hub.facts_of(make_gan(), CONFIG, spec, 0.1)
+    text = card(NAME, [ROW, ROW | {"source": "random real images", "mean": 80.0, "protocol": "dsa"}], facts, COMMAND)
+    assert huggingface_hub.ModelCard(text).data.to_dict() == {
+        "library_name": "diffusers", "tags": ["gendistil", "dataset-distillation", "dm"], "datasets": ["digits"],
+        "pipeline_tag": "unconditional-image-generation"}
+    for words in ("91.25 ± 1.50 (±3.70)", "80.00 ± 1.50", "scored once at the last step", "`--protocol dsa`", "12,345",
+                  "Student's t", "10 classes (0, 1,", "1×8×8", "Method `dm`", "pool_match.py --tag 'a b'", " ".join(COMMAND),
+                  "torch 2.15", "commit abc", f'load_source("hub:{NAME}")', "10 % of the training images"):
+        assert words in text, words
+    stored = card(NAME, [ROW], hub.facts_of(make_pixels(), {}, spec, 0.1), COMMAND)
+    assert "How it was made is not recorded." in stored
+    assert "Stored images" in stored
+    assert "pipeline_tag" not in stored
+
+
+def test_only_json_and_safetensors_are_downloaded(server, tmp_path):
+    run = tmp_path / "run"
+    make_gan().save_pretrained(run / "generator")
+    (run / "config.json").write_text(json.dumps(CONFIG | {"data": "digits", "held_out": 0.3}))
+    names = ("checkpoint.pt", "generator/diffusion_pytorch_model.bin", "samples/a.png", "report.json", "ipc10/set.safetensors")
+    server.put(run, **dict.fromkeys(names, b"no"))
+    assert same(load_source(f"hub:{NAME}"), make_gan())
+    fetched = {path.partition("/resolve/")[2].partition("/")[2] for path in server.asked if "/resolve/" in path}
+    assert fetched == {"config.json", "generator/config.json", "generator/diffusion_pytorch_model.safetensors"}
+    facts = hub.read_facts(f"hub:{NAME}")
+    assert (facts["data"], facts["held_out"], facts["method"]) == ("digits", 0.3, "dm")
+    assert "data_dir" not in facts
+
+
+def test_a_new_model_takes_the_place_of_the_old_one(server, spec, tmp_path):
+    run = tmp_path / "run"
+    make_latents().save_pretrained(run / "latents")
+    server.put(run, notes=b"mine", **{"diffusion_pytorch_model.safetensors.index.json": b"{}"})
+    source = make_pixels()
+    facts = hub.facts_of(source, {}, spec, 0.1)
+    hub.push(source, NAME, "card", facts)
+    assert server.newest()["notes"] == b"mine"
+    assert set(server.newest()) == FILES | {"notes"}
+    assert same(load_source(f"hub:{NAME}"), source)
+
+
+def test_samples_of_a_model_on_a_hub(server, command, tmp_path):
+    make_gan().save_pretrained(tmp_path / "gan")
+    server.put(tmp_path / "gan")
+    sets = []
+    for path in (tmp_path / "gan", f"hub:{NAME}"):
+        command(sample, "--pretrain-weight", path, "--ipc", 2, "--output-dir", tmp_path / "set")
+        sets.append((tmp_path / "set" / "set.safetensors").read_bytes())
+    assert sets[0] == sets[1]
+
+
+def test_facts_of_a_stranger_are_taken_with_care(server, tmp_path):
+    assert hub.read_facts(None) == hub.read_facts(tmp_path) == hub.read_facts(tmp_path / "nowhere") == {}
+    mixed = b'{"data": 3, "image_size": "8", "held_out": 0.1, "x": 1}'
+    for content, facts in ((b"{", {}), (b"[1]", {}), (mixed, {"held_out": 0.1})):
+        server.put(tmp_path, **{"gendistil.json": content})
+        shutil.rmtree(tmp_path / "cache", ignore_errors=True)
+        server.repositories[NAME] = {hashlib.sha1(content).hexdigest(): server.newest()}
+        assert hub.read_facts(f"hub:{NAME}") == facts
+
+
+def refused(call, *words, seconds=5):
+    """`call()` raises a UserError of one line with these words, soon."""
+    began = time.perf_counter()
+    with pytest.raises(UserError) as raised:
+        call()
+    assert time.perf_counter() - began < seconds
+    for word in words:
+        assert word in str(raised.value)
+    assert "\n" not in str(raised.value)
+
+
+@pytest.mark.parametrize("text", ["hub:", "hub:x", "hub:a/b/c", "hub:a/b@", "hub:../x", "hub:a/b c", "hub:a/--b", "hub:/a/b"])
+def test_a_bad_name(server, text):
+    refused(lambda: load_source(text), text, "owner/name")
+    assert not server.asked
+
+
+@pytest.mark.parametrize("text", ["x", "a/b/c", "", "a b/c", "/x"])
+def test_a_bad_name_to_push_to(text):
+    with pytest.raises(argparse.ArgumentTypeError, match="owner/name"):
+        hub.repository(text)
+
+
+def test_an_unknown_model_or_revision(server, tmp_path):
+    refused(lambda: load_source("hub:owner/nothing"), "hub:owner/nothing", "has no such model", "hf auth login")
+    server.put(tmp_path)
+    refused(lambda: load_source(f"hub:{NAME}@v2"), f"hub:{NAME}@v2", "no revision 'v2'")
+
+
+def test_an_error_is_all_that_a_command_says(server, fails, tmp_path):
+    server.put(tmp_path, "owner/empty")
+    for name, reason in (("owner/nothing", "has no such model"), ("owner/empty", "holds no saved generator")):
+        error = fails(2, sample, "--pretrain-weight", f"hub:{name}", "--output-dir", tmp_path / "set")
+        assert f"hub:{name}" in error
+        assert reason in error
+        assert error.count("\n") == 1
+    assert not (tmp_path / "set").exists()
+
+
+def test_a_repository_without_a_model(server, tmp_path):
+    server.put(tmp_path, notes=b"x")
+    refused(lambda: load_source(f"hub:{NAME}"), f"hub:{NAME} holds no saved generator")
+    make_gan().save_pretrained(tmp_path, safe_serialization=False)
+    server.put(tmp_path, "owner/pickles")
+    refused(lambda: load_source("hub:owner/pickles"), "hub:owner/pickles holds a damaged generator")
+
+
+def test_pickles_that_another_program_left_are_not_read(server, tmp_path):
+    make_gan().save_pretrained(tmp_path / "gan", safe_serialization=False)
+    server.put(tmp_path / "gan")
+    folder = huggingface_hub.snapshot_download(NAME, endpoint=server.address, cache_dir=tmp_path / "cache" / "hub")
+    assert (Path(folder) / "diffusion_pytorch_model.bin").exists()
+    refused(lambda: load_source(f"hub:{NAME}"), "holds a damaged generator")
+
+
+def test_without_a_network_the_cache_serves(server, tmp_path, monkeypatch):
+    make_gan().save_pretrained(tmp_path / "gan")
+    server.put(tmp_path / "gan")
+    load_source(f"hub:{NAME}")
+    monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:1")
+    assert same(load_source(f"hub:{NAME}"), make_gan())
+    assert same(load_source(f"hub:{NAME}@{'a' * 40}"), make_gan())
+    other = "hub:owner/other"
+    refused(lambda: load_source(other), f"{other} was not downloaded before", "cannot be reached", "HF_ENDPOINT")
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+    assert same(load_source(f"hub:{NAME}"), make_gan())
+
+
+def test_a_hub_that_does_not_answer(monkeypatch, tmp_path):
+    monkeypatch.setenv("HF_HOME", str(tmp_path))
+    monkeypatch.setattr(hub, "TIMEOUT", 0.2)
+    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as deaf:  # takes connections, and nobody serves them
+        monkeypatch.setenv("HF_ENDPOINT", f"http://127.0.0.1:{deaf.server_port}")
+        refused(lambda: load_source(f"hub:{NAME}"), f"hub:{NAME}", "cannot be reached")
+        refused(lambda: hub.make_repository(NAME), f"--push-to-hub {NAME}", "cannot be reached")
+
+
+def test_a_refused_upload(server, spec, monkeypatch):
+    source = make_pixels()
+    facts = hub.facts_of(source, {}, spec, 0.1)
+    refused(lambda: hub.push(source, "somebody/else", "card", facts), "--push-to-hub somebody/else", "does not let you write")
+    monkeypatch.setattr(server, "mode", lambda path: "none")
+    refused(lambda: hub.push(source, NAME, "card", facts), f"--push-to-hub {NAME}", "did not take it")
+    monkeypatch.delenv("HF_TOKEN")
+    refused(lambda: hub.push(source, NAME, "card", facts), f"--push-to-hub {NAME}", "hf auth login", "HF_TOKEN")
+    monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:1")
+    refused(lambda: hub.make_repository(NAME), f"--push-to-hub {NAME}", "cannot be reached")
+
+
+QUICK = ("--ipc", 1, "--epochs", 1, "--min-steps", 1, "--num-eval", 1, "--aug-type", "none")
+
+
+@pytest.fixture
+def run(tmp_path, spec):
+    """The folder of a run that made a small generator, of digits with a fifth held out."""
+    make_gan().save_pretrained(tmp_path / "gan" / "generator")
+    classes = ["zero", *spec.classes[1:]]
+    (tmp_path / "gan" / "config.json").write_text(json.dumps(
+        CONFIG | {"data": "digits", "image_size": None, "held_out": 0.2, "dataset": {"classes": classes}}))
+    return tmp_path / "gan"
+
+
+def test_validate_pushes_what_it_judged(server, command, run, tmp_path, capsys):
+    words = ("--output-dir", tmp_path / "results", *QUICK)
+    command(validate, "--tag", "a", "--pretrain-weight", f"mine={run}", "--push-to-hub", NAME, "--compare", "random", *words)
+    assert f"uploaded: {server.address}/{NAME}" in capsys.readouterr().out
+    assert set(server.newest()) == FILES
+    rows = json.loads((tmp_path / "results" / "a" / "report.json").read_text())
+    text = server.newest()["README.md"].decode()
+    assert [row["source"] for row in rows] == ["mine", "random real images"]
+    assert all(f"{row['mean']:.2f}" in text for row in rows)
+    assert f"--push-to-hub {NAME}" in text
+    assert "pool_match.py --tag 'a b'" in text
+    facts = json.loads(server.newest()["gendistil.json"])
+    assert (facts["data"], facts["image_size"], facts["held_out"], facts["method"]) == ("digits", 8, 0.2, "dm")
+    assert same(load_source(f"hub:{NAME}"), load_source(run))
+
+    # What was uploaded is judged as the run itself, with the data and the held-out part that it was made with.
+    command(validate, "--tag", "b", "--pretrain-weight", f"mine=hub:{NAME}", "--compare", "random", *words)
+    again = json.loads((tmp_path / "results" / "b" / "report.json").read_text())
+    assert [row["accuracies"] for row in again] == [row["accuracies"] for row in rows]
+    config = json.loads((tmp_path / "results" / "b" / "config.json").read_text())
+    assert (config["data"], config["image_size"], config["held_out"]) == ("digits", 8, 0.2)
+
+
+def test_a_refusal_comes_before_the_work(server, fails, run, tmp_path, monkeypatch):
+    monkeypatch.setattr(validate, "evaluate", lambda *_, **__: pytest.fail("students were trained"))
+    words = ("--output-dir", tmp_path / "results", *QUICK)
+
+    def refuses(name, reason, *weights):
+        error = fails(2, validate, "--push-to-hub", name, "--pretrain-weight", *weights, *words)
+        assert "--push-to-hub" in error
+        assert reason in error
+        assert error.count("\n") == 1
+
+    refuses("somebody/else", "does not let you write", run)
+    refuses("name", "owner/name", run)
+    refuses(NAME, "give one --pretrain-weight, not 2", run, f"b={run}")
+    monkeypatch.delenv("HF_TOKEN")
+    refuses(NAME, "hf auth login", run)
+    assert fails(2, validate, "--push-to-hub", NAME, "--compare", *words).count("\n") == 1
+    assert not server.repositories
+    assert not (tmp_path / "results").exists()

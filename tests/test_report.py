@@ -1,0 +1,181 @@
+"""Tables of measured rows, alone and in documents."""
+
+import json
+import re
+import sys
+from pathlib import Path
+
+import pytest
+
+from gendistil.common.errors import UserError
+from gendistil.evaluation import PROTOCOLS, Result
+from gendistil.evaluation.report import (
+    KEYS,
+    LEGEND,
+    main,
+    markdown,
+    plot,
+    read_report,
+    rewrite,
+    rewrite_document,
+    tables,
+)
+
+ROOT = Path(__file__).parents[1]
+
+
+def make_row(**changes):
+    return {"source": "gan", "data": "digits", "sampling": "fresh", "ipc": 10, "model": "convnet", "mean": 91.0, "std": 1.5,
+            "ci95": 3.7, "n": 3, "seconds": 1.0, **changes}
+
+
+@pytest.fixture
+def project(tmp_path):
+    """A folder with a pyproject.toml, the reports a.json and b.json of one source each, and a document that marks both."""
+    (tmp_path / "pyproject.toml").touch()
+    for name in "ab":
+        (tmp_path / f"{name}.json").write_text(json.dumps([make_row(source=f"source-{name}")]))
+    (tmp_path / "docs").mkdir()
+    (tmp_path / "docs" / "page.md").write_text(
+        "# Title\n\n<!-- legend -->\n<!-- /legend -->\n\n<!-- table: a.json b.json -->\nold\n<!-- /table -->\nkept\n\n"
+        "<!-- table: b.json -->\n<!-- /table -->\n")
+    return tmp_path
+
+
+def call(monkeypatch, *words):
+    monkeypatch.setattr(sys, "argv", ["report", *map(str, words)])
+    main()
+
+
+def test_a_report_is_its_tables_and_the_legend():
+    rows = [make_row(), make_row(data="mnist")]
+    assert markdown(rows) == f"{tables(rows)}\n{LEGEND}"
+    assert LEGEND not in tables(rows)
+    assert tables(rows).count("\n\n**") == 1
+
+
+def test_rows_have_the_keys_of_a_report():
+    result = Result((90.0, 92.0), images=100, epochs=1, steps=1, seconds=1.0).row()
+    assert {"mean", "std", "ci95", "n", "seconds"} <= set(result)
+    assert set(KEYS) == set(make_row())
+
+
+def test_a_table_has_one_line_per_source_and_one_column_per_ipc(tmp_path):
+    rows = [make_row(), make_row(ipc=1, mean=50.0, n=1, std=None, ci95=None), make_row(source="match", mean=95.0),
+            make_row(source="all", sampling="all", ipc=None), make_row(model="resnet18"), make_row(protocol="dim")]
+    text = markdown(rows)
+    lines = [[cell.strip() for cell in line.split("|")[1:-1]] for line in text.splitlines() if line.startswith("|")]
+    assert lines[0] == ["source", "sampling", "students", "IPC 1", "IPC 10", "all images"]
+    assert lines[2] == ["gan", "fresh", "1-3", "50.00", "91.00 ± 1.50 (±3.70)", ""]
+    assert lines[3][:5] == ["match", "fresh", "3", "", "95.00 ± 1.50 (±3.70)"]
+    assert "**resnet18 on digits**, accuracy on the test set in per cent, scored once" in text
+    assert text.count("best accuracy seen in five looks at the test set") == 1
+    plot(rows, tmp_path / "accuracy.png")
+    assert (tmp_path / "accuracy.png").read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.mark.parametrize("content", [None, "{", "{}", "[]", '[{"source": "gan"}]', "[1]"])
+def test_a_file_that_is_no_report_is_named(tmp_path, content):
+    path = tmp_path / "report.json"
+    if content is not None:
+        path.write_text(content)
+    with pytest.raises(UserError, match=r"report\.json"):
+        read_report(path)
+
+
+HEADINGS = {
+    "default": "accuracy on the test set in per cent, scored once at the last step",
+    "dim": "published DiM protocol: best accuracy seen in five looks at the test set, in per cent",
+    **{name: f"accuracy on the test set in per cent, students trained {how}, scored once at the last step" for name, how in {
+        "dc": "as DC published (`--protocol dc`)", "dsa": "as DSA and DM published (`--protocol dsa`)",
+        "idc": "as IDC and DREAM published (`--protocol idc`)", "mine": "by `--protocol mine`"}.items()},
+}
+
+
+@pytest.mark.parametrize("protocol", HEADINGS)
+def test_a_heading_names_the_protocol(protocol):
+    assert protocol in PROTOCOLS or protocol == "mine"
+    assert tables([make_row(protocol=protocol)]).splitlines()[0] == f"**convnet on digits**, {HEADINGS[protocol]}"
+    if protocol == "default":
+        assert tables([make_row()]) == tables([make_row(protocol=protocol)])
+    assert "the held-out images" in tables([make_row(protocol=protocol, scored_on="held_out")]).splitlines()[0]
+
+
+def test_reports_are_merged(project, monkeypatch, capsys):
+    call(monkeypatch, project / "a.json", project / "b.json")
+    text = capsys.readouterr().out
+    assert text.count(LEGEND) == 1
+    assert all(f"| source-{name} " in text for name in "ab")
+
+
+def test_a_document_is_written_anew(project, monkeypatch, capsys):
+    page = project / "docs" / "page.md"
+    call(monkeypatch, "--document", page)
+    text = page.read_text()
+    assert capsys.readouterr().out == ""
+    assert text.count(LEGEND) == 1
+    assert text.count("| source-a ") == 1
+    assert text.count("| source-b ") == 2
+    assert "Measured: `a.json`, `b.json`\n<!-- /table -->\nkept\n" in text
+    assert "old" not in text
+    assert text.startswith("# Title\n\n<!-- legend -->\nMean ±")
+    call(monkeypatch, "--document", page)
+    assert page.read_text() == text
+
+
+BROKEN = {
+    "nothing": ("# Title\n", "marks no table"),
+    "no end": ("<!-- table: a.json -->\n", "line 1"),
+    "no beginning": ("text\n<!-- /table -->\n", "line 2"),
+    "another's end": ("<!-- table: a.json -->\n<!-- /legend -->\n", "no partner"),
+    "nested": ("<!-- table: a.json -->\n<!-- legend -->\n<!-- /legend -->\n<!-- /table -->\n", "no partner"),
+    "no file": ("<!-- table -->\n<!-- /table -->\n", "names no file"),
+    "lost file": ("<!-- table: c.json -->\n<!-- /table -->\n", "c.json"),
+}
+
+
+@pytest.mark.parametrize("case", BROKEN)
+def test_a_broken_document_is_named_and_left_alone(project, monkeypatch, case):
+    text, message = BROKEN[case]
+    page, whole = project / "broken.md", project / "docs" / "page.md"
+    page.write_text(text)
+    before = whole.read_text()
+    with pytest.raises(UserError, match=rf"--document .*broken\.md.*{message}"):
+        call(monkeypatch, "--document", whole, page)
+    assert (page.read_text(), whole.read_text()) == (text, before)
+
+
+def test_a_document_has_a_project(tmp_path, monkeypatch):
+    with pytest.raises(UserError, match=r"nowhere\.md"):
+        call(monkeypatch, "--document", ROOT / "nowhere.md")
+    with pytest.raises(UserError, match=r"page\.md.*pyproject\.toml"):
+        call(monkeypatch, "--document", tmp_path / "page.md")
+
+
+@pytest.mark.parametrize("words", [[], ["a.json", "--document", "b.md"]])
+def test_reports_or_documents(words, monkeypatch, capsys):
+    with pytest.raises(SystemExit) as leaving:
+        call(monkeypatch, *words)
+    assert leaving.value.code == 2
+    assert "either reports, or documents" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", ["docs/results.md", "README.md"])
+def test_the_tables_of_our_documents_are_those_of_their_files(name):
+    text = (ROOT / name).read_text(encoding="utf-8")
+    if name == "README.md" and "<!-- table" not in text:
+        pytest.skip("marks no table")
+    assert rewrite_document(ROOT / name) == text
+    assert text.count(LEGEND) <= 1
+
+
+@pytest.mark.parametrize("name", ["docs/results.md", "README.md"])
+def test_pictures_and_files_of_our_documents_are_there(name):
+    text = (ROOT / name).read_text(encoding="utf-8")
+    for link in re.findall(r"\]\(([^)]+)\)", text):
+        assert link.startswith("http") or ((ROOT / name).parent / link.partition("#")[0]).exists(), link
+
+
+def test_text_between_tables_is_not_touched():
+    text = "Write `<!-- table: a.json -->` there.\n<!-- legend -->\nx\n<!-- /legend -->\n end"
+    assert rewrite(text, ROOT) == text.replace("x\n", LEGEND)
