@@ -6,6 +6,7 @@ from parity_fixtures import assert_close, fixture, fixture_input, fixture_state
 from torch import nn
 from torch.nn import functional as F
 
+from gendistil.common import rng
 from gendistil.common.errors import UserError
 from gendistil.common.run import save_checkpoint
 from gendistil.sources import index_within_class, load_source
@@ -54,6 +55,15 @@ def test_folded_convolutions_equal_the_two_operations_they_replace():
     conv, x = nn.Conv2d(5, 7, 3, padding=1), torch.randn(2, 5, 6, 6)
     torch.testing.assert_close(conv_after_doubling(x, conv), conv(F.interpolate(x, scale_factor=2)), atol=1e-5, rtol=1e-5)
     torch.testing.assert_close(conv_then_halving(x, conv), F.avg_pool2d(conv(x), 2), atol=1e-5, rtol=1e-5)
+
+
+def test_noise_is_the_same_for_a_device_without_float64(monkeypatch):
+    labels, indices = torch.tensor([3, 0, 3]), torch.tensor([0, 0, 1])
+    expected = rng.counter_normal(5, labels, indices, 16)
+    answers = iter([False, True])  # of the device, and of the CPU that draws for it
+    monkeypatch.setattr(rng, "has_float64", lambda device: next(answers))
+    assert torch.equal(rng.counter_normal(5, labels, indices, 16), expected)
+    assert next(answers, None) is None
 
 
 def test_gradient_penalty_of_a_linear_critic_is_known():

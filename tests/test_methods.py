@@ -86,7 +86,8 @@ def test_every_preset_runs_and_is_judged(command, tmp_path, method):
 
 
 @pytest.mark.parametrize("method", ["dm", "dsa", "dream"])
-def test_resuming_pixels_gives_what_one_run_gives(command, tmp_path, method):
+def test_resuming_pixels_gives_what_one_run_gives(command, tmp_path, monkeypatch, method):
+    monkeypatch.setenv("ACCELERATE_USE_CPU", "1")
     words = ("--output-dir", tmp_path, "--method", method, "--ipc", 2, *QUICK)
     command(pool_match, *words, "--tag", "whole", "--steps", 5)
     command(pool_match, *words, "--tag", "parts", "--steps", 3)

@@ -90,7 +90,7 @@ def pixel_learner(digits, ipc=2, factor=1, **options):
     pixels = PixelSet(size=8, channels=1, num_classes=10, ipc=ipc, factor=factor)
     pool = RandomPool(digits)
     initial.start(pixels, digits, "real", 0, pool)
-    return PixelLearner(Accelerator(cpu=True), digits.spec, pixels, 0, **{"lr": 1.0, **options}), pool
+    return PixelLearner(Accelerator(cpu=True, mixed_precision="no"), digits.spec, pixels, 0, **{"lr": 1.0, **options}), pool
 
 
 def pixel_matcher(learner, digits, pool, **options):
@@ -133,7 +133,7 @@ def test_the_peak_of_memory_is_that_of_a_chunk():
         split = Split(torch.randint(256, (classes * 4, 1, 8, 8), dtype=torch.uint8), torch.arange(classes).repeat(4))
         dataset = Dataset(spec, split, split, split)
         pixels = PixelSet(size=8, channels=1, num_classes=classes, ipc=50)
-        learner, pool = PixelLearner(Accelerator(cpu=True), spec, pixels, 0, lr=1.0), RandomPool(dataset)
+        learner, pool = PixelLearner(Accelerator(cpu=True, mixed_precision="no"), spec, pixels, 0, lr=1.0), RandomPool(dataset)
         Kept.now = Kept.peak = 0
         with torch.autograd.graph.saved_tensors_hooks(Kept, lambda kept: kept.tensor):
             learner.step(0, pixel_matcher(learner, dataset, pool, per_class=4, at_once=at_once))

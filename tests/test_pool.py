@@ -17,6 +17,11 @@ from pools.pool import snapshot_steps
 SETTINGS = {"members": 2, "epochs": 4, "snapshots": 3, "lr": 0.1, "aug_type": "crop", "options": {"convnet": {"width": 16}}}
 
 
+def cpu():
+    """An accelerator on which snapshots are scored in the precision in which they are scored again."""
+    return Accelerator(cpu=True, mixed_precision="no")
+
+
 @pytest.fixture(scope="module")
 def digits():
     return load_dataset("digits")
@@ -29,7 +34,7 @@ def folder(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def pool(digits, folder):
-    return ClassifierPool(digits, folder, Accelerator(cpu=True), **SETTINGS)
+    return ClassifierPool(digits, folder, cpu(), **SETTINGS)
 
 
 @pytest.fixture
@@ -70,13 +75,13 @@ def test_snapshots_are_kept_from_early_to_late_and_scored_on_held_out_images(poo
 
 
 def test_the_same_pool_is_not_trained_again_and_another_one_is(pool, digits, folder, trained):
-    again = ClassifierPool(digits, folder, Accelerator(cpu=True), **SETTINGS)
+    again = ClassifierPool(digits, folder, cpu(), **SETTINGS)
     assert not trained
     assert again.dir == pool.dir
     assert torch.equal(weights(again[4]), weights(pool[4]))
     quick = {**SETTINGS, "members": 1, "epochs": 1, "snapshots": 1}
-    other = ClassifierPool(digits, folder, Accelerator(cpu=True), **quick)
-    fewer_images = ClassifierPool(replace(digits, train=digits.train[:300]), folder, Accelerator(cpu=True), **quick)
+    other = ClassifierPool(digits, folder, cpu(), **quick)
+    fewer_images = ClassifierPool(replace(digits, train=digits.train[:300]), folder, cpu(), **quick)
     assert len(trained) == 2
     assert len({pool.dir, other.dir, fewer_images.dir}) == 3
 
@@ -102,10 +107,10 @@ def test_a_choice_of_images_is_made_by_a_network_that_has_learned_to_the_end(poo
 
 def test_a_pool_of_another_format_is_refused(digits, tmp_path):
     settings = {**SETTINGS, "members": 1, "epochs": 1, "snapshots": 1}
-    record = ClassifierPool(digits, tmp_path, Accelerator(cpu=True), **settings).dir / "pool.json"
+    record = ClassifierPool(digits, tmp_path, cpu(), **settings).dir / "pool.json"
     record.write_text(json.dumps({**json.loads(record.read_text()), "format": 99}))
     with pytest.raises(UserError, match="has format 99 and this version reads format 1: remove the folder"):
-        ClassifierPool(digits, tmp_path, Accelerator(cpu=True), **settings)
+        ClassifierPool(digits, tmp_path, cpu(), **settings)
 
 
 def test_gradients_reach_the_images_through_a_frozen_member(pool):
@@ -122,7 +127,7 @@ def test_a_damaged_snapshot_is_trained_again_as_it_was(pool, digits, folder, tra
         path.unlink()
     else:
         path.write_bytes(sound[: len(sound) // 2] if damage == "truncated" else sound[:-4] + b"\0\0\0\0")
-    rebuilt = ClassifierPool(digits, folder, Accelerator(cpu=True), **SETTINGS)
+    rebuilt = ClassifierPool(digits, folder, cpu(), **SETTINGS)
     assert len(trained) == 1  # the other member is left alone
     assert torch.allclose(weights(rebuilt[4]), weights(pool[4]), atol=1e-4)
     assert [row["step"] for row in rebuilt.table()] == [row["step"] for row in pool.table()]
@@ -130,7 +135,7 @@ def test_a_damaged_snapshot_is_trained_again_as_it_was(pool, digits, folder, tra
 
 def test_an_interrupted_pretraining_goes_on_with_the_missing_member(pool, digits, tmp_path, trained, monkeypatch):
     settings = {**SETTINGS, "epochs": 1}
-    whole = ClassifierPool(digits, tmp_path / "whole", Accelerator(cpu=True), **settings)
+    whole = ClassifierPool(digits, tmp_path / "whole", cpu(), **settings)
     counted, started = pools.pool.train_classifier, []
 
     def interrupted(*args, **kwargs):
@@ -142,9 +147,9 @@ def test_an_interrupted_pretraining_goes_on_with_the_missing_member(pool, digits
     with monkeypatch.context() as patch:
         patch.setattr(pools.pool, "train_classifier", interrupted)
         with pytest.raises(KeyboardInterrupt):
-            ClassifierPool(digits, tmp_path / "cut", Accelerator(cpu=True), **settings)
+            ClassifierPool(digits, tmp_path / "cut", cpu(), **settings)
     trained.clear()
-    resumed = ClassifierPool(digits, tmp_path / "cut", Accelerator(cpu=True), **settings)
+    resumed = ClassifierPool(digits, tmp_path / "cut", cpu(), **settings)
     assert len(trained) == 1
     for index in range(len(whole)):
         assert torch.allclose(weights(resumed[index]), weights(whole[index]), atol=1e-4)
@@ -152,14 +157,14 @@ def test_an_interrupted_pretraining_goes_on_with_the_missing_member(pool, digits
 
 def test_a_damaged_record_is_written_anew(digits, tmp_path):
     settings = {**SETTINGS, "members": 1, "epochs": 1, "snapshots": 1}
-    first = ClassifierPool(digits, tmp_path, Accelerator(cpu=True), **settings)
+    first = ClassifierPool(digits, tmp_path, cpu(), **settings)
     for text in ("{", "[]", '{"snapshots": [{"member": 0}]}'):
         (first.dir / "pool.json").write_text(text)
-        assert len(ClassifierPool(digits, tmp_path, Accelerator(cpu=True), **settings)) == 1
+        assert len(ClassifierPool(digits, tmp_path, cpu(), **settings)) == 1
 
 
 def test_members_of_several_names(digits, tmp_path):
-    pool = ClassifierPool(digits, tmp_path, Accelerator(cpu=True), names=("convnet", "resnet10"), members=1, epochs=1,
+    pool = ClassifierPool(digits, tmp_path, cpu(), names=("convnet", "resnet10"), members=1, epochs=1,
                           snapshots=1, aug_type="none", options={"convnet": {"width": 8}, "resnet10": {"width": 8}})
     assert [row["name"] for row in pool.table()] == ["convnet", "resnet10"]
     assert pool[0](torch.zeros(1, 1, 8, 8)).shape == pool[1](torch.zeros(1, 1, 8, 8)).shape == (1, 10)
@@ -180,7 +185,7 @@ def test_snapshot_steps():
 
 def test_bad_requests(digits, tmp_path):
     with pytest.raises(UserError, match="vgg"):
-        ClassifierPool(digits, tmp_path, Accelerator(cpu=True), names=("vgg",), members=1, epochs=1, snapshots=1)
+        ClassifierPool(digits, tmp_path, cpu(), names=("vgg",), members=1, epochs=1, snapshots=1)
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match="cannot be written"):
-        ClassifierPool(digits, tmp_path / "file", Accelerator(cpu=True), **{**SETTINGS, "epochs": 1})
+        ClassifierPool(digits, tmp_path / "file", cpu(), **{**SETTINGS, "epochs": 1})

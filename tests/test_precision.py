@@ -26,6 +26,11 @@ STOPPED = ("--lr", 1e-12, "--overwrite")
 TOLERANCE = 0.35
 
 
+@pytest.fixture(autouse=True)
+def on_the_cpu(monkeypatch):
+    monkeypatch.setenv("ACCELERATE_USE_CPU", "1")
+
+
 @pytest.fixture(scope="module")
 def digits():
     return load_dataset("digits")
