@@ -105,7 +105,7 @@ latents-%: JUDGE = $(RUN) validate.py $(FLAGS) --ipc $(IPC) --sampling fixed --c
     --pretrain-weight gan=$(GAN) gan-inversion=$(OUT)/$*-inversion itgan=$(OUT)/$*-itgan
 latents-%: $(BIN)/.installed
 	$(LEARN) --tag $*-inversion --method inversion --weight $(GAN) --ipc $(IPC) $(CHUNKS)
-	for row in itgan "dream --select dream --select-candidates 300" "free --own-weight 0"; do $(LEARN) --method itgan \
+	for row in itgan "dream --select dream --select-candidates 300" "free --paired-weight 0"; do $(LEARN) --method itgan \
 	    --weight $(OUT)/$*-inversion --match-batch 64 --steps $(STEPS) $(PART) --tag $*-$$row || exit 1; done
 	$(JUDGE) itgan-dream=$(OUT)/$*-dream itgan-free=$(OUT)/$*-free --tag $*-convnet $(CONVNET)
 	$(JUDGE) --tag $*-resnet18 --eval-model resnet18 $(RESNET)
