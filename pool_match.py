@@ -56,6 +56,9 @@ def check(args):
     learned, match = LEARNED[row.learn], args.match or row.match
     why = f"is not for --method {args.method}, which learns {learned.words}"
     refuse(args, (Method, Start), lambda field: learned.flags not in field.metadata.get("learns", [learned.flags]), why)
+    pool = args.pool_training or row.pool_training
+    refuse(args, (Method,), lambda field: pool not in field.metadata.get("pools", [pool]),
+           f"is not for networks of --pool-training {pool}, which --method {args.method} has here")
     if learned.flags != GENERATOR and args.match == "none":
         raise UserError(f"--match none {why}")
     if learned.needs_weight and not args.weight:

@@ -34,10 +34,11 @@ EXTENDING = (ROOT / "docs" / "extending.md").read_text(encoding="utf-8")
 SHORT = {
     "gen_condense": ("--width 8", "--batch-size 8", "--steps 2"),
     "pool_match": ("--match-batch 4", "--select-candidates 20", "--steps 2", "--eval-epochs 1", "--eval-ipc 1",
-                   "--pool-members 1", "--pool-epochs 1", "--pool-snapshots 1", "--pool convnet"),
+                   "--pool convnet"),
     "validate": ("--ipc 1", "--epochs 1", "--min-steps 1", "--num-eval 1", "--full-epochs 1"),
     "sample": (),
 }
+SMALL_POOL = ("--pool-members 1", "--pool-epochs 1", "--pool-snapshots 1")
 LESS = {"--steps": 3, "--epochs": 1, "--ipc": 2, "--num-eval": 1}
 """What a shortened command gives in place of larger values."""
 
@@ -50,7 +51,8 @@ def shortened(words):
     for place, word in enumerate(words[:-1]):
         if word in LESS and words[place + 1].isdigit():
             words[place + 1] = str(min(int(words[place + 1]), LESS[word] + resumed))
-    for flags in SHORT.get(script, ()):
+    own_pool = script == "pool_match" and not {"--method", "--pool-training"} & set(words)
+    for flags in (*SHORT.get(script, ()), *(SMALL_POOL if own_pool else ())):
         flag, *values = flags.split()
         if flag not in words:
             words += [flag, *values]

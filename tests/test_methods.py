@@ -29,7 +29,8 @@ from generators.pyramid import PyramidGenerator
 from pools import OnlinePool, RandomPool
 
 QUICK = ("--match-batch", 4, "--select-candidates", 20, "--select-interval", 2, "--eval-epochs", 1, "--eval-interval", 100,
-         "--log-interval", 1, "--pool-members", 1, "--pool-epochs", 1, "--pool-snapshots", 1)
+         "--log-interval", 1)
+SMALL_POOL = ("--pool-members", 1, "--pool-epochs", 1, "--pool-snapshots", 1)
 
 
 @pytest.fixture(scope="module")
@@ -71,6 +72,7 @@ def test_every_combination(digits, learn, match, select):
 def test_every_preset_runs_and_is_judged(command, tmp_path, method):
     shared = ("--output-dir", tmp_path)
     steps = () if METHODS[method].steps == 0 else ("--steps", 2)
+    steps += SMALL_POOL if METHODS[method].pool_training == "pretrained" else ()
     command(pool_match, *shared, "--tag", "set", "--method", method, "--ipc", 2, *QUICK, *steps)
     source = load_source(tmp_path / "set")
     assert isinstance(source, PixelSet)
@@ -146,6 +148,9 @@ def test_the_methods_are_listed(command, capsys):
     (["--method", "herding", "--ipc", "5000"], "fewer than the 5000 that --init herding asks for: lower --ipc"),
     (["--method", "dm", "--aug-setting", "image", "--steps", "1"], "use --aug-setting class"),
     (["--method", "dm", "--metric", "angle"], "invalid choice: 'angle'"),
+    (["--method", "dm", "--pool-epochs", "3"], "--pool-epochs is not for networks of --pool-training random, which --method"),
+    (["--method", "dsa", "--pool-images", "3"], "--pool-images is not for networks of --pool-training synthetic"),
+    (["--method", "idc", "--pool-training", "random", "--inner", "3"], "--inner is not for networks of --pool-training random"),
 ])
 def test_bad_flags(fails, tmp_path, words, said):
     error = fails(2, pool_match, "--output-dir", tmp_path, *QUICK, *words)

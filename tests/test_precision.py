@@ -17,7 +17,8 @@ from gendistil.sources import PixelSet
 from pools import OnlinePool, RandomPool
 
 SHORT = ("--match-batch", 8, "--select-candidates", 40, "--select-interval", 1, "--eval-epochs", 1, "--eval-ipc", 1, "--pool",
-         "convnet", "--pool-members", 1, "--pool-epochs", 1, "--pool-snapshots", 1, "--log-interval", 1)
+         "convnet", "--log-interval", 1)
+SMALL_POOL = ("--pool-members", 1, "--pool-epochs", 1, "--pool-snapshots", 1)
 ONLINE = ("--outer", 4, "--inner", 2)  # the network of the second step has been trained in two passes
 STOPPED = ("--lr", 1e-12, "--overwrite")
 
@@ -69,6 +70,7 @@ def test_a_method_learns_in_bf16_what_it_learns_in_float32(command, gan, tmp_pat
     words += ["--ipc", 4] if row.learn != "generator" else ["--batch-size", 16]
     words += ["--chunk-steps", 2] if method == "inversion" else ["--steps", 2]
     words += ONLINE if row.pool_training in ("synthetic", "real") else []
+    words += SMALL_POOL if row.pool_training == "pretrained" and "--pool-training" not in flags else []
     for precision in ("fp32", "bf16"):
         command(pool_match, *words, "--tag", precision, "--precision", precision)
     if row.learn == "generator":

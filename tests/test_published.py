@@ -58,7 +58,7 @@ FASHION = dict(metric="l1", lr=by_ipc(7.65625e-6, 7.65625e-5, 3.828125e-4), pool
                aug_type="color_crop_cutout", pool_cutmix=0.5)
 
 # argument.py:123-126, :174-183 (with factor 2, a mosaic of f2_init), :229; condense.py:490 and :649 (batches of batch_real),
-# :541-568, :621. Every 40th network's set is saved and scored (condense.py:596, :667-681); the paper has the best (issue 11).
+# :541-568, :621. Every 40th network's set is saved and scored (condense.py:596, :667-681); the best counts (their issue 11).
 DREAM = {**IDC, "match_batch": 128, "pool_batch": 128, "init": "kmeans", "select": "dream", "select_interval": 10,
          "keep": "best"}
 

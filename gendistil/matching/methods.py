@@ -17,6 +17,7 @@ GENERATOR, PIXELS, LATENTS = "generator", "pixels", "latents"
 
 STORED = (PIXELS, LATENTS)
 POOL_TRAININGS = ("pretrained", "random", "synthetic", "real")
+ONLINE = ("synthetic", "real")
 KEEPS = ("best", "last")
 DEFAULT_IPC = 10
 
@@ -32,8 +33,8 @@ def _match(text):
 class Method:
     """One row; the names of its fields are the flags of `pool_match.py`, and any flag that is given takes its place.
 
-    `learns` of a field: the kinds of what is learned that it has a meaning for (default: all); `first`: whether its flag also
-    goes to the method that runs first, or only to that one.
+    `learns` of a field: the kinds of what is learned that it has a meaning for (default: all); `pools`: the kinds of pool;
+    `first`: whether its flag also goes to the method that runs first, or only to that one.
     """
 
     learn: str    # a key of build.LEARNED
@@ -94,20 +95,24 @@ class Method:
     pool_training: str = option("pretrained: on the real images, and kept; random: never; synthetic, real: between the steps, "
                                 "on what is learned or on real images", "random", choices=POOL_TRAININGS, group="pool")
     outer: int = option("steps of matching before the online network (synthetic, real) is replaced by a new one", 1, type=COUNT,
-                        group="pool")
-    inner: int = option("passes that train the online network between two steps of matching", 1, type=COUNT, group="pool")
-    pool_images: int = option("real images in each pass that trains the online network", 500, type=COUNT, group="pool")
-    pool_batch: int = option("images a step of its training", 256, type=number(int, 2), group="pool")
-    pool_lr: float = option("learning rate of its training (SGD)", 0.01, type=POSITIVE, group="pool")
-    pool_momentum: float = option("momentum of its training", 0.0, type=number(float, 0, 0.999), group="pool")
-    pool_decay: float = option("weight decay of its training", 0.0, type=WEIGHT, group="pool")
-    pool_aug: str = option("augmentation of its training", "none", group="pool")
-    pool_cutmix: float = option("probability that CutMix mixes a batch of its training", 0.0, type=FRACTION, group="pool")
-    pool_members: int = option("pretrained networks of each classifier (default: 4)", 4, type=COUNT, group="pool", first=True)
+                        group="pool", pools=ONLINE)
+    inner: int = option("passes that train the online network between two steps of matching", 1, type=COUNT, group="pool",
+                        pools=ONLINE)
+    pool_images: int = option("real images in each pass that trains the online network", 500, type=COUNT, group="pool",
+                              pools=("real",))
+    pool_batch: int = option("images a step of its training", 256, type=number(int, 2), group="pool", pools=ONLINE)
+    pool_lr: float = option("learning rate of its training (SGD)", 0.01, type=POSITIVE, group="pool", pools=ONLINE)
+    pool_momentum: float = option("momentum of its training", 0.0, type=number(float, 0, 0.999), group="pool", pools=ONLINE)
+    pool_decay: float = option("weight decay of its training", 0.0, type=WEIGHT, group="pool", pools=ONLINE)
+    pool_aug: str = option("augmentation of its training", "none", group="pool", pools=ONLINE)
+    pool_cutmix: float = option("probability that CutMix mixes a batch of its training", 0.0, type=FRACTION, group="pool",
+                                pools=ONLINE)
+    pool_members: int = option("pretrained networks of each classifier (default: 4)", 4, type=COUNT, group="pool", first=True,
+                               pools=("pretrained",))
     pool_epochs: int = option("epochs of their pretraining on the real images (default: 20)", 20, type=COUNT, group="pool",
-                              first=True)
+                              first=True, pools=("pretrained",))
     pool_snapshots: int = option("snapshots kept of each, from early to late (default: 5)", 5, type=COUNT, group="pool",
-                                 first=True)
+                                 first=True, pools=("pretrained",))
 
     lr: float | None = option("learning rate of the generator (default: the recipe's), of pixels or of latents", None,
                               type=POSITIVE, group=_LENGTH)
