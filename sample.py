@@ -18,8 +18,7 @@ from tqdm import tqdm
 
 from gendistil.common.cli import COUNT, SEED, Parser, run_script
 from gendistil.common.errors import UserError
-from gendistil.common.hub import read_facts
-from gendistil.common.run import find_run, read_json
+from gendistil.common.run import made_by
 from gendistil.sources import CHOICES, draw_set, load_source
 
 
@@ -39,8 +38,7 @@ def parse_args(argv=None):
 
 def describe(path, num_classes):
     """What is known of the data set that the source at `path` was distilled from: a dict with `classes` at least."""
-    folder = find_run(path)
-    spec = (read_json(folder / "config.json") if folder else read_facts(path)).get("dataset")
+    spec = made_by(path).get("dataset")
     if isinstance(spec, dict) and len(spec.get("classes", ())) == num_classes:
         return spec
     return {"classes": [f"{label:0{len(str(num_classes - 1))}d}" for label in range(num_classes)]}

@@ -17,8 +17,8 @@ from gendistil.common.cli import COUNT, Parser, add_data_arguments, add_run_argu
 from gendistil.common.device import autocast, make_accelerator
 from gendistil.common.errors import UserError
 from gendistil.common.flags import add_flags, override
-from gendistil.common.hub import facts_of, make_repository, push, read_facts, repository
-from gendistil.common.run import Run, check_folder, device_name, find_run, inherit_data
+from gendistil.common.hub import facts_of, make_repository, push, repository
+from gendistil.common.run import Run, check_folder, device_name, inherit_data, made_by
 from gendistil.data import Augment, load_dataset
 from gendistil.evaluation import PROTOCOLS, SAMPLINGS, Protocol, evaluate, evaluate_full, protocol_for
 from gendistil.evaluation.card import card
@@ -142,8 +142,8 @@ def main():
     rows = []
     for first in tqdm(range(0, len(plan), accelerator.num_processes), "validate", unit="row", disable=not run.is_main):
         index = first + accelerator.process_index  # every process judges one row of its own
-        mine = [{**row, **facts, **judge(row).row(), **describe(row["source"], row["ipc"])} for row in plan[index:index + 1]]
-        for row in gather_object(mine):
+        judged = [{**row, **facts, **judge(row).row(), **describe(row["source"], row["ipc"])} for row in plan[index:index + 1]]
+        for row in gather_object(judged):
             rows.append(row)
             run.log({f"accuracy/{row['source']}, {row['model']}, {row['sampling']}": row["mean"]}, row["ipc"] or 0)
         if run.is_main:
@@ -152,7 +152,7 @@ def main():
     accelerator.print(f"{markdown(rows)}\nreport: {run.dir / 'report.md'}")
     if args.push_to_hub and run.is_main:
         (name, path), = paths.items()
-        facts = facts_of(sources[name], read_facts(find_run(path) or path), dataset.spec, args.held_out)
+        facts = facts_of(sources[name], made_by(path), dataset.spec, args.held_out)
         address = push(sources[name], args.push_to_hub, card(args.push_to_hub, rows, facts, words), facts)
         print(f"uploaded: {address}")
 

@@ -1,17 +1,18 @@
-"""Sources, students, protocols, statistics and reports."""
+"""Students, protocols and statistics."""
 
 import dataclasses
 import math
 
 import pytest
 import torch
+from prototypes import Prototypes, SoftPrototypes
 from scipy import stats
 from torch import nn
 from torch.nn import functional as F
 
 from gendistil.common.errors import UserError
-from gendistil.common.rng import counter_normal, stream
-from gendistil.data import Augment, Split, load_dataset, to_signed, to_uint8
+from gendistil.common.rng import stream
+from gendistil.data import Augment, Split, load_dataset
 from gendistil.data.augment import cut_mix
 from gendistil.evaluation import (
     PROTOCOLS,
@@ -27,46 +28,14 @@ from gendistil.evaluation import (
     train_student,
 )
 from gendistil.sources import (
-    DistilledDataset,
     RealImages,
-    Source,
     balanced_labels,
     check_fits,
-    draw,
     draw_set,
-    index_within_class,
 )
 from pools import SCHEDULES, epoch_batches, train_classifier
 
 QUICK = Protocol(epochs=2, min_steps=0, aug_type="none")
-
-
-class Prototypes(Source):
-    """A source whose classes are told apart easily: a lit row or column per class, in noise. It remembers what was asked."""
-
-    num_classes, channels, size = 10, 1, 8
-
-    def __init__(self):
-        self.asked = []
-
-    def sample(self, labels, seed):
-        self.asked.append((labels.clone(), seed))
-        images = -1 + 0.1 * counter_normal(seed, labels, index_within_class(labels), 64).view(-1, 1, 8, 8)
-        for image, label in zip(images, labels.tolist()):
-            if label < 5:
-                image[:, label] = 1
-            else:
-                image[..., label - 5] = 1
-        return images
-
-
-class SoftPrototypes(Prototypes):
-    """The same with soft labels: a tenth of the weight on the next class, and a little more for odd seeds."""
-
-    def targets(self, labels, seed=0):
-        share = 0.1 + 0.001 * (seed % 2)
-        hard = F.one_hot(labels, 10).float()
-        return (1 - share) * hard + share * hard.roll(1, 1)
 
 
 class TinyStudent(nn.Module):
@@ -97,68 +66,6 @@ def tiny(monkeypatch):
     monkeypatch.setattr(students, "build_classifier", TinyStudent)
 
 
-@pytest.mark.parametrize("ipc", [1, 3, 137])
-def test_a_set_is_exactly_ipc_images_of_every_class(ipc):
-    images, labels = draw_set(Prototypes(), ipc, seed=5)
-    assert images.shape == (10 * ipc, 1, 8, 8)
-    assert images.dtype == torch.uint8
-    assert torch.equal(labels, balanced_labels(10, ipc))
-    assert torch.bincount(labels).tolist() == [ipc] * 10
-
-
-def test_a_larger_set_contains_the_smaller_one():
-    few, many = (draw_set(Prototypes(), ipc, seed=5)[0].unflatten(0, (10, ipc)) for ipc in (2, 7))
-    assert torch.equal(few, many[:, :2])
-
-
-def test_real_images_are_distinct_images_of_the_class(digits):
-    real = RealImages(digits.train, 10)
-    images, labels = draw_set(real, real.max_ipc, seed=1)
-    known = {(image.numpy().tobytes(), int(label)) for image, label in zip(digits.train.images, digits.train.labels)}
-    drawn = [(image.numpy().tobytes(), int(label)) for image, label in zip(images, labels)]
-    assert set(drawn) <= known
-    assert len(set(drawn)) == len(drawn)
-    assert not torch.equal(images, draw_set(real, real.max_ipc, seed=2)[0])
-
-
-@pytest.mark.parametrize(("ipc", "at_once"), [(1, 4096), (7, 4096), (7, 300), (60, 1)])
-def test_a_representative_set_is_chosen_among_the_images_of_its_seed(digits, monkeypatch, ipc, at_once):
-    monkeypatch.setattr(draw, "_AT_ONCE", at_once)
-    real = RealImages(digits.train, 10)
-    images, labels = draw_set(real, ipc, seed=1, choice="representative")
-    assert torch.equal(labels, balanced_labels(10, ipc))
-    assert torch.equal(images, draw_set(real, ipc, seed=1, choice="representative")[0])
-    if ipc > 1:  # one image of each class is the same where the candidates are
-        assert not torch.equal(images, draw_set(real, ipc, seed=2, choice="representative")[0])
-    candidates = draw_set(real, real.max_ipc, seed=1)[0].unflatten(0, (10, -1)).flatten(2)
-    for chosen, among in zip(images.unflatten(0, (10, ipc)).flatten(2), candidates):
-        assert (chosen[:, None] == among).all(-1).any(1).all()
-        assert len(chosen.unique(dim=0)) == ipc
-
-
-def test_a_representative_image_is_nearer_to_its_class_mean(digits):
-    real = RealImages(digits.train, 10)
-    means = torch.stack([digits.train.images[digits.train.labels == label].float().mean(0) for label in range(10)])
-    distance = lambda choice: (draw_set(real, 1, 0, choice=choice)[0] - means).square().mean()
-    assert distance("representative") < 0.7 * distance("fixed")
-
-
-def test_real_images_depend_on_seed_label_and_index_alone(digits):
-    real = RealImages(digits.train, 10)
-    labels = torch.tensor([4, 4, 0, 9, 4])
-    images = real.sample(labels, 3)
-    torch.testing.assert_close(images[[2, 3]], real.sample(labels[[2, 3]], 3))
-    torch.testing.assert_close(images[[0, 1, 4]], real.sample(torch.tensor([4, 4, 4]), 3))
-
-
-def test_real_images_refuse_more_than_there_are(digits):
-    split = Split(digits.train.images[:50], digits.train.labels[:50])
-    real = RealImages(split, 10)
-    assert real.max_ipc < 20
-    with pytest.raises(UserError, match=r"class \d has \d real images, fewer than the 20 asked for: lower --ipc"):
-        draw_set(real, 20, seed=0)
-
-
 def test_a_source_that_does_not_fit_names_both(digits):
     source = Prototypes()
     source.num_classes = 7
@@ -166,18 +73,6 @@ def test_a_source_that_does_not_fit_names_both(digits):
         check_fits(source, digits.spec, "results/x")
     with pytest.raises(UserError, match="the source makes 7 classes"):
         evaluate(source, digits)
-
-
-def test_distilled_dataset_holds_the_set_of_its_seed():
-    items = DistilledDataset(Prototypes(), ipc=3, seed=4)
-    images, labels = draw_set(Prototypes(), 3, seed=4)
-    assert len(items) == 30
-    assert [label for _, label in items] == labels.tolist()
-    assert torch.equal(torch.stack([image for image, _ in items]), to_signed(images))
-    batch, _ = next(iter(torch.utils.data.DataLoader(items, batch_size=8)))
-    assert batch.shape == (8, 1, 8, 8)
-    plain = DistilledDataset(Prototypes(), ipc=3, seed=4, transform=lambda image: image)
-    assert torch.equal(plain[29][0], images[29])
 
 
 def test_fixed_sampling_draws_one_set_per_student(digits, tiny):
@@ -450,8 +345,3 @@ def test_statistics_by_hand():
     assert (93 - result.ci95, 93 + result.ci95) == (pytest.approx(low), pytest.approx(high))
     single = Result((90.0,), images=10, epochs=1, steps=1, seconds=1.0)
     assert (single.mean, single.std, single.ci95) == (90, None, None)
-
-
-def test_quantisation_is_what_a_student_sees():
-    images, _ = draw_set(Prototypes(), 2, seed=0)
-    assert torch.equal(to_uint8(to_signed(images)), images)

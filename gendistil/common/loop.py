@@ -75,7 +75,7 @@ class Loop:
 
     def saves(self, interval):
         """Whether a checkpoint is due, or the run was interrupted. Raises UserError if a loss has not been finite."""
-        saves = self._pause(self.last or self.done % interval == 0 or self.interrupted)
+        saves = self.due(interval) or self._pause(self.interrupted)
         if saves:
             self.meter.check()
         return saves

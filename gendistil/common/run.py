@@ -236,13 +236,15 @@ def find_run(path):
                  "command" in read_json(folder / CONFIG)), None)
 
 
-def inherit_data(args, weight):
-    """Fill --data, --data-dir, --image-size and --held-out from the run that made `weight`, where they were not given.
+def made_by(path):
+    """How the model at `path` was made: its run's config, or what was uploaded beside it to a hub; a dict, empty if neither."""
+    folder = find_run(path) if path else None
+    return read_json(folder / CONFIG) if folder else read_facts(path)
 
-    A model from a hub has no run: what was uploaded beside it says the same, but for a folder.
-    """
-    folder = find_run(weight) if weight else None
-    config = read_json(folder / CONFIG) if folder else read_facts(weight)
+
+def inherit_data(args, weight):
+    """Fill --data, --data-dir, --image-size and --held-out from the run that made `weight`, where they were not given."""
+    config = made_by(weight)
     if args.data is None:
         args.data = config.get("data") or "digits"
         if args.image_size is None:

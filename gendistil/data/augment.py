@@ -99,8 +99,8 @@ def cut_mix(images, targets, num_classes, probability, generator):
     Args: images, float `[B, C, H, W]`; targets, int64 `[B]` or float `[B, K]`; generator, of all draws, which the
     host reads: best on the CPU. Returns new images and float targets `[B, K]`, or those that were given.
     """
-    turn, share, y, x = torch.rand(4, generator=generator, device=generator.device).tolist()
-    if turn >= probability:
+    chance, share, y, x = torch.rand(4, generator=generator, device=generator.device).tolist()
+    if chance >= probability:
         return images, targets
     partner = torch.randperm(len(images), generator=generator, device=generator.device).to(images.device)
     (top, bottom), (left, right) = (_span(side, share, u) for side, u in zip(images.shape[2:], (y, x)))

@@ -46,10 +46,10 @@ def read_weight(path):
         raise UserError(f"--weight {path} holds no {CHECKPOINT}: matching needs the critic too, so name the folder of a run of "
                         "gen_condense.py that has reached its first checkpoint")
     state = training_state(file)
-    if isinstance(state, dict) and state.get("trainer", "gan") not in TRAINERS:
-        raise UserError(f"--weight {path} was trained by '{state['trainer']}', which is not here: name its file by --plugin")
-    trainer = TRAINERS.get(state.get("trainer", "gan")) if isinstance(state, dict) else None
-    whole = trainer and all(isinstance(state.get(part), dict) for part in trainer.parts)
+    trainer = state.get("trainer", "gan") if isinstance(state, dict) else "gan"
+    if trainer not in TRAINERS:
+        raise UserError(f"--weight {path} was trained by '{trainer}', which is not here: name its file by --plugin")
+    whole = isinstance(state, dict) and all(isinstance(state.get(part), dict) for part in TRAINERS[trainer].parts)
     if not whole or len(state["generator"]) < 3:
         raise UserError(f"--weight {path}: {file.name} is not a checkpoint of this suite or of the published DiM code")
     return state, file

@@ -107,12 +107,12 @@ class Method:
     pool_aug: str = option("augmentation of its training", "none", group="pool", pools=ONLINE)
     pool_cutmix: float = option("probability that CutMix mixes a batch of its training", 0.0, type=FRACTION, group="pool",
                                 pools=ONLINE)
-    pool_members: int = option("pretrained networks of each classifier (default: 4)", 4, type=COUNT, group="pool", first=True,
+    pool_members: int = option("pretrained networks of each classifier (default: 4)", 4, type=COUNT, group="pool",
                                pools=("pretrained",))
     pool_epochs: int = option("epochs of their pretraining on the real images (default: 20)", 20, type=COUNT, group="pool",
-                              first=True, pools=("pretrained",))
+                              pools=("pretrained",))
     pool_snapshots: int = option("snapshots kept of each, from early to late (default: 5)", 5, type=COUNT, group="pool",
-                                 first=True, pools=("pretrained",))
+                                 pools=("pretrained",))
 
     lr: float | None = option("learning rate of the generator (default: the recipe's), of pixels or of latents", None,
                               type=POSITIVE, group=_LENGTH)
