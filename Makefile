@@ -22,7 +22,7 @@ demo: $(BIN)/.installed
 	$(RUN) pool_match.py $(FLAGS) --tag match --weight $(OUT)/gan --steps 120 $(QUICK)
 	$(RUN) pool_match.py $(FLAGS) --tag control --weight $(OUT)/gan --control-of $(OUT)/match $(QUICK)
 	$(BIN)/python sample.py --pretrain-weight $(OUT)/match --ipc 10 --seed 0 --output-dir $(OUT)/ipc10
-	$(RUN) validate.py $(FLAGS) --tag test --ipc 1 10 --sampling fixed representative fresh --compare random --num-eval 5 \
+	$(RUN) validate.py $(FLAGS) --tag test --ipc 1 10 --sampling fixed representative fresh --compare random \
 	    --epochs 50 --min-steps 100 --pretrain-weight stage1=$(OUT)/gan stage2=$(OUT)/match control=$(OUT)/control
 	@echo "There are 360 test images: generators whose students score this much alike cannot be told apart by them."
 	@echo "accuracy plot: $(OUT)/test/accuracy.png"

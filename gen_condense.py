@@ -7,6 +7,7 @@ import dataclasses
 
 from gendistil.common.cli import COUNT, Parser, add_data_arguments, add_run_arguments, run_script
 from gendistil.common.device import make_accelerator
+from gendistil.common.engine import Engine
 from gendistil.common.errors import UserError
 from gendistil.common.flags import add_flags, override, refuse
 from gendistil.common.loop import Loop
@@ -50,13 +51,16 @@ def main():
     with accelerator.local_main_process_first():  # one process downloads and decodes, the others find its cache
         dataset = load_dataset(args.data, args.data_dir, args.image_size, args.held_out).to(accelerator.device)
     spec, real = dataset.spec, dataset.train
-    trainer = make_trainer(accelerator, spec, recipe, args.seed)
+    steps = args.steps or max(1, recipe.epochs * len(real) // recipe.batch_size)
+    engine = Engine(accelerator)
+    engine.choose(args.compile, steps * recipe.batch_size * spec.size**2)
+    trainer = make_trainer(accelerator, spec, recipe, args.seed, engine)
     if state:
         trainer.load_state_dict(state, args.output_dir / args.tag / CHECKPOINT)
     start = state["step"] if state else 0
-    run = Run(vars(args), accelerator, start, recipe_values=dataclasses.asdict(recipe), dataset=dataclasses.asdict(spec))
+    run = Run(vars(args), accelerator, start, recipe_values=dataclasses.asdict(recipe), dataset=dataclasses.asdict(spec),
+              compiled=engine.compiled)
 
-    steps = args.steps or max(1, recipe.epochs * len(real) // recipe.batch_size)
     shuffle = Shuffle(len(real), recipe.batch_size, args.seed, "real")
     with Loop(run, start, steps, args.log_interval) as loop:
         for step in loop:

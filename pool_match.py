@@ -11,10 +11,11 @@ import math
 
 from gendistil.common.cli import COUNT, Parser, add_data_arguments, add_run_arguments, run_script
 from gendistil.common.device import make_accelerator
+from gendistil.common.engine import Engine
 from gendistil.common.errors import UserError
 from gendistil.common.flags import add_flags, fields, from_flags, override, refuse
 from gendistil.common.loop import Loop
-from gendistil.common.run import CHECKPOINT, CONFIG, Run, check_folder, inherit_data, resume_state, write_json
+from gendistil.common.run import CHECKPOINT, CONFIG, Run, check_folder, inherit_data, read_json, resume_state, write_json
 from gendistil.data import Augment, load_dataset
 from gendistil.evaluation.judge import Judge, Judging
 from gendistil.matching import METHODS, OBJECTIVES, Method, build, method_for, methods
@@ -111,6 +112,7 @@ def match(args, options):
     name = options["method"]
     start = dataclasses.replace(from_flags(Start, args), weight=options["weight"])
     accelerator = make_accelerator(args.precision)
+    engine = Engine(accelerator)
     resumed, file = resume_state(options), args.output_dir / options["tag"] / CHECKPOINT
     state = resumed or {}
     if METHODS[name].learn == GENERATOR and not resumed:
@@ -127,10 +129,13 @@ def match(args, options):
 
     summary = {"train_seconds": 0.0, "held_out_accuracy": 0.0, "best_step": 0, "steps_before": build.steps_taken(state)}
     summary = resumed["summary"] if resumed else summary
-    learner = build.make_learner(build.Begin(method, start, args.seed, accelerator, dataset, state, file,
-                                             summary["steps_before"]))
+    learner = build.make_learner(build.Begin(method, start, args.seed, engine, dataset, state, file, summary["steps_before"]))
+    if args.control_of:  # as the run whose control it is
+        engine.choose("on" if read_json(args.control_of / CONFIG).get("compiled") else "off")
+    else:
+        engine.choose(args.compile, build.count_pixels(method, learner, dataset))
     pools = args.output_dir / "pools"
-    pool = None if method.match == "none" else build.make_pool(method, pools, args.seed, dataset, accelerator)
+    pool = None if method.match == "none" else build.make_pool(method, pools, args.seed, dataset, engine)
     if not resumed:
         learner.begin(dataset, method, pool)
     matching = build.make_matcher(method, learner, dataset, pool)
@@ -138,8 +143,9 @@ def match(args, options):
         matching.load_state_dict(resumed["matching"])
     begun = resumed["step"] if resumed else 0
     run = Run(options, accelerator, begun, method_values=dataclasses.asdict(method), dataset=dataclasses.asdict(spec),
+              compiled=engine.compiled,
               recipe_values=dataclasses.asdict(learner.trainer.recipe) if method.learn == GENERATOR else None)
-    judge = Judge(run, dataset, from_flags(Judging, args), args.seed, method.keep, summary)
+    judge = Judge(run, engine, dataset, from_flags(Judging, args), args.seed, method.keep, summary)
 
     def save(step):
         """Everything that --resume needs."""

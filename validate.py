@@ -14,7 +14,8 @@ from accelerate.utils import gather_object
 from tqdm import tqdm
 
 from gendistil.common.cli import COUNT, Parser, add_data_arguments, add_run_arguments, run_script
-from gendistil.common.device import autocast, make_accelerator
+from gendistil.common.device import make_accelerator
+from gendistil.common.engine import Engine
 from gendistil.common.errors import UserError
 from gendistil.common.flags import add_flags, override
 from gendistil.common.hub import facts_of, make_repository, push, repository
@@ -100,6 +101,14 @@ def list_rows(args, sources):
     return rows
 
 
+def count_pixels(args, plan, protocol, spec):
+    """About how many pixels this process shows to students, the whole training set left out."""
+    images = (protocol.batch_size * max(protocol.epochs * steps_per_epoch(spec.num_classes * (row["ipc"] or 0),
+                                                                          protocol.batch_size), protocol.min_steps)
+              for row in plan)
+    return args.num_eval * sum(images) * spec.size**2
+
+
 def main():
     args = parse_args()
     paths = named_paths(args)
@@ -122,7 +131,9 @@ def main():
     plan, words = list_rows(args, sources), [Path(sys.argv[0]).name, *sys.argv[1:]]
     run = Run(vars(args), accelerator, dataset=dataclasses.asdict(dataset.spec), students=dataclasses.asdict(protocol))
 
-    settings = {"num_eval": args.num_eval, "seed": args.seed, "autocast": functools.partial(autocast, accelerator)}
+    engine = Engine(accelerator)
+    engine.choose(args.compile, count_pixels(args, plan, protocol, dataset.spec))
+    settings = {"num_eval": args.num_eval, "seed": args.seed, "engine": engine}
     facts = {"data": dataset.spec.name, "protocol": args.protocol, "scored_on": "test", "device": device_name(device),
              "torch": torch.__version__}
 

@@ -1,6 +1,7 @@
-"""Seconds of one training step at the published network, ours beside the published code's, as JSON.
+"""Seconds of one step of every kind: ours, compiled or not, beside the published code's, as JSON or as a document's table.
 
-    python benchmarks/step_time.py --published DIM DATASETCONDENSATION DREAM > step_time.json
+    python benchmarks/step_time.py --published DIM DATASETCONDENSATION DREAM > benchmarks/results/step_time.json
+    python benchmarks/step_time.py --document docs/speed.md
 
 The checkouts are of vimar-gu/DiM, VICO-UoE/DatasetCondensation and lyq312318224/DREAM (which needs fast-pytorch-kmeans).
 Every contestant is a process of its own, so that no setting of one reaches another, and they step in turn, so that whatever
@@ -13,6 +14,7 @@ import importlib
 import itertools
 import json
 import multiprocessing
+import resource
 import statistics
 import sys
 import time
@@ -21,23 +23,29 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import torch
+from torch.nn import functional as F
+from torch.utils.flop_counter import FlopCounterMode
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from gendistil.common import device as hardware
 from gendistil.common.cli import COUNT, PRECISIONS, Parser, run_script
+from gendistil.common.engine import Engine
 from gendistil.common.errors import UserError
 from gendistil.common.run import device_name
 from gendistil.data import Dataset, Spec, Split, standardise, to_signed
+from gendistil.evaluation.report import rewrite_document
 from gendistil.matching import METHODS, OBJECTIVES, SELECTORS, GeneratorLearner, LatentLearner, Matcher, PixelLearner, initial
 from gendistil.sources import PixelSet
 from generators import GAN, NETWORKS, RECIPES
-from pools import RandomPool, build_classifier, embed_images
+from pools import RandomPool, build_classifier, embed_images, train_classifier
 
 CHECKOUTS = {"gan_model.py": ("gen_condense", "pool_match"), "main_DM.py": ("dm", "dsa"), "new_strategy.py": ("dream",)}
 """The file by which a checkout is known, and the steps that it is timed for."""
-BATCHES = {"gen_condense": 128, "pool_match": 64, "dm": 256, "dsa": 256, "dream": 128, "inversion": 100}
-"""Images of a step, from dm on of each class, as published (of inversion nothing is): dream is the selection of a batch."""
+BATCHES = {"student": 64, "embedding": 512, "generator": 64, "gen_condense": 128, "pool_match": 64, "dm": 256, "dsa": 256,
+           "dream": 128, "inversion": 100}
+"""Images of a step, from dm on of each class, as published where it is: dream is the selection of a batch, generator a step
+of stage 1 by the default recipe."""
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 CLASSES, CHANNELS, SIZE = 10, 3, 32
 IPC = 10
@@ -58,28 +66,84 @@ def make_network(generator=None):
     return build_classifier("convnet", CHANNELS, SIZE, CLASSES, generator=generator).eval().requires_grad_(False)
 
 
-def ours(stage, batch_size, precision="fp32", recipe="dim", width=None, keep_memory=True, per_class=PER_CLASS,
-         candidates=PER_CLASS, classes=CLASSES):
+def ours(stage, batch_size, precision="fp32", compiled=False, width=None, per_class=PER_CLASS, candidates=PER_CLASS,
+         classes=CLASSES):
     """A function `step(number)` that takes one step of `stage`; `width` None is the recipe's own.
 
     What it returns is None, or a function to call once the clock has stopped, for a dict of what else to report.
     """
-    if not keep_memory:
-        hardware.keep_freed_memory = lambda: None
-    accelerator = hardware.make_accelerator(precision)
+    engine = Engine(hardware.make_accelerator(precision))
+    engine.choose("on" if compiled else "off")
+    device = engine.accelerator.device
+    if stage == "peak":
+        return peak(engine, batch_size)
+    if stage in ("student", "embedding"):
+        return ours_looking(stage, engine, batch_size)
     if stage == "dream":
-        return ours_selecting(make_dataset(per_class).to(accelerator.device), batch_size, candidates)
-    dataset = make_dataset(max(batch_size, IPC)).to(accelerator.device)
+        return ours_selecting(make_dataset(per_class).to(device), engine, batch_size, candidates)
+    dataset = make_dataset(max(batch_size, IPC)).to(device)
     if stage == "inversion":
-        return ours_inverting(accelerator, dataset, classes, batch_size, width)
+        return ours_inverting(engine, dataset, classes, batch_size, width)
     if stage in ("dm", "dsa"):
-        return ours_learning_pixels(METHODS[stage], accelerator, dataset, batch_size)
-    return ours_training(stage, accelerator, dataset, replace(RECIPES[recipe], batch_size=batch_size,
-                                                              width=width or RECIPES[recipe].width))
+        return ours_learning_pixels(METHODS[stage], engine, dataset, batch_size)
+    recipe = RECIPES["pyramid" if stage == "generator" else "dim"]
+    return ours_training(stage, engine, dataset, replace(recipe, batch_size=batch_size, width=width or recipe.width))
 
 
-def ours_training(stage, accelerator, dataset, recipe):
-    learner, matching = GeneratorLearner(GAN(accelerator, dataset.spec, recipe, seed=0), dataset), None
+def peak(engine, batch_size):
+    """A matrix product and a convolution that are large enough to show what the device can do."""
+    device = engine.accelerator.device
+    images, kernels = torch.randn(batch_size, 128, 16, 16, device=device), torch.randn(128, 128, 3, 3, device=device)
+    matrix = torch.randn(2048, 2048, device=device)
+    with engine.autocast():
+        one = torch.ones(1, 1, device=device)
+        dtype = (one @ one).dtype  # the precision of the run
+    images, kernels, matrix = (x.to(dtype) for x in (images, kernels, matrix))
+    images = images.contiguous(memory_format=torch.channels_last)
+
+    def step(number):
+        seconds = []
+        for work in (lambda: F.conv2d(images, kernels, padding=1), lambda: matrix @ matrix):
+            start = time.perf_counter()
+            work()
+            hardware.synchronise(device)
+            seconds.append(time.perf_counter() - start)
+        convolution, product = 2 * 9 * 128 * images.numel() / seconds[0], 2 * 2048**3 / seconds[1]
+        return lambda: {"convolution_gflops": convolution / 1e9, "product_gflops": product / 1e9}
+
+    return step
+
+
+def ours_looking(stage, engine, batch_size):
+    """A student's step, without augmentation, or an embedding without a gradient."""
+    device = engine.accelerator.device
+    model = build_classifier("convnet", CHANNELS, SIZE, CLASSES).to(device)
+    images = torch.randn(batch_size, CHANNELS, SIZE, SIZE, device=device)
+    labels = torch.arange(batch_size, device=device) % CLASSES
+
+    def train(number):
+        train_classifier(model, lambda epoch: [(images, labels)], epochs=1, engine=engine)
+
+    @torch.no_grad()
+    def embed(number):
+        engine(model.eval(), images, view="embed")
+
+    work, compiled = train if stage == "student" else embed, engine.compiled
+    engine.choose("off")
+    with FlopCounterMode(display=False) as counter:
+        work(0)
+    engine.choose("on" if compiled else "off")
+
+    def step(number):
+        work(number)
+        return lambda: {"gflop": counter.get_total_flops() / 1e9}
+
+    return step
+
+
+def ours_training(stage, engine, dataset, recipe):
+    accelerator = engine.accelerator
+    learner, matching = GeneratorLearner(GAN(accelerator, dataset.spec, recipe, seed=0, engine=engine), dataset), None
     if stage == "pool_match":
         member = make_network().to(accelerator.device)
         pool = SimpleNamespace(prepare=lambda step, learner: None, draw=lambda generator: member)
@@ -92,12 +156,12 @@ def ours_training(stage, accelerator, dataset, recipe):
     return step
 
 
-def ours_learning_pixels(method, accelerator, dataset, batch_size):
-    spec = dataset.spec
+def ours_learning_pixels(method, engine, dataset, batch_size):
+    spec, accelerator = dataset.spec, engine.accelerator
     pixels = PixelSet(spec.size, spec.channels, spec.num_classes, IPC).to(accelerator.device)
-    pool = RandomPool(dataset)
+    pool = RandomPool(dataset, engine=engine)
     initial.start(pixels, dataset, "real", 0, pool)
-    learner = PixelLearner(accelerator, spec, pixels, 0, lr=method.lr)
+    learner = PixelLearner(accelerator, spec, pixels, 0, lr=method.lr, engine=engine)
     matching = Matcher(learner, dataset, pool, match=method.match, weight=1.0, select="random",
                        options={name: getattr(method, name) for name in OBJECTIVES[method.match].options},
                        classes=0, per_class=batch_size, aug_type=method.aug_type, aug_single=method.aug_single,
@@ -109,14 +173,14 @@ def ours_learning_pixels(method, accelerator, dataset, batch_size):
     return step
 
 
-def ours_inverting(accelerator, dataset, classes, batch_size, width):
+def ours_inverting(engine, dataset, classes, batch_size, width):
     """One step of GAN inversion by the default recipe's generator, on `batch_size` images of each of `classes`."""
-    method, spec, recipe = METHODS["inversion"], dataset.spec, RECIPES["pyramid"]
+    method, spec, recipe, accelerator = METHODS["inversion"], dataset.spec, RECIPES["pyramid"], engine.accelerator
     generator = NETWORKS[recipe.generator][0](spec.size, spec.channels, spec.num_classes, recipe.dim_noise,
                                               width or recipe.width).to(accelerator.device)
     latents, rows = initial.latents(generator, dataset, batch_size, "noise", 0)
     learner = LatentLearner(accelerator, spec, latents, 0, real=dataset.train, rows=rows, lr=method.lr, batch=batch_size,
-                            chunk_steps=method.chunk_steps)
+                            chunk_steps=method.chunk_steps, engine=engine)
     matching = Matcher(learner, dataset, RandomPool(dataset), match=method.match, weight=1.0, select="random", classes=classes,
                        per_class=batch_size, aug_type="none", aug_setting="class", interval=1, candidates=1)
 
@@ -127,10 +191,11 @@ def ours_inverting(accelerator, dataset, classes, batch_size, width):
     return step
 
 
-def ours_selecting(dataset, batch_size, candidates):
+def ours_selecting(dataset, engine, batch_size, candidates):
     network = make_network(torch.Generator().manual_seed(0)).to(dataset.train.images.device)
-    selector = SELECTORS["dream"](dataset.train, CLASSES, batch_size, 0, pool=SimpleNamespace(draw=lambda generator: network),
-                                  interval=1, candidates=candidates, spec=dataset.spec)
+    pool = RandomPool(dataset, engine=engine)
+    pool.draw = lambda generator: network
+    selector = SELECTORS["dream"](dataset.train, CLASSES, batch_size, 0, pool=pool, interval=1, candidates=candidates)
 
     def step(number):
         rows = selector.indices(list(range(CLASSES)), number)
@@ -255,8 +320,16 @@ def _serve(pipe, build, options):
             if torch.cuda.is_available():
                 torch.cuda.synchronize()
             seconds = time.perf_counter() - start
-            pipe.send((seconds, report() if report else {}))
+            memory = peak_memory()
+            pipe.send((seconds, {"mib": memory, **(report() if report else {})}))
             pipe.recv()
+
+
+def peak_memory():
+    """The most memory that this process has held, in MiB: of the GPU, else of the host."""
+    if torch.cuda.is_available():
+        return torch.cuda.max_memory_allocated() / 2**20
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10
 
 
 class Contestant:
@@ -293,15 +366,14 @@ class Contestant:
 def compare(stage, precision="fp32", repeats=3, checkout=None, batch_size=None, **options):
     """Seconds of each contestant's steps, their medians, and how many times as long the published code takes as each."""
     batch_size = batch_size or BATCHES[stage]
-    mine = {"stage": stage, "batch_size": batch_size, "precision": precision, **options}
+    mine = {"stage": stage, "batch_size": batch_size, "precision": precision, "compiled": True, **options}
     line_up = {"published": (published, {"stage": stage, "batch_size": batch_size, "checkout": checkout})} if checkout else {}
     line_up["ours"] = (ours, mine)
+    line_up["ours, not compiled"] = (ours, {**mine, "compiled": False})
     if precision != "fp32":
         line_up["ours, fp32"] = (ours, {**mine, "precision": "fp32"})
-    if stage in CHECKOUTS["gan_model.py"]:
-        if not torch.cuda.is_available():
-            line_up["ours, freed memory returned"] = (ours, {**mine, "keep_memory": False})
-        line_up["another network: pyramid"] = (ours, {**mine, "recipe": "pyramid"})
+    if stage in ("student", "embedding"):
+        line_up["peak"] = (ours, {**mine, "stage": "peak"})
     if stage == "inversion":
         line_up["one image at a time"] = (ours, {**mine, "batch_size": 1, "classes": 1})
     if stage == "dream":
@@ -315,11 +387,40 @@ def compare(stage, precision="fp32", repeats=3, checkout=None, batch_size=None, 
     seconds = {contestant.name: contestant.seconds for contestant in contestants}
     ratios = {name: [theirs / own for theirs, own in zip(seconds["published"], values)]  # of the same turn
               for name, values in seconds.items() if checkout and name != "published"}
-    reports = {contestant.name: contestant.reports for contestant in contestants if any(contestant.reports)}
-    return {"batch_size": batch_size, "seconds": seconds, **({"reports": reports} if reports else {}),
+    return {"batch_size": batch_size, "seconds": seconds,
+            "reports": {contestant.name: contestant.reports for contestant in contestants},
             "median_seconds": {name: statistics.median(values) for name, values in seconds.items()},
             "published_over": {name: {"median": statistics.median(values), "min": min(values), "max": max(values)}
                                for name, values in ratios.items()}}
+
+
+WORDS = {"student": "a ConvNet-3 student's step", "embedding": "a ConvNet-3 embedding, no gradient",
+         "generator": "stage 1, default network", "gen_condense": "stage 1, published network",
+         "pool_match": "stage 2, published network", "dm": "DM, all classes", "dsa": "DSA's gradient matching, all classes",
+         "dream": "DREAM's choice among 5,000 images a class", "inversion": "GAN inversion, all classes"}
+
+
+def table(path):
+    """The markdown table of a file that this script wrote."""
+    results = json.loads(Path(path).read_text(encoding="utf-8"))
+    who = ("published", "ours, not compiled", "ours")
+    lines = [f"| step, images of it | {' | '.join(who)} | times as fast | peak memory, MiB |", "|" + " --- |" * 6]
+    for stage in (stage for stage in WORDS if stage in results):
+        row = results[stage]
+        first = next(name for name in who if name in row["seconds"])
+        ratios = sorted(a / b for a, b in zip(row["seconds"][first], row["seconds"]["ours"]))
+        seconds = [f"{row['median_seconds'][name]:.3g} s" if name in row["seconds"] else "–" for name in who]
+        memory = [f"{row['reports'][name][-1]['mib']:,.0f}" if name in row["seconds"] else "–" for name in who]
+        lines.append(f"| {WORDS[stage]}, {row['batch_size']} | {' | '.join(seconds)} "
+                     f"| {statistics.median(ratios):.2f} ({ratios[0]:.2f} to {ratios[-1]:.2f}) | {' / '.join(memory)} |")
+    lines.append("")
+    for stage in (stage for stage in ("student", "embedding") if stage in results):
+        row = results[stage]
+        peak = statistics.median(report["convolution_gflops"] for report in row["reports"]["peak"])
+        ours, plain = (row["reports"][name][0]["gflop"] / row["median_seconds"][name] for name in who[:0:-1])
+        lines.append(f"{WORDS[stage][0].upper()}{WORDS[stage][1:]}: {ours:.0f} GFLOPS, {plain:.0f} not compiled. That is "
+                     f"{100 * ours / peak:.0f} % of the {peak:.0f} of a bare convolution of 128 channels.")
+    return "\n".join([*lines, "", f"{results['device']}, torch {results['torch']}, {results['precision']}."])
 
 
 def main():
@@ -328,7 +429,13 @@ def main():
     parser.add_argument("--stages", nargs="+", choices=BATCHES, default=list(BATCHES), help="steps to time")
     parser.add_argument("--repeats", type=COUNT, default=3, help="timed steps of each contestant")
     parser.add_argument("--precision", choices=PRECISIONS, default="auto", help="arithmetic of our networks")
+    parser.add_argument("--document", type=Path, metavar="FILE",
+                        help="time nothing: write the tables of a markdown file anew, from the files that its lines "
+                             "<!-- steps: FILE --> name")
     args = parser.parse_args()
+    if args.document:
+        args.document.write_text(rewrite_document(args.document, {"steps": steps_section}), encoding="utf-8")
+        return
     checkouts = {}
     for path in args.published:
         known = [stages for name, stages in CHECKOUTS.items() if (path / name).exists()]
@@ -338,6 +445,10 @@ def main():
     precision = hardware.make_accelerator(args.precision).mixed_precision.replace("no", "fp32")
     stages = {stage: compare(stage, precision, args.repeats, checkouts.get(stage)) for stage in args.stages}
     print(json.dumps({"device": device_name(DEVICE), "torch": torch.__version__, "precision": precision, **stages}, indent=1))
+
+
+def steps_section(file, root):
+    return f"{table(root / file)} Measured: `{file}`\n"
 
 
 if __name__ == "__main__":

@@ -7,7 +7,6 @@ from typing import ClassVar
 import torch
 
 from gendistil.common.cli import COUNT, POSITIVE, WEIGHT
-from gendistil.common.device import autocast
 from gendistil.common.flags import option
 from gendistil.data import AUGMENTATIONS, Augment
 from generators.losses import CRITIC_LOSSES, PENALTIES, auxiliary
@@ -47,8 +46,8 @@ class GAN(Trainer):
     recipe_class = GANRecipe
     parts = (*Trainer.parts, "discriminator", "optim_d")
 
-    def __init__(self, accelerator, spec, recipe, seed):
-        super().__init__(accelerator, spec, recipe, seed)
+    def __init__(self, accelerator, spec, recipe, seed, engine=None):
+        super().__init__(accelerator, spec, recipe, seed, engine)
         self.critic, self.optim_d = self.prepare(*self.others, recipe.lr_critic)
         self.augment = Augment(recipe.gan_aug, spec)
 
@@ -70,23 +69,23 @@ class GAN(Trainer):
         """One update of the critic on this process's `real` signed images [B, C, H, W]; a dict of 0-dim losses."""
         total = len(real) * self.accelerator.num_processes
         fake_labels = self.shard(torch.randint(self.spec.num_classes, (total,), generator=self.stream("labels", step)))
-        with autocast(self.accelerator):
-            with torch.no_grad():
-                fake = self.generator(self.noise((total,), "critic", step), fake_labels)
-            both = self._augment(torch.cat([real, fake.float()]), step, "critic")
-            scores, logits = self.critic(both, torch.cat([labels, fake_labels]))
-            on_real, on_fake = scores.float().chunk(2)
-            loss = CRITIC_LOSSES[self.recipe.loss](on_real, on_fake)
-            report = {"critic": loss, "score_gap": on_real.mean() - on_fake.mean()}
-            if logits is not None:
-                classes = auxiliary(logits, torch.cat([labels, fake_labels])) * 2  # the sum of the two batches' means
-                report["critic_classes"] = classes
-                loss = loss + classes
-            if self.recipe.gradient_penalty and step % self.recipe.penalty_interval == 0:
-                alpha = self.shard(torch.rand(total, 1, 1, 1, generator=self.stream("alpha", step)))
+        with torch.no_grad():
+            fake = self.engine(self.generator, self.noise((total,), "critic", step), fake_labels)
+        both = self._augment(torch.cat([real, fake.float()]), step, "critic")
+        scores, logits = self.engine(self.critic, both, torch.cat([labels, fake_labels]))
+        on_real, on_fake = scores.float().chunk(2)
+        loss = CRITIC_LOSSES[self.recipe.loss](on_real, on_fake)
+        report = {"critic": loss, "score_gap": on_real.mean() - on_fake.mean()}
+        if logits is not None:
+            classes = auxiliary(logits, torch.cat([labels, fake_labels])) * 2  # the sum of the two batches' means
+            report["critic_classes"] = classes
+            loss = loss + classes
+        if self.recipe.gradient_penalty and step % self.recipe.penalty_interval == 0:
+            alpha = self.shard(torch.rand(total, 1, 1, 1, generator=self.stream("alpha", step)))
+            with self.engine.autocast():  # not compiled: its own gradient is taken
                 penalty = PENALTIES[self.recipe.penalty](self.critic, *both.chunk(2), labels, alpha)
-                report["penalty"] = penalty
-                loss = loss + self.recipe.gradient_penalty * self.recipe.penalty_interval * penalty
+            report["penalty"] = penalty
+            loss = loss + self.recipe.gradient_penalty * self.recipe.penalty_interval * penalty
         self.optim_d.zero_grad()
         self.accelerator.backward(loss)
         self.optim_d.step()
@@ -96,15 +95,14 @@ class GAN(Trainer):
         """One update of the generator on images of `labels` [B]; a dict of 0-dim losses. `term` as in `Trainer.step`."""
         critic = self.accelerator.unwrap_model(self.critic).requires_grad_(False)
         total = len(labels) * self.accelerator.num_processes
-        with autocast(self.accelerator):
-            fake = self.generator(self.noise((total,), "generator", step), labels)
-            scores, logits = critic(self._augment(fake.float(), step, "generator"), labels)
-            loss = -scores.float().mean()
-            report = {"generator": loss}
-            if logits is not None:
-                report["generator_classes"] = auxiliary(logits, labels)
-                loss = loss + report["generator_classes"]
-        if term is not None:  # outside autocast, whose copies of weights and bf16 products it must not use
+        fake = self.engine(self.generator, self.noise((total,), "generator", step), labels)
+        scores, logits = self.engine(critic, self._augment(fake.float(), step, "generator"), labels)
+        loss = -scores.float().mean()
+        report = {"generator": loss}
+        if logits is not None:
+            report["generator_classes"] = auxiliary(logits, labels)
+            loss = loss + report["generator_classes"]
+        if term is not None:
             report["matching"] = term()
             loss = loss + report["matching"]
         self.optim_g.zero_grad()

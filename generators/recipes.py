@@ -21,9 +21,9 @@ RECIPES = {
 """Every recipe by the name that --recipe knows."""
 
 
-def make_trainer(accelerator, spec, recipe, seed):
-    """The trainer that a recipe is for."""
-    return TRAINERS[recipe.trainer](accelerator, spec, recipe, seed)
+def make_trainer(accelerator, spec, recipe, seed, engine=None):
+    """The trainer that a recipe is for; its networks are run by `engine`, an `Engine`."""
+    return TRAINERS[recipe.trainer](accelerator, spec, recipe, seed, engine)
 
 
 def recipe_of(state, path):

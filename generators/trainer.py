@@ -7,6 +7,8 @@ from typing import ClassVar
 import torch
 
 from gendistil.common.cli import COUNT, FRACTION, POSITIVE, number
+from gendistil.common.device import own_rows, send
+from gendistil.common.engine import Engine
 from gendistil.common.errors import UserError
 from gendistil.common.flags import option
 from gendistil.common.rng import stream
@@ -50,8 +52,9 @@ class Trainer:
     parts = ("generator", "optim_g")
     """The networks and optimisers that its state holds."""
 
-    def __init__(self, accelerator, spec, recipe, seed):
+    def __init__(self, accelerator, spec, recipe, seed, engine=None):
         self.accelerator, self.spec, self.recipe, self.seed = accelerator, spec, recipe, seed
+        self.engine = engine or Engine(accelerator)
         shape = {"size": spec.size, "channels": spec.channels, "num_classes": spec.num_classes}
         with torch.random.fork_rng(devices=[]):  # the layers of torch initialise from the global stream only
             torch.manual_seed(stream(seed, "weights").initial_seed())
@@ -86,7 +89,7 @@ class Trainer:
         their statistics stay those of the batches of `step`.
         """
         self.generator.eval()
-        images = self.generator(noise, labels).float()
+        images = self.engine(self.generator, noise, labels).float()
         self.generator.train()
         return images
 
@@ -96,7 +99,7 @@ class Trainer:
 
     def shard(self, rows):
         """This process's rows of something drawn for the global batch."""
-        return rows[self.accelerator.process_index :: self.accelerator.num_processes].to(self.accelerator.device)
+        return send(own_rows(self.accelerator, rows), self.accelerator.device)
 
     def noise(self, shape, *name):
         """This process's part of the noise drawn for a global `shape` (n, ...): [n / processes, ..., Z]."""

@@ -1,15 +1,16 @@
 """Pools whose networks are made while matching: randomly initialised ones, and one that is trained between the steps."""
 
 import math
-from contextlib import nullcontext
 
 import torch
 from torch import nn
 
+from gendistil.common.device import send
+from gendistil.common.engine import EAGER
 from gendistil.common.rng import stream
 from gendistil.data import Augment, standardise, to_signed
 from pools.classifiers import build_classifier
-from pools.training import epoch_batches, train_classifier
+from pools.training import embed_images, epoch_batches, train_classifier
 
 _CALIBRATION = 16  # real images of each class
 
@@ -18,11 +19,11 @@ class RandomPool:
     """A randomly initialised network for every draw (DM, arXiv 2110.04181). Frozen, in eval mode, on the data set's device.
 
     Batch norms take their statistics from one batch of real images. Args: dataset, a `Dataset`; names, keys of `CLASSIFIERS`,
-    all equally likely.
+    all equally likely; engine, the `Engine` that runs the networks.
     """
 
-    def __init__(self, dataset, *, names=("convnet",)):
-        self.dataset, self.names = dataset, tuple(names)
+    def __init__(self, dataset, *, names=("convnet",), engine=EAGER):
+        self.dataset, self.names, self.engine = dataset, tuple(names), engine
 
     def prepare(self, step, learner):
         """What happens before step `step`: nothing."""
@@ -47,6 +48,11 @@ class RandomPool:
                 norm.momentum = 0.1
         return model.eval()
 
+    def embed(self, network, rows):
+        """Embeddings of the training images `rows` (int64 [n]) as `network`, drawn here, sees them: float32 [n, D]."""
+        images = self.dataset.train.images
+        return embed_images(network, images[rows.to(images.device)], self.dataset.spec, engine=self.engine)
+
     def state_dict(self):
         return {}
 
@@ -60,16 +66,16 @@ class OnlinePool(RandomPool):
     Args beside those of `RandomPool`: teacher, "synthetic" (trained on what is being learned, as DC and DSA do) or "real" (as
     IDC does); inner, passes of that training; images, real ones a pass (in whole batches); batch_size, lr, momentum,
     weight_decay of its SGD; aug_type; aug_single, one operation a batch; cutmix, the probability that a batch is mixed so;
-    seed, of all draws; autocast, makes the context of each forward pass.
+    seed, of all draws.
     """
 
     def __init__(self, dataset, *, teacher, outer, inner, names=("convnet",), images=500, batch_size=256, lr=0.01, momentum=0.0,
-                 weight_decay=0.0, aug_type="none", aug_single=False, cutmix=0.0, seed=0, autocast=nullcontext):
-        super().__init__(dataset, names=names)
+                 weight_decay=0.0, aug_type="none", aug_single=False, cutmix=0.0, seed=0, engine=EAGER):
+        super().__init__(dataset, names=names, engine=engine)
         self.teacher, self.outer, self.inner, self.images, self.batch_size = teacher, outer, inner, images, batch_size
         self.settings = {"lr": lr, "momentum": momentum, "weight_decay": weight_decay}
         self.augment, self.cutmix, self.seed = Augment(aug_type, dataset.spec, aug_single), cutmix, seed
-        self.autocast, self._model, self._round = autocast, None, None
+        self._model, self._round = None, None
 
     def draw(self, generator):
         """The network of the step that was prepared."""
@@ -96,13 +102,13 @@ class OnlinePool(RandomPool):
                 images, targets = learner.training_set()
             else:
                 count = math.ceil(self.images / self.batch_size) * self.batch_size  # whole batches, as IDC takes them
-                rows = torch.randperm(len(real), generator=generator)[:count].to(real.images.device)
+                rows = send(torch.randperm(len(real), generator=generator)[:count], real.images.device)
                 images, targets = real.images[rows], real.labels[rows]
             return epoch_batches(images, targets, spec, self.augment, self.batch_size, generator, cutmix=self.cutmix)
 
         self._model.requires_grad_(True)
         train_classifier(self._model, batches, epochs=self.inner, optimizer=self._optimizer, schedule="constant",
-                         lr=self.settings["lr"], autocast=self.autocast)
+                         lr=self.settings["lr"], engine=self.engine)
         self._model.eval().requires_grad_(False)
 
     def state_dict(self):

@@ -3,21 +3,22 @@
 import hashlib
 import json
 import os
+from collections import Counter
 from dataclasses import asdict
-from functools import partial
 from pathlib import Path
 
+import numpy as np
 import safetensors.torch
 import torch
 from tqdm.auto import tqdm
 
-from gendistil.common.device import autocast
+from gendistil.common.engine import Engine
 from gendistil.common.errors import UserError
 from gendistil.common.rng import stream
 from gendistil.common.run import read_json, write_json
 from gendistil.data import Augment
 from pools.classifiers import build_classifier
-from pools.training import accuracy, epoch_batches, split_batches, train_classifier
+from pools.training import accuracy, embed_images, epoch_batches, split_batches, train_classifier
 
 _FORMAT = 1  # raise it when the same definition comes to mean other weights
 _FIRST_SNAPSHOT = 1 / 16  # of the training steps
@@ -41,12 +42,13 @@ class ClassifierPool:
         snapshots: kept of each member, at steps that grow geometrically from a sixteenth of its training to all of it.
         seed: of all draws.
         options: keywords of `build_classifier` for a name, e.g. `{"convnet": {"width": 64}}`.
+        engine: the `Engine` that runs what is trained (default: that of the accelerator).
     Raises UserError for bad options and a folder that cannot be written.
     """
 
     def __init__(self, dataset, folder, accelerator, *, names=("convnet",), members=4, epochs=20, snapshots=5, batch_size=64,
-                 lr=0.01, aug_type="color_crop_cutout_flip_scale_rotate", seed=0, options=None):
-        self.spec, self.device = dataset.spec, accelerator.device
+                 lr=0.01, aug_type="color_crop_cutout_flip_scale_rotate", seed=0, options=None, engine=None):
+        self.spec, self.device, self._dataset = dataset.spec, accelerator.device, dataset
         self.definition = {
             "format": _FORMAT, "data": asdict(dataset.spec), "images": _fingerprint(dataset.train), "names": list(names),
             "members": members, "epochs": epochs, "snapshots": snapshots, "batch_size": batch_size, "lr": lr,
@@ -56,10 +58,10 @@ class ClassifierPool:
         self._members = [name for name in names for _ in range(members)]
         steps_per_epoch = len(split_batches(torch.arange(len(dataset.train)), batch_size))
         self._steps = snapshot_steps(epochs * steps_per_epoch, snapshots)
-        self._models = {}
+        self._models, self._looks, self._engine = {}, Counter(), engine or Engine(accelerator)
         if accelerator.is_main_process:
             try:
-                self._pretrain(dataset, accelerator)
+                self._pretrain(dataset)
             except OSError as error:
                 raise UserError(f"the classifier pool {self.dir} cannot be written ({error.strerror}): choose another folder")
         accelerator.wait_for_everyone()
@@ -85,6 +87,28 @@ class ClassifierPool:
     def load_state_dict(self, state):
         """Everything is on disk."""
 
+    def embed(self, network, rows):
+        """Embeddings of the training images `rows` (int64 [n]) as `network`, a member, sees them: [n, D], float16 as float32.
+
+        Once a member has looked at as many images as there are, it looks at all of them, and what it saw stays beside its
+        weights for whoever asks again.
+        """
+        index = next(index for index, model in self._models.items() if model is network)
+        path, images = self.dir / f"{self._rows[index]['digest']}.npy", self._dataset.train.images
+        self._looks[index] += len(rows)
+        if not path.exists():
+            if self._looks[index] < len(images):
+                return self._embed(network, images[rows.to(images.device)])
+            partial_file = path.with_name(f"{path.name}.{os.getpid()}.partial")  # several processes may come here
+            with partial_file.open("wb") as file:
+                np.save(file, self._embed(network, images).half().cpu().numpy())
+            os.replace(partial_file, path)
+        kept = np.load(path, mmap_mode="r")[rows.cpu().numpy()]
+        return torch.from_numpy(kept).to(self.device).float()
+
+    def _embed(self, network, images):
+        return embed_images(network, images, self.spec, engine=self._engine).half().float()
+
     def last(self, generator):
         """A member at the end of its training, all equally likely, by the next draw of `generator`."""
         finished = [index for index, row in enumerate(self._rows) if row["step"] == self._steps[-1]]
@@ -104,7 +128,7 @@ class ClassifierPool:
                                 generator=stream(self.definition["seed"], "pool", member, "weights"),
                                 **self.definition["options"].get(name, {}))
 
-    def _pretrain(self, dataset, accelerator):
+    def _pretrain(self, dataset):
         """Train the members that lack a sound snapshot, and record each as soon as it is done."""
         rows = self._sound_rows()
         complete = [[row["step"] for row in rows if row["member"] == member] == self._steps
@@ -117,11 +141,11 @@ class ClassifierPool:
         with tqdm(total=len(missing) * self._steps[-1], desc="pretraining the pool", unit="step") as progress:
             for member in missing:
                 rows = [row for row in rows if row["member"] != member]
-                rows += self._train_member(member, dataset, partial(autocast, accelerator), progress)
+                rows += self._train_member(member, dataset, progress)
                 rows.sort(key=lambda row: (row["member"], row["step"]))
                 write_json(self.dir / "pool.json", {**self.definition, "snapshots": rows})
 
-    def _train_member(self, member, dataset, context, progress):
+    def _train_member(self, member, dataset, progress):
         """Train one member, write its snapshots and return their rows."""
         settings, spec = self.definition, self.spec
         model = self._build(member).to(self.device)
@@ -136,11 +160,11 @@ class ClassifierPool:
             progress.update()
             if step in self._steps:
                 file = f"{member:02d}-{self._members[member]}-{step:06d}.safetensors"
-                scored = accuracy(model, dataset.held_out.images, dataset.held_out.labels, spec, autocast=context)
+                scored = accuracy(model, dataset.held_out.images, dataset.held_out.labels, spec, engine=self._engine)
                 rows.append({"member": member, "name": self._members[member], "step": step, "held_out_accuracy": scored,
                              "file": file, "digest": _write_weights(self.dir / file, model)})
 
-        train_classifier(model, batches, epochs=settings["epochs"], lr=settings["lr"], autocast=context, on_step=on_step)
+        train_classifier(model, batches, epochs=settings["epochs"], lr=settings["lr"], engine=self._engine, on_step=on_step)
         return [{**row, "held_out_accuracy": row["held_out_accuracy"].item()} for row in rows]
 
     def _record(self):

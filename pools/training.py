@@ -1,12 +1,12 @@
 """The one loop that trains a classifier, be it a member of the pool or a student of the evaluation, and what reads it out."""
 
 import math
-from contextlib import nullcontext
 
 import torch
 import torch.nn.functional as F
 
-from gendistil.common.device import loss_scaler
+from gendistil.common.device import send
+from gendistil.common.engine import EAGER
 from gendistil.common.errors import UserError
 from gendistil.data.augment import cut_mix
 from gendistil.data.images import standardise, to_signed
@@ -24,7 +24,7 @@ _CHECK_INTERVAL = 50  # steps at least between looks at the loss, each of which 
 
 
 def train_classifier(model, batches, *, epochs, lr=0.01, momentum=0.9, weight_decay=5e-4, schedule="cosine",
-                     optimizer=None, autocast=nullcontext, on_epoch=None, on_step=None):
+                     optimizer=None, engine=EAGER, on_epoch=None, on_step=None):
     """Train `model` in place by cross-entropy with SGD, and return the mean loss of the last epoch, a 0-dim tensor.
 
     Args:
@@ -34,14 +34,14 @@ def train_classifier(model, batches, *, epochs, lr=0.01, momentum=0.9, weight_de
         epochs: number of calls of `batches`, at least 1.
         schedule: a key of `SCHEDULES`; the learning rate changes between epochs.
         optimizer: one that goes on from an earlier call, instead of a new SGD by the settings above.
-        autocast: makes the context of each forward pass.
+        engine: the `Engine` that runs the model.
         on_epoch: called after each epoch with (epochs done, mean loss as a 0-dim tensor).
         on_step: called after each step with the number of steps done.
     Raises UserError when the loss is no longer finite.
     """
     if optimizer is None:
         optimizer = torch.optim.SGD(model.parameters(), lr, momentum=momentum, weight_decay=weight_decay)
-    scaler = loss_scaler(next(model.parameters()).device, autocast)
+    scaler = engine.loss_scaler(next(model.parameters()).device)
     factor = SCHEDULES[schedule]
     step = last_check = 0
     for epoch in range(epochs):
@@ -49,8 +49,7 @@ def train_classifier(model, batches, *, epochs, lr=0.01, momentum=0.9, weight_de
         optimizer.param_groups[0]["lr"] = lr * factor(epoch, epochs)
         total, count = 0, 0
         for images, targets in batches(epoch):
-            with autocast():
-                logits = model(images)  # B,K
+            logits = engine(model, images)  # B,K
             loss = F.cross_entropy(logits.float(), targets)
             optimizer.zero_grad()
             scaler.scale(loss).backward()
@@ -75,7 +74,7 @@ def epoch_batches(images, targets, spec, augment, batch_size, generator, cutmix=
 
     Args: images, uint8 `[N, C, H, W]`; targets, int64 `[N]` or float `[N, K]`; the others as in `prepare_batch`.
     """
-    order = torch.randperm(len(targets), generator=generator, device=generator.device).to(targets.device)
+    order = send(torch.randperm(len(targets), generator=generator, device=generator.device), targets.device)
     for rows in split_batches(order, batch_size):
         yield prepare_batch(images[rows], targets[rows], spec, augment, generator, cutmix)
 
@@ -105,28 +104,27 @@ def split_batches(order, batch_size):
     return pieces
 
 
-def accuracy(model, images, labels, spec, batch_size=512, autocast=nullcontext):
+def accuracy(model, images, labels, spec, batch_size=512, engine=EAGER):
     """Percentage of `images` (uint8 `[N, C, H, W]`) that `model` classifies as `labels`, in eval mode: a 0-dim tensor.
 
     The model's own mode is restored.
     """
-    logits = _outputs(model, model.__call__, images, spec, batch_size, autocast)  # N,K
+    logits = _outputs(model, "forward", images, spec, batch_size, engine)  # N,K
     return (logits.argmax(1) == labels).float().mean() * 100
 
 
-def embed_images(model, images, spec, batch_size=512, autocast=nullcontext):
+def embed_images(model, images, spec, batch_size=512, engine=EAGER):
     """Embeddings of `images` (uint8 `[N, C, H, W]`) by `model` in eval mode: float32 `[N, D]`, without gradient.
 
     The model's own mode is restored.
     """
-    return _outputs(model, model.embed, images, spec, batch_size, autocast).float()
+    return _outputs(model, "embed", images, spec, batch_size, engine).float()
 
 
 @torch.no_grad()
-def _outputs(model, function, images, spec, batch_size, autocast):
+def _outputs(model, view, images, spec, batch_size, engine):
     training = model.training
     model.eval()
-    with autocast():
-        outputs = [function(standardise(to_signed(batch), spec)) for batch in images.split(batch_size)]
+    outputs = [engine(model, standardise(to_signed(batch), spec), view=view) for batch in images.split(batch_size)]
     model.train(training)
     return torch.cat(outputs)

@@ -1,6 +1,7 @@
 """Classifiers: parity with the published networks, every image size, and the training loop."""
 
 from functools import partial
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -17,6 +18,7 @@ from parity_fixtures import (
 )
 
 from gendistil.common.device import halve
+from gendistil.common.engine import Engine
 from gendistil.common.errors import UserError
 from gendistil.common.rng import stream
 from gendistil.data import Augment, load_dataset, standardise, to_signed
@@ -195,10 +197,11 @@ def test_training_improves_accuracy_and_scoring_keeps_the_mode(digits):
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_training_under_autocast(digits, dtype):
+    accelerator = SimpleNamespace(mixed_precision=str(dtype), autocast=partial(torch.autocast, "cpu", dtype))
     spec, train = digits.spec, digits.train[:256]
     model = build_classifier("convnet", 1, 8, 10, width=8, generator=stream(0, "weights"))
     loss = train_classifier(model, lambda epoch: epoch_batches(train.images, train.labels, spec, None, 64, stream(0, epoch)),
-                            epochs=5, lr=0.1, autocast=partial(torch.autocast, "cpu", dtype))
+                            epochs=5, lr=0.1, engine=Engine(accelerator))
     assert loss.dtype == torch.float32
     assert loss < 2
     assert all(parameter.dtype == torch.float32 for parameter in model.parameters())

@@ -12,6 +12,7 @@ from parity_fixtures import FOLDER, fixture_state, hash_images, load_data
 from torch.nn import functional as F
 
 from gendistil.common.clustering import herding, k_center, kmeans, representatives
+from gendistil.common.engine import EAGER
 from gendistil.common.errors import UserError
 from gendistil.common.rng import counter_normal, stream
 from gendistil.data import load_dataset, to_signed
@@ -38,7 +39,7 @@ from gendistil.matching.objectives import (
 )
 from gendistil.sources import PixelSet
 from generators import GAN, RECIPES, load_weights
-from pools import build_classifier
+from pools import RandomPool, build_classifier
 
 LOSSES = json.loads((FOLDER / "losses/losses.json").read_text())
 STEPS = load_data("losses/matching_steps")
@@ -175,15 +176,14 @@ def test_representatives_are_near_the_cluster_centres():
     assert (points[0, rows] - centroids[0]).norm(dim=1).max() < 1
 
 
-class Pool:
-    """One untrained classifier, and a record of what it was shown."""
+class Pool(RandomPool):
+    """One untrained classifier."""
 
-    def __init__(self, spec):
+    def __init__(self, dataset):
+        super().__init__(dataset)
+        spec = dataset.spec
         model = build_classifier("convnet", spec.channels, spec.size, spec.num_classes, width=8)
         self.model = model.eval().requires_grad_(False)
-
-    def prepare(self, step, learner):
-        pass
 
     def draw(self, generator):
         return self.model
@@ -196,7 +196,7 @@ def digits():
 
 @pytest.mark.parametrize("select", SELECTORS)
 def test_selected_images_are_of_the_class_and_refresh_when_due(digits, select):
-    selector = SELECTORS[select](digits.train, 10, 6, 0, pool=Pool(digits.spec), interval=5, candidates=40, spec=digits.spec)
+    selector = SELECTORS[select](digits.train, 10, 6, 0, pool=Pool(digits), interval=5, candidates=40)
     classes = torch.tensor([7, 2])
     rows = selector.indices(classes, 0)
     assert rows.shape == (2, 6)
@@ -210,7 +210,7 @@ def test_selected_images_are_of_the_class_and_refresh_when_due(digits, select):
 @pytest.mark.parametrize("match", [name for name, row in OBJECTIVES.items() if row.paired != "real"])
 def test_every_objective_moves_the_generator_and_nothing_else(digits, match):
     gan = GAN(Accelerator(cpu=True), digits.spec, dataclasses.replace(RECIPES["pyramid"], width=16), 0)
-    pool = Pool(digits.spec)
+    pool = Pool(digits)
     matcher = Matcher(GeneratorLearner(gan, digits), digits, pool, match=match, weight=1.0, select="random", classes=2,
                       per_class=4, aug_type="color_crop_cutout", interval=5, candidates=20)
     loss = matcher(0)
@@ -225,7 +225,7 @@ class Replay:
     """A learner whose images are what `give(labels, step)` returns."""
 
     accelerator = SimpleNamespace(num_processes=1, process_index=0, device=torch.device("cpu"), mixed_precision="no")
-    seed, has_pairs = 0, False
+    seed, has_pairs, engine = 0, False, EAGER
 
     def __init__(self, give):
         self.give = give
@@ -247,7 +247,7 @@ class Replay:
 def test_siamese_augmentation_is_the_same_for_real_and_synthetic(digits, aug_setting):
     """Where the synthetic images are the selected real ones, a pairwise objective must see no difference at all."""
     learner = Replay(lambda labels, step: to_signed(digits.train.images[matcher.selector.indices(labels, step)]))
-    matcher = Matcher(learner, digits, Pool(digits.spec), match="logit", weight=1.0, select="random", classes=3, per_class=5,
+    matcher = Matcher(learner, digits, Pool(digits), match="logit", weight=1.0, select="random", classes=3, per_class=5,
                       aug_type="color_crop_cutout", aug_setting=aug_setting, interval=5, candidates=20)
     labels = matcher.shuffle.indices(0)
     assert float(matcher(0)) == pytest.approx(0, abs=1e-9)
@@ -269,12 +269,12 @@ def test_an_objective_of_a_whole_set_is_asked_once_and_gives_one_number(digits, 
     learner = PixelLearner(accelerator, digits.spec, pixels, 0, lr=0.1)
     settings = {"match": "together", "weight": None, "select": "random", "classes": 0, "per_class": 3, "aug_type": "none",
                 "aug_setting": "class", "interval": 1, "candidates": 1, "options": {"metric": "cos"}}
-    matcher = Matcher(learner, digits, Pool(digits.spec), **settings)
+    matcher = Matcher(learner, digits, Pool(digits), **settings)
     report = learner.step(0, matcher)
     assert asked == [(list(range(10)), "cos")]
     assert float(report["matching"]) == pytest.approx(float(matcher(0).detach()), rel=0.5)  # not the sum over ten classes
     with pytest.raises(UserError, match="all classes of a step together"):
-        Matcher(learner, digits, Pool(digits.spec), **settings, at_once=2)
+        Matcher(learner, digits, Pool(digits), **settings, at_once=2)
 
 
 @pytest.mark.parametrize(("classes", "processes", "remedy"), [
@@ -283,7 +283,7 @@ def test_classes_that_processes_cannot_share_are_refused_with_numbers_that_work(
     learner = Replay(lambda labels, step: None)
     learner.accelerator = SimpleNamespace(**{**vars(Replay.accelerator), "num_processes": processes})
     with pytest.raises(UserError, match=remedy):
-        Matcher(learner, digits, Pool(digits.spec), match="mean", weight=1.0, select="random", classes=classes, per_class=2,
+        Matcher(learner, digits, Pool(digits), match="mean", weight=1.0, select="random", classes=classes, per_class=2,
                 aug_type="none", interval=1, candidates=1)
 
 
@@ -294,7 +294,7 @@ def test_batch_norms_are_matched_as_they_are_sampled_and_learn_from_whole_batche
     for step in range(3):
         gan.step(to_signed(digits.train.images[:16]), digits.train.labels[:16], step)
     before = [value.clone() for value in gan.generator.buffers()]
-    matcher = Matcher(GeneratorLearner(gan, digits), digits, Pool(digits.spec), match="mean", weight=1.0, select="random",
+    matcher = Matcher(GeneratorLearner(gan, digits), digits, Pool(digits), match="mean", weight=1.0, select="random",
                       classes=2, per_class=4, aug_type="none", interval=1, candidates=1)
     matcher(0).backward()
     assert all(torch.equal(*pair) for pair in zip(before, gan.generator.buffers()))

@@ -9,7 +9,8 @@ from accelerate import Accelerator
 import gen_condense
 import pool_match
 from gendistil.common.clustering import kmeans
-from gendistil.common.device import autocast, make_accelerator
+from gendistil.common.device import make_accelerator
+from gendistil.common.engine import EAGER, Engine
 from gendistil.common.run import load_checkpoint
 from gendistil.data import load_dataset, standardise, to_signed
 from gendistil.matching import METHODS, Matcher, PixelLearner, initial, matcher, objectives, selectors
@@ -68,6 +69,7 @@ def test_a_method_learns_in_bf16_what_it_learns_in_float32(command, gan, tmp_pat
     words = ["--output-dir", tmp_path, "--method", method, *SHORT, *flags]
     words += ["--weight", gan.with_name("inversion") if method == "itgan" else gan] if row.learn != "pixels" else []
     words += ["--ipc", 4] if row.learn != "generator" else ["--batch-size", 16]
+    words += ["--init", "real"] if row.init == "kmeans" else []  # which images stand for a cluster, three digits do not tell
     words += ["--chunk-steps", 2] if method == "inversion" else ["--steps", 2]
     words += ONLINE if row.pool_training in ("synthetic", "real") else []
     words += SMALL_POOL if row.pool_training == "pretrained" and "--pool-training" not in flags else []
@@ -108,7 +110,7 @@ def test_distances_and_clusterings_are_taken_in_float32_outside_autocast(digits,
     monkeypatch.setitem(matcher.OBJECTIVES, match, objectives.Objective(noted(row.function), 1.0, "", row.options))
     accelerator = make_accelerator("bf16")
     learner = pixels_of(digits, accelerator)
-    pool = OnlinePool(digits, teacher="real", outer=3, inner=1, images=32, autocast=functools.partial(autocast, accelerator))
+    pool = OnlinePool(digits, teacher="real", outer=3, inner=1, images=32, engine=learner.engine)
     monkeypatch.setattr(pool, "prepare", noted(pool.prepare))
     term = Matcher(learner, digits, pool, match=match, weight=1.0, select="dream", classes=0, per_class=3, aug_type="none",
                    interval=1, candidates=20)
@@ -122,7 +124,7 @@ def test_a_clustering_of_bf16_embeddings_chooses_as_one_of_float32_does(digits):
     accelerator = make_accelerator("bf16")
     network, seen = RandomPool(digits).draw(torch.Generator().manual_seed(0)), []
     images = standardise(to_signed(digits.train.images[:200]), digits.spec)
-    for eyes in (objectives.Eyes(network), objectives.Eyes(network, functools.partial(autocast, accelerator))):
+    for eyes in (objectives.Eyes(network, engine) for engine in (EAGER, Engine(accelerator))):
         with torch.no_grad():
             points = eyes.embed(images)[None]
         assert points.dtype == torch.float32

@@ -11,6 +11,7 @@ from pathlib import Path
 from gendistil.common.errors import UserError
 
 PRECISIONS = ("auto", "fp32", "bf16", "fp16")
+COMPILE = ("auto", "on", "off")
 
 
 class _Help(argparse.ArgumentDefaultsHelpFormatter):
@@ -90,6 +91,8 @@ def add_run_arguments(parser, default_tag):
     group.add_argument("--seed", type=SEED, default=3407, help="seed of every random draw")
     group.add_argument("--precision", choices=PRECISIONS, default="auto",
                        help="arithmetic of the networks; auto: bf16 where the hardware computes it natively, else fp32")
+    group.add_argument("--compile", choices=COMPILE, default="auto",
+                       help="compile the networks; auto: where the run is long enough to gain by it and a compiler works")
     return group
 
 

@@ -12,20 +12,24 @@ def kmeans(points, k, generator=None, centroids=None, iterations=100, tolerance=
     summed, falls below `tolerance` in every group. Returns (centroids [G, k, D], assignment int64 [G, N]); the assignment is
     to the centroids returned, and an empty cluster keeps its centroid.
     """
-    groups, _, dim = points.shape
-    firsts = k * torch.arange(groups, device=points.device).unsqueeze(1)  # a group's first cluster, counted over all groups
     centroids = _plus_plus(points, k, generator) if centroids is None else centroids
     for _ in range(iterations):
-        assignment = _nearest(points, centroids)
-        sums = points.new_zeros(groups * k, dim).index_add_(0, (assignment + firsts).flatten(), points.flatten(0, 1))
-        sums = sums.unflatten(0, (groups, k))
-        sizes = torch.zeros(groups, k, device=points.device).scatter_add_(1, assignment, torch.ones_like(points[..., 0]))
-        moved = torch.where(sizes.unsqueeze(-1) > 0, sums / sizes.clamp_min(1).unsqueeze(-1), centroids)
+        moved = _means(points, _nearest(points, centroids), centroids)
         movement = (moved - centroids).square().sum((1, 2)).max()
         centroids = moved
         if movement < tolerance:
             break
     return centroids, _nearest(points, centroids)
+
+
+def _means(points, assignment, otherwise):
+    """The mean of each cluster's points [G, N, D]: [G, k, D], taken from `otherwise` where a cluster is empty."""
+    groups, k, dim = otherwise.shape
+    firsts = k * torch.arange(groups, device=points.device).unsqueeze(1)  # a group's first cluster, counted over all groups
+    sums = points.new_zeros(groups * k, dim).index_add_(0, (assignment + firsts).flatten(), points.flatten(0, 1))
+    sizes = torch.zeros(groups, k, device=points.device).scatter_add_(1, assignment, torch.ones_like(points[..., 0]))
+    means = sums.unflatten(0, (groups, k)) / sizes.clamp_min(1).unsqueeze(-1)
+    return torch.where(sizes.unsqueeze(-1) > 0, means, otherwise)
 
 
 def _nearest(points, centroids):
@@ -54,9 +58,24 @@ def _plus_plus(points, k, generator):
     return points[rows.unsqueeze(1), torch.stack(chosen, 1)]
 
 
+_PROJECTED = 128  # dimensions
+
+
 def representatives(points, k, generator):
-    """The rows nearest to the k centroids of each group (DREAM, arXiv 2302.14416): int64 [G, k] for points [G, N, D]."""
-    centroids, _ = kmeans(points, k, generator, iterations=30)
+    """The rows nearest to the k centroids of each group (DREAM, arXiv 2302.14416): int64 [G, k] for points [G, N, D].
+
+    Points of many dimensions are clustered in a random projection, which keeps their distances (Johnson and Lindenstrauss,
+    1984) and with them what a clustering costs (Makarychev et al., STOC 2019); three more iterations are of the points as they
+    are.
+    """
+    dim = points.shape[-1]
+    if dim <= 2 * _PROJECTED:
+        centroids, _ = kmeans(points, k, generator, iterations=30)
+        return _nearest(centroids, points)
+    projection = torch.randn(dim, _PROJECTED, generator=generator).to(points) / _PROJECTED**0.5
+    assignment = kmeans(points @ projection, k, generator, iterations=30)[1]
+    middle = points.mean(1, keepdim=True).expand(-1, k, -1)
+    centroids, _ = kmeans(points, k, centroids=_means(points, assignment, middle), iterations=3)
     return _nearest(centroids, points)
 
 

@@ -1,6 +1,5 @@
 """What the hardware is asked to do: memory, precision and the Accelerator."""
 
-import contextlib
 import ctypes
 import os
 import platform
@@ -32,6 +31,11 @@ def keep_freed_memory():
     libc.mallopt(_M_TOP_PAD, 256 << 20)
 
 
+def user_cache():
+    """The folder of this suite in the user's cache."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "dataset-distillation"
+
+
 def native_bf16(device):
     """True where `device` multiplies bfloat16 in hardware: CUDA sm_80 and newer, CPUs with AMX or AVX512-BF16."""
     if device.type == "cuda":
@@ -60,24 +64,20 @@ def make_accelerator(precision="auto"):
     return Accelerator(mixed_precision={"fp32": "no"}.get(precision, precision))
 
 
-def autocast(accelerator):
-    """The accelerator's mixed precision as a context."""
-    if accelerator.mixed_precision == "no":
-        return contextlib.nullcontext()
-    return accelerator.autocast()
-
-
-def loss_scaler(device, autocast):
-    """The gradient scaler that float16 needs; for other precisions one that changes nothing. `autocast` makes the context."""
-    with autocast():
-        half = torch.is_autocast_enabled(device.type) and torch.get_autocast_dtype(device.type) == torch.float16
-    return torch.amp.GradScaler(device.type, enabled=half)
-
-
 def synchronise(device):
     """Wait until `device` has finished what it was given."""
     if device.type != "cpu":
         torch.accelerator.synchronize(device)
+
+
+def send(x, device):
+    """A tensor of the host on `device`; on a GPU the host does not wait until it is there."""
+    return x.pin_memory().to(device, non_blocking=True) if device.type == "cuda" and x.device.type == "cpu" else x.to(device)
+
+
+def own_rows(accelerator, x):
+    """The rows of this process, of something that is the same in all of them."""
+    return x[accelerator.process_index :: accelerator.num_processes]
 
 
 def halve(x):

@@ -94,8 +94,8 @@ def save_model(model, folder):
 
 
 # What --resume may be given anew; everything else decides the weights and stays as the run was started.
-_MAY_CHANGE = {"resume", "overwrite", "output_dir", "tag", "data_dir", "steps", "epochs", "precision", "lr", "lr_critic",
-               "log_interval", "sample_interval", "save_interval", "eval_interval"}
+_MAY_CHANGE = {"resume", "overwrite", "output_dir", "tag", "data_dir", "steps", "epochs", "precision", "compile", "lr",
+               "lr_critic", "log_interval", "sample_interval", "save_interval", "eval_interval"}
 
 
 def check_folder(options):

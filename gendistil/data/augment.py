@@ -11,6 +11,7 @@ from typing import NamedTuple
 import torch
 import torch.nn.functional as F
 
+from gendistil.common.device import send
 from gendistil.common.errors import UserError
 
 AUGMENTATIONS = ("color", "crop", "cutout", "flip", "scale", "rotate")
@@ -59,7 +60,7 @@ class Augment:
             choice = torch.randint(len(self.exclusive), (), generator=generator, device=generator.device)
             names = names.difference(self.exclusive) | {self.exclusive[int(choice)]}
         uniform = torch.rand(n, 8, generator=generator, device=generator.device)
-        return AugmentParams(names, uniform.to(generator.device if device is None else device, non_blocking=True))
+        return AugmentParams(names, send(uniform, generator.device if device is None else device))
 
     def apply(self, images, params):
         """`images` `[B, C, H, W]` augmented as `params` say, whose number of rows is 1 or B. Differentiable."""
@@ -102,7 +103,8 @@ def cut_mix(images, targets, num_classes, probability, generator):
     chance, share, y, x = torch.rand(4, generator=generator, device=generator.device).tolist()
     if chance >= probability:
         return images, targets
-    partner = torch.randperm(len(images), generator=generator, device=generator.device).to(images.device)
+    partner = torch.randperm(len(images), generator=generator, device=generator.device)
+    partner = send(partner, images.device)
     (top, bottom), (left, right) = (_span(side, share, u) for side, u in zip(images.shape[2:], (y, x)))
     mixed = images.clone()
     mixed[:, :, top:bottom, left:right] = images[partner, :, top:bottom, left:right]

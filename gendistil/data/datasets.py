@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from gendistil.common.device import user_cache
 from gendistil.common.errors import UserError
 from gendistil.common.rng import stream
 from gendistil.data.folders import load_folder, make_folder
@@ -164,7 +165,7 @@ def default_data_dir():
     """$DATA_DIR, else a folder in the user's cache."""
     if os.environ.get("DATA_DIR"):
         return Path(os.environ["DATA_DIR"])
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "dataset-distillation"
+    return user_cache()
 
 
 def load_dataset(name="digits", data_dir=None, image_size=None, held_out=0.1, device="cpu"):

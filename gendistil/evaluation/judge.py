@@ -1,10 +1,8 @@
 """What keeps the best of a run, by the score of a student on held-out images."""
 
-import functools
 from dataclasses import dataclass, replace
 
 from gendistil.common.cli import COUNT
-from gendistil.common.device import autocast
 from gendistil.common.flags import option
 from gendistil.evaluation.students import PROTOCOLS, evaluate
 from pools import CLASSIFIERS
@@ -25,12 +23,14 @@ class Judging:
 class Judge:
     """Scores a source on the held-out images and keeps it in the run's folder: the best so far, or the latest.
 
-    Args: run, a `Run`; dataset; judging, a `Judging`; seed, of the student; keep, "best" or "last"; summary, a dict in which
-    the score (per cent) and the step of what is kept stand, and go on from an earlier part of the run.
+    Args: run, a `Run`; engine, the `Engine` that runs the students; dataset; judging, a `Judging`; seed, of the student;
+    keep, "best" or "last"; summary, a dict in which the score (per cent) and the step of what is kept stand, and go on from an
+    earlier part of the run.
     """
 
-    def __init__(self, run, dataset, judging, seed, keep, summary):
-        self.run, self.dataset, self.judging, self.seed, self.keep, self.summary = run, dataset, judging, seed, keep, summary
+    def __init__(self, run, engine, dataset, judging, seed, keep, summary):
+        self.run, self.engine, self.dataset, self.judging = run, engine, dataset, judging
+        self.seed, self.keep, self.summary = seed, keep, summary
         self.protocol = replace(PROTOCOLS["default"], epochs=judging.eval_epochs, min_steps=0)
 
     def score(self, learner, step):
@@ -39,8 +39,7 @@ class Judge:
             source, ipc = learner.source, self.judging.eval_ipc
             ipc = ipc if source.max_ipc is None else min(ipc, source.max_ipc)
             score = evaluate(source, self.dataset, self.judging.eval_model, ipc, "fresh", num_eval=1, seed=self.seed,
-                             protocol=self.protocol, scored_on="held_out",
-                             autocast=functools.partial(autocast, self.run.accelerator)).mean
+                             protocol=self.protocol, scored_on="held_out", engine=self.engine).mean
             self.run.log({"held_out_accuracy": score}, step)
             if self.keep == "last" or score >= self.summary["held_out_accuracy"]:
                 self.summary.update(held_out_accuracy=score, best_step=step)

@@ -141,15 +141,17 @@ def read_report(path):
     return rows
 
 
-_MARKER = re.compile(r"^<!-- (/?)(table|legend)(?:: ?(.*?))? -->$", re.MULTILINE)
+def rewrite(text, root, sections=None):
+    """A document's text with every marked section written anew; the paths of files start at the folder `root`.
 
-
-def rewrite(text, root):
-    """A document's text with every marked table and legend written anew; the paths of files start at the folder `root`.
+    `sections` maps the name in a marker to what writes it, called with the rest of the marker and `root` (default: the tables
+    and legends of reports).
 
     Raises UserError where a marker lacks its partner, none is there, or a file cannot be read.
     """
-    markers = list(_MARKER.finditer(text))
+    sections = sections or {"table": _section, "legend": lambda rest, root: LEGEND}
+    names = "|".join(sections)
+    markers = list(re.finditer(rf"^<!-- (/?)({names})(?:: ?(.*?))? -->$", text, re.MULTILINE))
     if not markers:
         raise UserError("marks no table: put the lines <!-- table: FILE ... --> and <!-- /table --> where one should stand")
     parts, end = [], 0
@@ -158,7 +160,7 @@ def rewrite(text, root):
             line = text.count("\n", 0, opening.start()) + 1
             raise UserError(f"{opening[0]} (line {line}) has no partner: every table and legend has a line where it begins and "
                             "one where it ends")
-        parts += [text[end:opening.end()], "\n", LEGEND if opening[2] == "legend" else _section(opening[3], root)]
+        parts += [text[end:opening.end()], "\n", sections[opening[2]](opening[3], root)]
         end = closing.start()
     return "".join([*parts, text[end:]])
 
@@ -171,13 +173,13 @@ def _section(files, root):
     return f"{tables(rows)}\nMeasured: {', '.join(f'`{file}`' for file in files)}\n"
 
 
-def rewrite_document(path):
-    """The text of the document at `path` as it should be. Raises UserError, which names it, where that cannot be said."""
+def rewrite_document(path, sections=None):
+    """The text of the document at `path` as `rewrite` makes it. Raises UserError, which names it, where that cannot be said."""
     root = next((folder for folder in path.resolve().parents if (folder / "pyproject.toml").exists()), None)
     if root is None:
         raise UserError(f"--document {path}: no folder above it holds a pyproject.toml, where the paths of its tables start")
     try:
-        return rewrite(path.read_text(encoding="utf-8"), root)
+        return rewrite(path.read_text(encoding="utf-8"), root, sections)
     except (OSError, ValueError) as error:
         raise UserError(f"--document {path} cannot be read ({type(error).__name__}): name a markdown file")
     except UserError as error:

@@ -2,13 +2,14 @@
 
 import math
 import time
-from contextlib import nullcontext
 from dataclasses import dataclass, replace
 
 import torch
 from scipy.special import stdtrit
 
 from gendistil.common.cli import COUNT, FRACTION, NATURAL, POSITIVE, WEIGHT, number
+from gendistil.common.device import send
+from gendistil.common.engine import EAGER
 from gendistil.common.flags import option
 from gendistil.common.rng import stream
 from gendistil.data import Augment, to_uint8
@@ -112,11 +113,11 @@ class Result:
 
 
 def evaluate(source, dataset, model_name="convnet", ipc=50, sampling="fresh", *, num_eval=3, seed=0,
-             protocol=PROTOCOLS["default"], scored_on="test", autocast=nullcontext):
+             protocol=PROTOCOLS["default"], scored_on="test", engine=EAGER):
     """Train `num_eval` students on exactly `ipc` images of every class from `source`, and score each at its last step.
 
     Args: source, a `gendistil.sources.Source`; dataset, a `Dataset`, on whose device everything happens; sampling, one of
-    `SAMPLINGS`; scored_on, "test" or "held_out"; autocast, makes the context of each forward pass.
+    `SAMPLINGS`; scored_on, "test" or "held_out"; engine, the `Engine` that runs the students.
     Student i has the seed `seed + i`. Unless sampling is fresh it is trained on the set that `draw_set` gives for that seed.
     Returns a `Result`. Raises UserError where the source does not fit the data set or has too few images.
     """
@@ -137,7 +138,7 @@ def evaluate(source, dataset, model_name="convnet", ipc=50, sampling="fresh", *,
         def batches(epoch):
             generator = _epoch_stream(seed, epoch)
             for step in range(steps):
-                labels = torch.randint(spec.num_classes, (protocol.batch_size,), generator=generator).to(device)
+                labels = send(torch.randint(spec.num_classes, (protocol.batch_size,), generator=generator), device)
                 drawn = stream(seed, "step", epoch, step).initial_seed()
                 images, targets = to_uint8(source.sample(labels, drawn)), source.targets(labels, drawn)
                 yield prepare_batch(images, targets, spec, augment, generator, protocol.cutmix)
@@ -149,21 +150,21 @@ def evaluate(source, dataset, model_name="convnet", ipc=50, sampling="fresh", *,
         images, make_batches = steps * protocol.batch_size, random_batches_of
     else:
         images, make_batches = spec.num_classes * source.decoded(ipc), batches_of
-    return _evaluate(make_batches, images, dataset, model_name, num_eval, seed, protocol, scored_on, autocast)
+    return _evaluate(make_batches, images, dataset, model_name, num_eval, seed, protocol, scored_on, engine)
 
 
 def evaluate_full(dataset, model_name="convnet", *, num_eval=3, seed=0, protocol=PROTOCOLS["default"], scored_on="test",
-                  autocast=nullcontext):
+                  engine=EAGER):
     """As `evaluate`, but each epoch is one pass over the whole training set (without the held-out part if that is scored)."""
     split = dataset.full_train if scored_on == "test" else dataset.train
 
     def batches_of(seed):
         return student_batches(lambda epoch: (split.images, split.labels), dataset.spec, protocol, seed)
 
-    return _evaluate(batches_of, len(split), dataset, model_name, num_eval, seed, protocol, scored_on, autocast)
+    return _evaluate(batches_of, len(split), dataset, model_name, num_eval, seed, protocol, scored_on, engine)
 
 
-def _evaluate(make_batches, images, dataset, model_name, num_eval, seed, protocol, scored_on, autocast):
+def _evaluate(make_batches, images, dataset, model_name, num_eval, seed, protocol, scored_on, engine):
     """Train and score the students; `make_batches(seed)(epoch)` yields one epoch of a student's batches."""
     start = time.perf_counter()
     spec, scored = dataset.spec, getattr(dataset, scored_on)
@@ -173,12 +174,12 @@ def _evaluate(make_batches, images, dataset, model_name, num_eval, seed, protoco
         batches = make_batches(student_seed)
         model = build_classifier(model_name, spec.channels, spec.size, spec.num_classes,
                                  generator=stream(student_seed, "student's weights")).to(scored.images.device)
-        scores.append(train_student(model, batches, scored, spec, protocol, autocast=autocast).item())
+        scores.append(train_student(model, batches, scored, spec, protocol, engine=engine).item())
     steps = protocol.epochs * steps_per_epoch(images, protocol.batch_size)
     return Result(tuple(scores), images, protocol.epochs, steps, time.perf_counter() - start)
 
 
-def train_student(model, batches, split, spec, protocol, *, autocast=nullcontext):
+def train_student(model, batches, split, spec, protocol, *, engine=EAGER):
     """Train one student in place and score it: its accuracy in per cent, a 0-dim tensor on its device.
 
     All that `evaluate` does for one of its students. An evaluation of another shape calls it: one that trains model after
@@ -190,17 +191,17 @@ def train_student(model, batches, split, spec, protocol, *, autocast=nullcontext
         split: the real images (a `Split`) that it is scored on, after the last of the protocol's looks or at the best of them.
         spec: the data set's `Spec`.
         protocol: a `Protocol`, whose epochs are taken as they are: see `long_enough` for its `min_steps`.
-        autocast: makes the context of each forward pass.
+        engine: the `Engine` that runs the model.
     """
     look_after = {math.ceil(protocol.epochs * look / protocol.looks) for look in range(1, protocol.looks + 1)}
     scores = []
 
     def look(epochs_done, loss):
         if epochs_done in look_after:
-            scores.append(accuracy(model, split.images, split.labels, spec, autocast=autocast))
+            scores.append(accuracy(model, split.images, split.labels, spec, engine=engine))
 
     train_classifier(model, batches, epochs=protocol.epochs, lr=protocol.lr, momentum=protocol.momentum,
-                     weight_decay=protocol.weight_decay, schedule=protocol.schedule, autocast=autocast, on_epoch=look)
+                     weight_decay=protocol.weight_decay, schedule=protocol.schedule, engine=engine, on_epoch=look)
     return torch.stack(scores).max()
 
 

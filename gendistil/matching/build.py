@@ -1,14 +1,12 @@
 """From rows and flags to objects: what a run of `pool_match.py` starts from, learns, compares and by whose eyes."""
 
 import dataclasses
-import functools
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 from gendistil.common.cli import COUNT
-from gendistil.common.device import autocast
 from gendistil.common.errors import UserError
 from gendistil.common.flags import option
 from gendistil.common.run import CHECKPOINT, find_run, read_json, training_state
@@ -76,17 +74,17 @@ def holds_latents(path):
     return folder is not None and (folder / LATENTS_FOLDER).exists()
 
 
-def make_pool(method, folder, seed, dataset, accelerator):
+def make_pool(method, folder, seed, dataset, engine):
     """The networks that compare the images; pretrained ones are made in `folder`, or found there."""
     if method.pool_training == "pretrained":
-        return ClassifierPool(dataset, folder, accelerator, names=method.pool, members=method.pool_members,
-                              epochs=method.pool_epochs, snapshots=method.pool_snapshots)
+        return ClassifierPool(dataset, folder, engine.accelerator, names=method.pool, members=method.pool_members,
+                              epochs=method.pool_epochs, snapshots=method.pool_snapshots, engine=engine)
     if method.pool_training == "random":
-        return RandomPool(dataset, names=method.pool)
+        return RandomPool(dataset, names=method.pool, engine=engine)
     return OnlinePool(dataset, teacher=method.pool_training, outer=method.outer, inner=method.inner, names=method.pool,
                       images=method.pool_images, batch_size=method.pool_batch, lr=method.pool_lr, momentum=method.pool_momentum,
                       weight_decay=method.pool_decay, aug_type=method.pool_aug, aug_single=method.aug_single,
-                      cutmix=method.pool_cutmix, seed=seed, autocast=functools.partial(autocast, accelerator))
+                      cutmix=method.pool_cutmix, seed=seed, engine=engine)
 
 
 @dataclass(frozen=True)
@@ -102,17 +100,21 @@ class Learned:
 
 @dataclass(frozen=True)
 class Begin:
-    """What a learner is built from: method, a `Method`; start, a `Start`; state, that of the run that is resumed, or of a
-    generator's --weight, or {}, read from file; steps_before, steps of a generator's earlier stages."""
+    """What a learner is built from: method, a `Method`; start, a `Start`; engine, an `Engine`; state, that of the run that is
+    resumed, or of a generator's --weight, or {}, read from file; steps_before, steps of a generator's earlier stages."""
 
     method: Method
     start: Start
     seed: int
-    accelerator: object
+    engine: object
     dataset: object
     state: dict
     file: Path
     steps_before: int = 0
+
+    @property
+    def accelerator(self):
+        return self.engine.accelerator
 
 
 def _generator(begin):
@@ -123,13 +125,14 @@ def _generator(begin):
     recipe = dataclasses.replace(recipe, **{name: value for name, value in values.items() if value and name in known})
     if recipe.batch_size % accelerator.num_processes:
         raise UserError(f"--batch-size {recipe.batch_size} must be a multiple of the {accelerator.num_processes} processes")
-    trainer = make_trainer(accelerator, begin.dataset.spec, recipe, begin.seed)
+    trainer = make_trainer(accelerator, begin.dataset.spec, recipe, begin.seed, begin.engine)
     trainer.load_state_dict(state, file)
     return GeneratorLearner(trainer, begin.dataset, begin.steps_before)
 
 
-def _stored_settings(method):
-    return {"lr": method.lr, "momentum": method.momentum, "batch": method.syn_batch or None}
+def _stored_settings(begin):
+    method = begin.method
+    return {"lr": method.lr, "momentum": method.momentum, "batch": method.syn_batch or None, "engine": begin.engine}
 
 
 def _pixels(begin):
@@ -137,13 +140,13 @@ def _pixels(begin):
     initial.check(begin.dataset, method.init, begin.start.ipc * method.factor**2)
     pixels = PixelSet(size=spec.size, channels=spec.channels, num_classes=spec.num_classes, ipc=begin.start.ipc,
                       factor=method.factor, decoder=method.decoder).to(accelerator.device)
-    return PixelLearner(accelerator, spec, pixels, begin.seed, space=method.space, **_stored_settings(method))
+    return PixelLearner(accelerator, spec, pixels, begin.seed, space=method.space, **_stored_settings(begin))
 
 
 def _latents(begin):
     latents, rows = start_latents(begin.method, begin.start, begin.seed, begin.dataset, begin.accelerator.device)
     return LatentLearner(begin.accelerator, begin.dataset.spec, latents, begin.seed, real=begin.dataset.train, rows=rows,
-                         chunk_steps=begin.method.chunk_steps, **_stored_settings(begin.method))
+                         chunk_steps=begin.method.chunk_steps, **_stored_settings(begin))
 
 
 LEARNED = {
@@ -202,3 +205,9 @@ def count_steps(method, learner, dataset):
     if method.steps is None:
         return method.chunk_steps * -(-learner.source.max_ipc // learner.batch)
     return method.steps
+
+
+def count_pixels(method, learner, dataset):
+    """About how many pixels of real images the run shows to networks, the training of a pool left out."""
+    images = (method.match_classes or dataset.spec.num_classes) * method.match_batch
+    return count_steps(method, learner, dataset) * images * dataset.spec.size**2

@@ -10,7 +10,6 @@ from gendistil.sources.latents import LatentSet
 from gendistil.sources.pixels import mosaic
 from generators import ConditionalGenerator
 from generators.base import SAMPLE_BATCH
-from pools import embed_images
 
 
 def _real(points, count, generator):
@@ -62,7 +61,7 @@ def start(pixels, dataset, how, seed, pool):
         points = real.labels[:, None]  # the choice looks at nothing
     else:
         pool.prepare(0, None)
-        points = embed_images(pool.last(stream(seed, "start", "network")), real.images, spec)
+        points = pool.embed(pool.last(stream(seed, "start", "network")), torch.arange(len(real)))
     for label in range(spec.num_classes):
         rows = torch.nonzero(real.labels == label)[:, 0]
         chosen = rows[CHOICES[how](points[rows], count, stream(seed, "start", label))]

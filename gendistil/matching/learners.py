@@ -4,7 +4,8 @@ A learner has `begin(dataset, method, pool)`, called before the first step of a 
 returns a dict of 0-dim losses; `images(labels, positions, shape, step)`, its synthetic images for the matching term, and
 `images_per_class(real)`, how many of them there are of a class; `training_set()`, uint8 images and their targets for a network
 of the pool; `source`, the distilled source, which a run keeps in `folder`; `grid()`, `check(step)`, `state_dict()` and
-`load_state_dict(state, path)`; and for random draws `seed`, `stream` and `shard`, as a `Trainer` has them. Where `has_pairs`,
+`load_state_dict(state, path)`; `engine`, the `Engine` that runs its networks and the pool's; and for random draws `seed`,
+`stream` and `shard`, as a `Trainer` has them. Where `has_pairs`,
 `pairs(labels, step)` names the real images that its own are paired with.
 """
 
@@ -12,7 +13,8 @@ import functools
 
 import torch
 
-from gendistil.common.device import autocast, loss_scaler
+from gendistil.common.device import own_rows, send
+from gendistil.common.engine import Engine
 from gendistil.common.errors import UserError
 from gendistil.common.rng import Shuffle, stream
 from gendistil.data import to_signed
@@ -34,6 +36,7 @@ class GeneratorLearner:
     def __init__(self, trainer, dataset, steps_before=0):
         self.trainer, self.real, self.steps_before = trainer, dataset.train, steps_before
         self.accelerator, self.seed, self.shard, self.stream = trainer.accelerator, trainer.seed, trainer.shard, trainer.stream
+        self.engine = trainer.engine
         self.shuffle = Shuffle(len(self.real), trainer.recipe.batch_size, trainer.seed, "real of stage 2")
         self.grid, self.check = trainer.grid, trainer.check
         self.state_dict, self.load_state_dict = trainer.state_dict, trainer.load_state_dict
@@ -73,25 +76,27 @@ class StoredLearner:
 
     Args: source, a `PixelSet` or `LatentSet` with its starting values, on the accelerator's device; parameter, what of it is
     learned, [K, ipc, ...]; seed, of all draws; lr, momentum of the SGD; batch, images of a class that are compared in one step,
-    None for all. A subclass has `folder`, `images` and `images_per_class`, and may scale the gradient and bound the values.
+    None for all; engine, an `Engine` (default: that of the accelerator). A subclass has `folder`, `images` and
+    `images_per_class`, and may scale the gradient and bound the values.
     """
 
     scale, has_pairs = 1.0, False
 
-    def __init__(self, accelerator, spec, source, parameter, seed, *, lr, momentum, batch):
+    def __init__(self, accelerator, spec, source, parameter, seed, *, lr, momentum, batch, engine=None):
         self.accelerator, self.spec, self.source, self.parameter = accelerator, spec, source, parameter
+        self.engine = engine or Engine(accelerator)
         self.seed, self.batch = seed, batch
         if spec.num_classes % accelerator.num_processes:
             raise UserError(f"{accelerator.num_processes} processes cannot share {spec.num_classes} classes evenly: launch "
                             "another number of them")
         self.optimizer = torch.optim.SGD([parameter], lr, momentum=momentum)
-        self.scaler = loss_scaler(accelerator.device, functools.partial(autocast, accelerator))
+        self.scaler = self.engine.loss_scaler(accelerator.device)
 
     def begin(self, dataset, method, pool):
         """What happens before the first step of a run, once the networks are there: nothing."""
 
     def shard(self, rows):
-        return rows[self.accelerator.process_index :: self.accelerator.num_processes].to(self.accelerator.device)
+        return send(own_rows(self.accelerator, rows), self.accelerator.device)
 
     def stream(self, *name):
         return stream(self.seed, self.folder, *name)
@@ -142,8 +147,8 @@ class PixelLearner(StoredLearner):
 
     folder = PIXELS
 
-    def __init__(self, accelerator, spec, pixels, seed, *, lr, momentum=0.5, space="standardised", batch=None):
-        super().__init__(accelerator, spec, pixels, pixels.pixels, seed, lr=lr, momentum=momentum, batch=batch)
+    def __init__(self, accelerator, spec, pixels, seed, *, lr, momentum=0.5, space="standardised", batch=None, engine=None):
+        super().__init__(accelerator, spec, pixels, pixels.pixels, seed, lr=lr, momentum=momentum, batch=batch, engine=engine)
         self.space = space
         std = torch.tensor(spec.published_std or spec.std)
         unit = std * 2 if space == "standardised" else torch.full((spec.channels,), 2.0)
@@ -165,7 +170,7 @@ class PixelLearner(StoredLearner):
         if self.batch is None or images.shape[1] <= self.batch:
             return images
         chosen = torch.randperm(images.shape[1], generator=self.stream("subset", step))[: self.batch]
-        return images[:, chosen.to(images.device)]
+        return images[:, send(chosen, images.device)]
 
     def bound(self):
         if self.space == "unit":
@@ -192,9 +197,10 @@ class LatentLearner(StoredLearner):
 
     folder, has_pairs = LATENTS, True
 
-    def __init__(self, accelerator, spec, latents, seed, *, real, rows, lr, momentum=0.0, batch=None, chunk_steps=0):
+    def __init__(self, accelerator, spec, latents, seed, *, real, rows, lr, momentum=0.0, batch=None, chunk_steps=0,
+                 engine=None):
         super().__init__(accelerator, spec, latents, latents.vectors, seed, lr=lr, momentum=momentum,
-                         batch=min(batch or latents.max_ipc, latents.max_ipc))
+                         batch=min(batch or latents.max_ipc, latents.max_ipc), engine=engine)
         self.real, self.rows, self.chunk_steps = real, rows, chunk_steps
         if chunk_steps:
             self._start_chunk()
@@ -221,11 +227,11 @@ class LatentLearner(StoredLearner):
 
     def images(self, labels, positions, shape, step):
         """The images of this step's vectors of `labels` [k]: [k, m, C, H, W]."""
-        return self.source(labels, self._chosen(step).to(labels.device))
+        return self.source(labels, send(self._chosen(step), labels.device))
 
     def pairs(self, labels, step):
-        """Rows of the real images that these vectors are paired with: int64 [k, m] on the CPU."""
-        return self.rows[labels.cpu()[:, None], self._chosen(step)]
+        """Rows of the real images that these vectors are paired with, on the CPU as `labels` are: int64 [k, m]."""
+        return self.rows[labels[:, None], self._chosen(step)]
 
     def training_set(self, ipc=10):
         """The images of the first `ipc` vectors of every class: uint8 [K * ipc, C, H, W], and their targets."""

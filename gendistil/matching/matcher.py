@@ -1,10 +1,8 @@
 """The matching term of one step: which classes, which real images, in whose eyes, and what must agree."""
 
-import functools
-
 import torch
 
-from gendistil.common.device import autocast
+from gendistil.common.device import own_rows, send
 from gendistil.common.errors import UserError
 from gendistil.common.rng import Shuffle
 from gendistil.data import Augment, standardise, to_signed
@@ -35,13 +33,12 @@ class Matcher:
                  aug_single=False, aug_setting="image", at_once=0, options=None):
         spec = dataset.spec
         self.learner, self.dataset, self.pool, self.per_class, self.at_once = learner, dataset, pool, per_class, at_once
-        self.autocast = functools.partial(autocast, learner.accelerator)
         self.objective, self.options = OBJECTIVES[match], dict(options or {})
         self.weight = self.objective.weight if weight is None else weight
         self.classes = min(classes or spec.num_classes, spec.num_classes)
         self._check(match, spec)
         self.selector = SELECTORS[select](dataset.train, spec.num_classes, per_class, learner.seed, pool=pool,
-                                          interval=interval, candidates=candidates, spec=spec, autocast=self.autocast)
+                                          interval=interval, candidates=candidates)
         self.augment, self.aug_setting = Augment(aug_type, spec, aug_single), aug_setting
         synthetic = learner.images_per_class(per_class)
         if aug_setting == "image" and synthetic != per_class:
@@ -77,28 +74,30 @@ class Matcher:
         """Yield the same loss as terms, one for each `at_once` classes: each may be differentiated before the next is made."""
         learner = self.learner
         plan = self.shuffle.indices(step)  # the classes of all processes
-        shard = learner.shard(torch.arange(self.classes))  # positions in the plan
+        device = learner.accelerator.device
+        shard = own_rows(learner.accelerator, torch.arange(self.classes))  # positions in the plan
         each = self.per_class if self.aug_setting == "image" else 1
         setting = self.augment.draw(self.classes * each, learner.stream("augment", "matching", step))
         uniform = setting.uniform.unflatten(0, (self.classes, each))
         self.pool.prepare(step, learner)
-        eyes = Eyes(self.pool.draw(learner.stream("member", step)), self.autocast)
+        eyes = Eyes(self.pool.draw(learner.stream("member", step)), learner.engine)
         for positions in shard.split(self.at_once or len(shard)):
-            labels = plan.to(positions.device)[positions]  # [k]
-            pairs = learner.pairs(labels, step) if self.paired else None  # [k, m]
-            rows = pairs if self.objective.paired == "real" else self.selector.indices(labels.cpu(), step)  # [k, n]
-            real = self._real(rows, labels.device)  # k,n,C,H,W
-            drawn = uniform.to(labels.device)[positions]
-            with self.autocast():
+            chosen = plan[positions]  # k, read by the host
+            pairs = learner.pairs(chosen, step) if self.paired else None  # k,m
+            rows = pairs if self.objective.paired == "real" else self.selector.indices(chosen, step)  # k,n
+            real = self._real(rows)  # k,n,C,H,W
+            labels, drawn, positions = (send(x, device) for x in (chosen, uniform[positions], positions))
+            with learner.engine.autocast():
                 fake = learner.images(labels, positions, (self.classes, self.per_class), step).float()  # k,m,C,H,W
             options = dict(self.options)
             if self.paired and self.objective.paired == "beside":
-                options["paired"] = self._look(self._real(pairs, labels.device), setting, drawn)
+                options["paired"] = self._look(self._real(pairs), setting, drawn)
             seen = (self._look(images, setting, drawn) for images in (real, fake))
             yield self.weight * len(positions) / len(shard) * self.objective.function(eyes, *seen, labels, **options)
 
-    def _real(self, rows, device):
-        return to_signed(self.dataset.train.images[rows.to(device)])
+    def _real(self, rows):
+        images = self.dataset.train.images
+        return to_signed(images[send(rows, images.device)])
 
     def _look(self, images, setting, drawn):
         """What a network is shown of `images` [k, n, C, H, W]; `drawn` is [k, n or 1, 8]."""

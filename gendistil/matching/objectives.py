@@ -6,7 +6,6 @@ through `Eyes`: it runs in the run's precision, and what it returns is float32, 
 """
 
 from collections.abc import Callable
-from contextlib import nullcontext
 from dataclasses import dataclass
 
 import torch
@@ -14,34 +13,32 @@ from torch.func import functional_call, grad, vmap
 from torch.nn import functional as F
 
 from gendistil.common.device import process_mean
+from gendistil.common.engine import EAGER
 
 _PIECE = 256  # real images that a network sees at once where no gradient is asked for
 
 
 class Eyes:
-    """A classifier whose networks run in the context that `autocast` makes, and whose outputs are float32."""
+    """A classifier that an `Engine` runs, and whose outputs are float32."""
 
-    def __init__(self, classifier, autocast=nullcontext):
-        self.classifier, self.autocast = classifier, autocast
+    def __init__(self, classifier, engine=EAGER):
+        self.classifier, self.engine = classifier, engine
 
     def logits(self, images):
         """Standardised images [B, C, H, W] -> float32 [B, K]."""
-        with self.autocast():
-            return self.classifier(images).float()
+        return self.engine(self.classifier, images).float()
 
     def embed(self, images):
         """Standardised images [B, C, H, W] -> float32 [B, D]."""
-        with self.autocast():
-            return self.classifier.embed(images).float()
+        return self.engine(self.classifier, images, view="embed").float()
 
     def features(self, images):
         """Standardised images [B, C, H, W] -> the maps from first to last, each float32."""
-        with self.autocast():
-            return [maps.float() for maps in self.classifier.features(images)]
+        return [maps.float() for maps in self.engine(self.classifier, images, view="features")]
 
     def gradients(self, images, labels):
         """See `gradients`."""
-        return gradients(self.classifier, images, labels, self.autocast)
+        return gradients(self.classifier, images, labels, self.engine)
 
 
 def log_probabilities(real, fake):
@@ -110,29 +107,32 @@ def distance(x, y, metric):
 METRICS = ("l1", "mse", "cos", "dc", "l1_mean")
 
 
-def gradients(classifier, images, labels, autocast=nullcontext):
+def gradients(classifier, images, labels, engine=EAGER):
     """The classifier's gradient of the mean cross-entropy, per class: a list of [k, *parameter], images [k, n, C, H, W].
-
-    The forward pass runs in the context that `autocast` makes.
 
     Differentiable where `images` require a gradient, and then made of all classes side by side. Otherwise each class is a
     batch by itself: real images are many, and side by side they need k times the memory and, on a CPU, twice the time.
     """
     parameters = {name: value.detach() for name, value in classifier.named_parameters()}
-    buffers = dict(classifier.named_buffers())
 
-    def loss(parameters, batch, label):
-        with autocast():
-            logits = functional_call(classifier, (parameters, buffers), (batch,))
-        return F.cross_entropy(logits.float(), label.expand(len(batch)))
+    if images.requires_grad:  # not compiled, which takes as long: its own gradient is taken
+        def loss(parameters, batch, label):
+            with engine.autocast():
+                return _class_loss(classifier, parameters, batch, label)
 
-    if images.requires_grad:
         return list(vmap(grad(loss), in_dims=(None, 0, 0))(parameters, images, labels).values())
     with torch.enable_grad():
         for value in parameters.values():
             value.requires_grad_()
-        each = [torch.autograd.grad(loss(parameters, *pair), parameters.values()) for pair in zip(images, labels)]
+        each = [torch.autograd.grad(engine.run(_class_loss, classifier, parameters, *pair), parameters.values())
+                for pair in zip(images, labels)]
     return [torch.stack(same) for same in zip(*each)]
+
+
+def _class_loss(classifier, parameters, images, label):
+    """The mean cross-entropy of images [n, C, H, W] of one class, with these `parameters`."""
+    logits = functional_call(classifier, parameters, (images,))
+    return F.cross_entropy(logits.float(), label.expand(len(images)))
 
 
 def gradient_distance(real, fake, metric):

@@ -1,12 +1,9 @@
 """Selectors: which real images a matching step compares with."""
 
-from contextlib import nullcontext
-
 import torch
 
 from gendistil.common.clustering import representatives
 from gendistil.common.rng import stream
-from pools import embed_images
 
 
 class Uniform:
@@ -36,13 +33,12 @@ class Uniform:
 class Dream(Uniform):
     """The images nearest to the centroids of a clustering of each class, refreshed every `interval` steps.
 
-    Each refresh embeds `candidates` images of every class, drawn uniformly, as one member of the pool sees them; networks run
-    in the context that `autocast` makes, the clustering in float32.
+    Each refresh embeds `candidates` images of every class, drawn uniformly, as one member of the pool sees them.
     """
 
-    def __init__(self, split, num_classes, count, seed, *, pool, interval, candidates, spec, autocast=nullcontext):
+    def __init__(self, split, num_classes, count, seed, *, pool, interval, candidates):
         super().__init__(split, num_classes, count, seed)
-        self.pool, self.interval, self.spec, self.autocast = pool, interval, spec, autocast
+        self.pool, self.interval = pool, interval
         self.candidates = min(candidates, min(len(rows) for rows in self.rows))
         self._epoch, self._selected = None, None
 
@@ -64,9 +60,7 @@ class Dream(Uniform):
     def _select(self, step):
         generator = stream(self.seed, "dream", step)
         rows = torch.stack([self._draw(label, self.candidates, step) for label in range(len(self.rows))])
-        images = self.split.images[rows.flatten().to(self.split.images.device)]
-        points = embed_images(self.pool.draw(generator), images, self.spec, autocast=self.autocast)
-        points = points.unflatten(0, rows.shape)
+        points = self.pool.embed(self.pool.draw(generator), rows.flatten()).unflatten(0, rows.shape)
         return rows.gather(1, representatives(points, self.count, generator).cpu())
 
 

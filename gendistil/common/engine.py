@@ -1,0 +1,113 @@
+"""How a network runs: in which precision, in which memory format, compiled or as it is. The one place that decides it."""
+
+import contextlib
+import functools
+import logging
+import os
+import sys
+
+import torch
+from torch import nn
+from torch._inductor.runtime.cache_dir_utils import default_cache_dir
+from torch.nn.parallel import DistributedDataParallel
+
+from gendistil.common.device import user_cache
+from gendistil.common.errors import UserError
+
+_PAYS = 10**8  # pixels that networks see in a run: of fewer, a minute of compiling on two cores would not save another minute
+_FOLDER = "TORCHINDUCTOR_CACHE_DIR"
+_GRAPHS = 64  # of one function: a network in training, in use, with gradients, by its depth, its norm, ...
+
+
+class Engine:
+    """Runs networks in the accelerator's precision, in the memory format that suits them, and compiled if asked to.
+
+    Args: accelerator, an Accelerate `Accelerator`, or None for the precision of the inputs. What is compiled gives what it
+    gives otherwise but for the last bits of a float.
+    """
+
+    def __init__(self, accelerator=None):
+        self.accelerator, self.compiled, self.required = accelerator, False, False
+
+    def choose(self, choice, pixels=0):
+        """Compile from now on, or not, as `--compile` says: "on", "off", or "auto" in a run whose networks see so many pixels
+        that it pays.
+
+        Where compiling fails, "auto" says so and goes on without. `pixels` follows from the command line alone, so that a
+        resumed run decides as the one that was interrupted.
+        """
+        self.compiled = choice == "on" or (choice == "auto" and pixels >= _PAYS)
+        self.required = choice == "on"
+
+    def autocast(self):
+        """The accelerator's mixed precision as a context."""
+        if self.accelerator is None or self.accelerator.mixed_precision == "no":
+            return contextlib.nullcontext()
+        return self.accelerator.autocast()
+
+    def loss_scaler(self, device):
+        """The gradient scaler that float16 needs; for other precisions one that changes nothing."""
+        with self.autocast():
+            half = torch.is_autocast_enabled(device.type) and torch.get_autocast_dtype(device.type) == torch.float16
+        return torch.amp.GradScaler(device.type, enabled=half)
+
+    def __call__(self, network, *inputs, view="forward"):
+        """`network(*inputs)`, or its method `view`, where every tensor's first axis counts images."""
+        if has_batch_norm(network):
+            inputs = [channels_last(x) if x.dim() == 4 else x for x in inputs]
+        if compiles(network):
+            return self.run(getattr(type(network), view), network, *inputs)
+        with self.autocast():
+            return network(*inputs) if view == "forward" else getattr(network, view)(*inputs)
+
+    def run(self, function, *args):
+        """`function(*args)`: a function of its own name, which is compiled once for tensors of any length."""
+        with self.autocast():
+            if not self.compiled:
+                return function(*args)
+            for x in args:
+                if isinstance(x, torch.Tensor) and x.dim():
+                    torch._dynamo.maybe_mark_dynamic(x, 0)
+            try:
+                return _compile(function)(*args)
+            except torch._dynamo.exc.TorchDynamoException as error:
+                reason = str(error).strip().split("\n")[0]
+                if self.required:
+                    raise UserError(f"--compile on: {reason}: install a C++ compiler, or give --compile off") from None
+                print(f"networks are not compiled ({reason})", file=sys.stderr)
+                self.compiled = False
+                return function(*args)
+
+
+@functools.cache
+def _compile(function):
+    if os.environ.get(_FOLDER) in (None, default_cache_dir()):  # which torch sets itself, and which a reboot may empty
+        os.environ[_FOLDER] = str(user_cache() / "compiled")
+    if not _compile.cache_info().currsize:
+        print(f"compiling networks: a minute or two the first time, seconds from then on (kept in {os.environ[_FOLDER]})",
+              file=sys.stderr)
+    logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)  # it misses CUDA where there is none
+    torch._dynamo.config.recompile_limit = _GRAPHS
+    return torch.compile(function)
+
+
+def compiles(network):
+    """Whether a network gains from being compiled.
+
+    One in training whose batch norms look at the batch does not: it is as fast in the format channels_last, and takes the
+    longest to compile. One that is wrapped for several processes is not compiled either.
+    """
+    return not isinstance(network, DistributedDataParallel) and not (network.training and has_batch_norm(network))
+
+
+def has_batch_norm(network):
+    return any(isinstance(module, nn.modules.batchnorm._BatchNorm) for module in network.modules())
+
+
+def channels_last(images):
+    """A copy of `images` [B, C, H, W] in that format; of grey images too, which count as being in it already."""
+    return torch.empty_like(images, memory_format=torch.channels_last).copy_(images)
+
+
+EAGER = Engine()
+"""Runs networks as they are."""
