@@ -50,6 +50,7 @@ def parse_args(argv=None):
     students = parser.add_argument_group(GROUP)
     students.add_argument("--eval-model", choices=CLASSIFIERS, nargs="+", default=["convnet"], help="kinds of students")
     students.add_argument("--num-eval", type=COUNT, default=3, help="students of each kind, which differ in their seed")
+    students.add_argument("--together", type=COUNT, help="students trained side by side (default: all on a GPU, one elsewhere)")
     students.add_argument("--protocol", choices=PROTOCOLS, default="default",
                           help="dim: as DiM published, the best of five looks at the test set, and labelled so; dc, dsa "
                                "(also DM's), idc (also DREAM's): trained as published, scored once, at the last step")
@@ -133,7 +134,7 @@ def main():
 
     engine = Engine(accelerator)
     engine.choose(args.compile, count_pixels(args, plan, protocol, dataset.spec))
-    settings = {"num_eval": args.num_eval, "seed": args.seed, "engine": engine}
+    settings = {"num_eval": args.num_eval, "seed": args.seed, "engine": engine, "together": args.together}
     facts = {"data": dataset.spec.name, "protocol": args.protocol, "scored_on": "test", "device": device_name(device),
              "torch": torch.__version__}
 

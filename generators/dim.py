@@ -19,6 +19,8 @@ class DiMGenerator(ConditionalGenerator):
     The class is told by overwriting the first K entries of the noise with the label's one-hot code.
     """
 
+    channels_last = True
+
     @register_to_config
     def __init__(self, size, channels, num_classes, dim_noise=100, width=196):
         super().__init__()
@@ -64,6 +66,7 @@ class DiMCritic(nn.Module):
     """Eight 3×3 convolutions with LayerNorm over [width, H, W], and two heads: a score and the class logits."""
 
     strides = (1, 2, 1, 2, 1, 1, 1, 2)
+    channels_last = True  # as it is written for, which compiling would undo
 
     def __init__(self, size, channels, num_classes, width=196):
         super().__init__()
@@ -74,6 +77,7 @@ class DiMCritic(nn.Module):
             self.layers.append(nn.ModuleList([conv, nn.LayerNorm([width, size, size])]))
         self.score = nn.Linear(width, 1)
         self.classify = nn.Linear(width, num_classes)
+        self.to(memory_format=torch.channels_last)
 
     def forward(self, images, labels=None):
         """images [B, C, H, W] in [-1, 1] -> (score [B], class logits [B, K]); the labels are not looked at."""

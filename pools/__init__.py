@@ -3,6 +3,7 @@
 from pools.classifiers import CLASSIFIERS, build_classifier
 from pools.fresh import OnlinePool, RandomPool
 from pools.pool import ClassifierPool
+from pools.together import SideBySide
 from pools.training import SCHEDULES, accuracy, embed_images, epoch_batches, train_classifier
 
 __all__ = [
@@ -11,6 +12,7 @@ __all__ = [
     "ClassifierPool",
     "OnlinePool",
     "RandomPool",
+    "SideBySide",
     "accuracy",
     "build_classifier",
     "embed_images",

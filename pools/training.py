@@ -28,7 +28,8 @@ def train_classifier(model, batches, *, epochs, lr=0.01, momentum=0.9, weight_de
     """Train `model` in place by cross-entropy with SGD, and return the mean loss of the last epoch, a 0-dim tensor.
 
     Args:
-        model: images `[B, C, H, W]` -> logits `[B, K]`; left in train mode.
+        model: images `[B, C, H, W]` -> logits `[B, K]`; left in train mode. A `SideBySide` takes and gives `[S, B, ...]`, as
+            `batches` then yields, and its loss is the sum of theirs.
         batches: `batches(epoch)` yields (standardised and augmented images, targets) on the model's device; targets are labels,
             int64 `[B]`, or soft labels, float `[B, K]`.
         epochs: number of calls of `batches`, at least 1.
@@ -50,7 +51,7 @@ def train_classifier(model, batches, *, epochs, lr=0.01, momentum=0.9, weight_de
         total, count = 0, 0
         for images, targets in batches(epoch):
             logits = engine(model, images)  # B,K
-            loss = F.cross_entropy(logits.float(), targets)
+            loss = _loss(logits.float(), targets)
             optimizer.zero_grad()
             scaler.scale(loss).backward()
             scaler.step(optimizer)
@@ -67,6 +68,12 @@ def train_classifier(model, batches, *, epochs, lr=0.01, momentum=0.9, weight_de
         if on_epoch:
             on_epoch(epoch + 1, mean)
     return mean
+
+
+def _loss(logits, targets):
+    """Cross-entropy for logits [B, K], or the sum of several networks' for [S, B, K]."""
+    networks = logits.shape[:-2].numel()
+    return F.cross_entropy(logits.flatten(0, -2), targets.flatten(0, logits.dim() - 2)) * networks
 
 
 def epoch_batches(images, targets, spec, augment, batch_size, generator, cutmix=0.0):

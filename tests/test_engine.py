@@ -54,14 +54,24 @@ def test_one_graph_computes_batches_of_any_length_for_any_network_of_a_kind(comp
 
 
 def test_embeddings_and_gradients_of_classes_are_those_of_the_network_as_it_is(compiled):
-    model, images = network("resnet10").eval().requires_grad_(False), torch.randn(2, 5, 3, 8, 8)
-    ours, exact = Eyes(model, compiled), Eyes(model)
+    model, images = network("convnet").eval().requires_grad_(False), torch.randn(2, 5, 3, 8, 8)
     with torch.no_grad():
-        torch.testing.assert_close(ours.embed(images[0]), exact.embed(images[0]), rtol=1e-4, atol=1e-5)
-    model = network("convnet").eval().requires_grad_(False)
+        ours, exact = (Eyes(model, engine).embed(images[0]) for engine in (compiled, EAGER))
+    torch.testing.assert_close(ours, exact, rtol=1e-4, atol=1e-5)
     for one, other in zip(Eyes(model, compiled).gradients(images, torch.arange(2)),
                           Eyes(model).gradients(images, torch.arange(2))):
         torch.testing.assert_close(one, other, rtol=1e-3, atol=1e-5)
+
+
+def test_embeddings_in_bf16_are_those_of_the_network_as_it_is():
+    model, images = network("convnet").eval(), torch.randn(5, 3, 8, 8)
+    exact, engine = Engine(Accelerator(cpu=True, mixed_precision="bf16")), Engine(Accelerator(cpu=True))
+    engine.choose("on")
+    with torch.no_grad():
+        expected, ours = exact(model, images, view="embed"), engine(model, images, view="embed")
+    torch._dynamo.reset()
+    assert ours.dtype == expected.dtype == torch.bfloat16
+    torch.testing.assert_close(ours, expected, rtol=0.05, atol=0.02)
 
 
 @pytest.mark.parametrize("channels", [1, 3])

@@ -26,6 +26,7 @@ from gendistil.evaluation import (
     student_batches,
     students,
     train_student,
+    train_students,
 )
 from gendistil.sources import (
     RealImages,
@@ -33,7 +34,7 @@ from gendistil.sources import (
     check_fits,
     draw_set,
 )
-from pools import SCHEDULES, epoch_batches, train_classifier
+from pools import SCHEDULES, build_classifier, epoch_batches, train_classifier
 
 QUICK = Protocol(epochs=2, min_steps=0, aug_type="none")
 
@@ -318,6 +319,32 @@ def test_a_student_by_itself_is_the_one_of_an_evaluation(digits, tiny):
     assert alone.dim() == 0
     result = evaluate(Prototypes(), digits, ipc=3, sampling="fixed", num_eval=1, seed=4, protocol=protocol)
     assert result.accuracies == (alone.item(),)
+
+
+@pytest.mark.parametrize("name", ["convnet", "convnet_bn"])
+@pytest.mark.parametrize("soft", [False, True])
+def test_students_side_by_side_learn_what_each_learns_alone(digits, name, soft):
+    source, protocol = SoftPrototypes() if soft else Prototypes(), Protocol(epochs=2, min_steps=0, batch_size=20, cutmix=0.5)
+
+    def parts():
+        models = [build_classifier(name, 1, 8, 10, width=8, generator=stream(seed, "weights")) for seed in range(3)]
+        sets = [draw_set(source, 3, seed=seed) for seed in range(3)]  # 30 images: the second batch is short
+        return models, [student_batches(lambda epoch, drawn=drawn: drawn, digits.spec, protocol, seed=seed)
+                        for seed, drawn in enumerate(sets)]
+
+    alone, batches = parts()
+    scores = torch.stack([train_student(*pair, digits.test, digits.spec, protocol) for pair in zip(alone, batches)])
+    together, batches = parts()
+    assert torch.allclose(train_students(together, batches, digits.test, digits.spec, protocol), scores, atol=1)
+    for one, other in zip(alone, together):
+        for (key, value), same in zip(one.state_dict().items(), other.state_dict().values()):
+            torch.testing.assert_close(value, same, rtol=1e-3, atol=1e-4, msg=key)
+
+
+def test_an_evaluation_of_students_side_by_side(digits):
+    settings = {"ipc": 2, "model_name": "lenet", "num_eval": 3, "protocol": QUICK}
+    alone, together = (evaluate(Prototypes(), digits, together=count, **settings) for count in (1, 2))
+    assert together.accuracies == pytest.approx(alone.accuracies, abs=1)
 
 
 def test_models_are_trained_one_after_the_other_on_growing_sets(digits):

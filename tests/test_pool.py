@@ -11,7 +11,7 @@ import pools.pool
 from gendistil.common.errors import UserError
 from gendistil.common.rng import stream
 from gendistil.data import load_dataset
-from pools import ClassifierPool, accuracy
+from pools import ClassifierPool, accuracy, embed_images
 from pools.pool import snapshot_steps
 
 SETTINGS = {"members": 2, "epochs": 4, "snapshots": 3, "lr": 0.1, "aug_type": "crop", "options": {"convnet": {"width": 16}}}
@@ -189,3 +189,29 @@ def test_bad_requests(digits, tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match="cannot be written"):
         ClassifierPool(digits, tmp_path / "file", cpu(), **{**SETTINGS, "epochs": 1})
+
+
+def test_a_member_that_has_looked_at_enough_images_looks_at_all_and_what_it_saw_is_kept(digits, folder, pool, monkeypatch):
+    looks = []
+
+    def counted(model, images, *args, **options):
+        looks.append(len(images))
+        return embed_images(model, images, *args, **options)
+
+    monkeypatch.setattr(pools.pool, "embed_images", counted)
+    fresh, total, rows = ClassifierPool(digits, folder, cpu(), **SETTINGS), len(digits.train), torch.arange(0, 700, 3)
+    network = fresh[2]
+    try:
+        seen = [fresh.embed(network, rows) for _ in range(total // len(rows) + 2)]
+        again = ClassifierPool(digits, folder, cpu(), **SETTINGS)
+        seen.append(again.embed(again[2], rows))
+    finally:
+        for path in fresh.dir.glob("*.npy"):
+            path.unlink()
+    assert looks == [len(rows)] * (total // len(rows)) + [total]
+    expected = embed_images(network, digits.train.images[rows], digits.spec)
+    for points in seen:
+        assert points.dtype == torch.float32
+        torch.testing.assert_close(points, expected, rtol=1e-3, atol=1e-3)
+        assert torch.equal(points, points.half().float())
+    assert [path.suffix for path in fresh.dir.glob("*.partial")] == []

@@ -33,11 +33,11 @@ class Parser(argparse.ArgumentParser):
                           help="Python file that is run first: it may add rows to the tables of networks, objectives, ...")
 
     def error(self, message):
-        _say(f"{self.prog}: error: {' '.join(message.split())} (see --help)")
+        say(f"{self.prog}: error: {' '.join(message.split())} (see --help)")
         self.exit(2)
 
 
-def _say(line):
+def say(line):
     """Write a line to standard error, once for all processes of a machine."""
     if int(os.environ.get("LOCAL_RANK", 0)) == 0:
         print(line, file=sys.stderr)
@@ -131,8 +131,8 @@ def run_script(main):
         _run_plugins(sys.argv)
         main()
     except UserError as error:
-        _say(f"{name}: error: {' '.join(str(error).split())}")
+        say(f"{name}: error: {' '.join(str(error).split())}")
         sys.exit(2)
     except KeyboardInterrupt:
-        _say(f"{name}: interrupted")
+        say(f"{name}: interrupted")
         sys.exit(130)

@@ -4,13 +4,13 @@ import contextlib
 import functools
 import logging
 import os
-import sys
 
 import torch
 from torch import nn
 from torch._inductor.runtime.cache_dir_utils import default_cache_dir
 from torch.nn.parallel import DistributedDataParallel
 
+from gendistil.common.cli import say
 from gendistil.common.device import user_cache
 from gendistil.common.errors import UserError
 
@@ -55,7 +55,7 @@ class Engine:
         """`network(*inputs)`, or its method `view`, where every tensor's first axis counts images."""
         if has_batch_norm(network):
             inputs = [channels_last(x) if x.dim() == 4 else x for x in inputs]
-        if compiles(network):
+        if self.compiled and compiles(network):
             return self.run(getattr(type(network), view), network, *inputs)
         with self.autocast():
             return network(*inputs) if view == "forward" else getattr(network, view)(*inputs)
@@ -73,8 +73,8 @@ class Engine:
             except torch._dynamo.exc.TorchDynamoException as error:
                 reason = str(error).strip().split("\n")[0]
                 if self.required:
-                    raise UserError(f"--compile on: {reason}: install a C++ compiler, or give --compile off") from None
-                print(f"networks are not compiled ({reason})", file=sys.stderr)
+                    raise UserError(f"--compile on: {reason}: is there a C++ compiler? Else give --compile off") from None
+                say(f"networks are not compiled ({reason})")
                 self.compiled = False
                 return function(*args)
 
@@ -84,8 +84,7 @@ def _compile(function):
     if os.environ.get(_FOLDER) in (None, default_cache_dir()):  # which torch sets itself, and which a reboot may empty
         os.environ[_FOLDER] = str(user_cache() / "compiled")
     if not _compile.cache_info().currsize:
-        print(f"compiling networks: a minute or two the first time, seconds from then on (kept in {os.environ[_FOLDER]})",
-              file=sys.stderr)
+        say(f"compiling networks: a minute or two the first time, seconds from then on (kept in {os.environ[_FOLDER]})")
     logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)  # it misses CUDA where there is none
     torch._dynamo.config.recompile_limit = _GRAPHS
     return torch.compile(function)
@@ -95,9 +94,12 @@ def compiles(network):
     """Whether a network gains from being compiled.
 
     One in training whose batch norms look at the batch does not: it is as fast in the format channels_last, and takes the
-    longest to compile. One that is wrapped for several processes is not compiled either.
+    longest to compile; nor one that says that it is written for that format. One that is wrapped for several processes, or that
+    is several networks, is not compiled either.
     """
-    return not isinstance(network, DistributedDataParallel) and not (network.training and has_batch_norm(network))
+    if isinstance(network, DistributedDataParallel) or getattr(network, "several", False):
+        return False
+    return not getattr(network, "channels_last", False) and not (network.training and has_batch_norm(network))
 
 
 def has_batch_norm(network):

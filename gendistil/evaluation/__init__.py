@@ -11,6 +11,7 @@ from gendistil.evaluation.students import (
     protocol_for,
     student_batches,
     train_student,
+    train_students,
 )
 
 __all__ = [
@@ -24,4 +25,5 @@ __all__ = [
     "protocol_for",
     "student_batches",
     "train_student",
+    "train_students",
 ]

@@ -5,6 +5,7 @@ import time
 from dataclasses import dataclass, replace
 
 import torch
+import torch.nn.functional as F
 from scipy.special import stdtrit
 
 from gendistil.common.cli import COUNT, FRACTION, NATURAL, POSITIVE, WEIGHT, number
@@ -14,7 +15,7 @@ from gendistil.common.flags import option
 from gendistil.common.rng import stream
 from gendistil.data import Augment, to_uint8
 from gendistil.sources import CHOICES, check_fits, draw_set
-from pools import SCHEDULES, accuracy, build_classifier, epoch_batches, train_classifier
+from pools import SCHEDULES, SideBySide, accuracy, build_classifier, epoch_batches, train_classifier
 from pools.training import prepare_batch, split_batches
 
 SAMPLINGS = (*CHOICES, "fresh")
@@ -113,11 +114,12 @@ class Result:
 
 
 def evaluate(source, dataset, model_name="convnet", ipc=50, sampling="fresh", *, num_eval=3, seed=0,
-             protocol=PROTOCOLS["default"], scored_on="test", engine=EAGER):
+             protocol=PROTOCOLS["default"], scored_on="test", engine=EAGER, together=None):
     """Train `num_eval` students on exactly `ipc` images of every class from `source`, and score each at its last step.
 
     Args: source, a `gendistil.sources.Source`; dataset, a `Dataset`, on whose device everything happens; sampling, one of
-    `SAMPLINGS`; scored_on, "test" or "held_out"; engine, the `Engine` that runs the students.
+    `SAMPLINGS`; scored_on, "test" or "held_out"; engine, the `Engine` that runs the students; together, how
+    many of them are trained side by side (default: all on a GPU, one elsewhere).
     Student i has the seed `seed + i`. Unless sampling is fresh it is trained on the set that `draw_set` gives for that seed.
     Returns a `Result`. Raises UserError where the source does not fit the data set or has too few images.
     """
@@ -150,59 +152,86 @@ def evaluate(source, dataset, model_name="convnet", ipc=50, sampling="fresh", *,
         images, make_batches = steps * protocol.batch_size, random_batches_of
     else:
         images, make_batches = spec.num_classes * source.decoded(ipc), batches_of
-    return _evaluate(make_batches, images, dataset, model_name, num_eval, seed, protocol, scored_on, engine)
+    return _evaluate(make_batches, images, dataset, model_name, num_eval, seed, protocol, scored_on, engine, together)
 
 
 def evaluate_full(dataset, model_name="convnet", *, num_eval=3, seed=0, protocol=PROTOCOLS["default"], scored_on="test",
-                  engine=EAGER):
+                  engine=EAGER, together=None):
     """As `evaluate`, but each epoch is one pass over the whole training set (without the held-out part if that is scored)."""
     split = dataset.full_train if scored_on == "test" else dataset.train
 
     def batches_of(seed):
         return student_batches(lambda epoch: (split.images, split.labels), dataset.spec, protocol, seed)
 
-    return _evaluate(batches_of, len(split), dataset, model_name, num_eval, seed, protocol, scored_on, engine)
+    return _evaluate(batches_of, len(split), dataset, model_name, num_eval, seed, protocol, scored_on, engine, together)
 
 
-def _evaluate(make_batches, images, dataset, model_name, num_eval, seed, protocol, scored_on, engine):
+def _evaluate(make_batches, images, dataset, model_name, num_eval, seed, protocol, scored_on, engine, together):
     """Train and score the students; `make_batches(seed)(epoch)` yields one epoch of a student's batches."""
     start = time.perf_counter()
     spec, scored = dataset.spec, getattr(dataset, scored_on)
     protocol = long_enough(protocol, images)
-    scores = []
-    for student_seed in range(seed, seed + num_eval):
-        batches = make_batches(student_seed)
-        model = build_classifier(model_name, spec.channels, spec.size, spec.num_classes,
-                                 generator=stream(student_seed, "student's weights")).to(scored.images.device)
-        scores.append(train_student(model, batches, scored, spec, protocol, engine=engine).item())
+    scores, device = [], scored.images.device
+    for seeds in torch.arange(seed, seed + num_eval).split(together or (num_eval if device.type == "cuda" else 1)):
+        models = [build_classifier(model_name, spec.channels, spec.size, spec.num_classes,
+                                   generator=stream(student_seed, "student's weights")).to(device)
+                  for student_seed in seeds.tolist()]
+        batches = [make_batches(student_seed) for student_seed in seeds.tolist()]
+        scores += train_students(models, batches, scored, spec, protocol, engine=engine).tolist()
     steps = protocol.epochs * steps_per_epoch(images, protocol.batch_size)
     return Result(tuple(scores), images, protocol.epochs, steps, time.perf_counter() - start)
 
 
 def train_student(model, batches, split, spec, protocol, *, engine=EAGER):
-    """Train one student in place and score it: its accuracy in per cent, a 0-dim tensor on its device.
+    """As `train_students` for one student: its accuracy in per cent, a 0-dim tensor on its device."""
+    return train_students([model], [batches], split, spec, protocol, engine=engine)[0]
 
-    All that `evaluate` does for one of its students. An evaluation of another shape calls it: one that trains model after
-    model on growing sets, say, passes for each of them the batches of `student_batches` and a split of the classes so far.
+
+def train_students(models, batches, split, spec, protocol, *, engine=EAGER):
+    """Train students side by side, in place, and score them: their accuracies in per cent, [S] on their device.
+
+    Each learns what it learns alone. All that `evaluate` does for some of its students. An evaluation of another shape calls it
+    or `train_student`: one that trains model after model on growing sets, say, passes for each of them the batches of
+    `student_batches` and a split of the classes so far.
 
     Args:
-        model: a classifier, already on the device.
-        batches: as `train_classifier` takes them.
+        models: classifiers of one kind, already on the device.
+        batches: of each of them, as `train_classifier` takes them; their lengths are the same for all.
         split: the real images (a `Split`) that it is scored on, after the last of the protocol's looks or at the best of them.
         spec: the data set's `Spec`.
         protocol: a `Protocol`, whose epochs are taken as they are: see `long_enough` for its `min_steps`.
-        engine: the `Engine` that runs the model.
+        engine: the `Engine` that runs the models.
     """
     look_after = {math.ceil(protocol.epochs * look / protocol.looks) for look in range(1, protocol.looks + 1)}
     scores = []
+    if len(models) == 1:
+        learning, batches = models[0], batches[0]
+    else:
+        learning, batches = SideBySide(models), _side_by_side(batches, spec.num_classes)
 
     def look(epochs_done, loss):
         if epochs_done in look_after:
-            scores.append(accuracy(model, split.images, split.labels, spec, engine=engine))
+            if len(models) > 1:
+                learning.write_back()
+            each = [accuracy(model, split.images, split.labels, spec, engine=engine) for model in models]
+            scores.append(torch.stack(each))
 
-    train_classifier(model, batches, epochs=protocol.epochs, lr=protocol.lr, momentum=protocol.momentum,
+    train_classifier(learning, batches, epochs=protocol.epochs, lr=protocol.lr, momentum=protocol.momentum,
                      weight_decay=protocol.weight_decay, schedule=protocol.schedule, engine=engine, on_epoch=look)
-    return torch.stack(scores).max()
+    return torch.stack(scores).amax(0)
+
+
+def _side_by_side(batches, num_classes):
+    """The batches of several students as one with a first axis for them; hard and CutMix's soft labels become soft ones."""
+    def stacked(epoch):
+        for parts in zip(*[of_student(epoch) for of_student in batches], strict=True):
+            images, targets = zip(*parts)
+            if any(labels.is_floating_point() for labels in targets):
+                targets = [labels if labels.is_floating_point() else F.one_hot(labels, num_classes).float()
+                           for labels in targets]
+            yield torch.stack(images), torch.stack(targets)
+
+    return stacked
 
 
 def student_batches(images_of, spec, protocol, seed):

@@ -1,0 +1,52 @@
+"""What only a GPU can show: a step never makes the host wait."""
+
+import dataclasses
+
+import pytest
+import torch
+from accelerate import Accelerator
+
+from gendistil.common.engine import Engine
+from gendistil.data import load_dataset
+from gendistil.matching import GeneratorLearner, Matcher, PixelLearner, initial
+from gendistil.sources import PixelSet
+from generators import GAN, RECIPES
+from pools import RandomPool
+
+pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")
+
+
+@pytest.fixture(scope="module")
+def digits():
+    return load_dataset("digits", device="cuda")
+
+
+@pytest.mark.parametrize("recipe", RECIPES)
+@pytest.mark.parametrize("match", [None, "logit", "energy"])
+def test_a_step_of_a_generator_reads_nothing_back(digits, recipe, match):
+    engine = Engine(Accelerator(mixed_precision="bf16"))
+    gan = GAN(engine.accelerator, digits.spec, dataclasses.replace(RECIPES[recipe], width=16, batch_size=16), 0, engine)
+    learner = GeneratorLearner(gan, digits)
+    term = match and Matcher(learner, digits, RandomPool(digits, engine=engine), match=match, weight=1.0, select="random",
+                             classes=2, per_class=8, aug_type="color_crop_cutout", interval=1, candidates=1)
+    never_waits(lambda step: learner.step(step, term))
+
+
+@pytest.mark.parametrize("match", ["mean", "grad"])
+def test_a_step_of_pixels_reads_nothing_back(digits, match):
+    pixels = PixelSet(size=8, channels=1, num_classes=10, ipc=2).to("cuda")
+    initial.start(pixels, digits, "real", 0, None)
+    learner = PixelLearner(Accelerator(), digits.spec, pixels, 0, lr=0.1)
+    term = Matcher(learner, digits, RandomPool(digits), match=match, weight=1.0, select="random", classes=0, per_class=8,
+                   aug_type="color_crop_cutout", aug_setting="class", interval=1, candidates=1)
+    never_waits(lambda step: learner.step(step, term))
+
+
+def never_waits(take_step):
+    for step in range(2):
+        take_step(step)
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        take_step(2)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
