@@ -1,11 +1,13 @@
 """The step timer, on networks too small to say anything about speed."""
 
 import json
+from pathlib import Path
 
 import pytest
 from accelerate.state import AcceleratorState
 
 from benchmarks import step_time
+from gendistil.evaluation.report import rewrite_document
 
 
 @pytest.mark.parametrize("stage", step_time.BATCHES)
@@ -52,3 +54,8 @@ def test_the_table_of_a_document_is_written_from_what_was_measured(tmp_path, com
     assert "old" not in text
     assert "| a ConvNet-3 student's step, 4 | – | 2.25 s | 1.5 s | 1.50 (1.50 to 1.50) | – / 90 / 100 |" in text
     assert "100 GFLOPS, 67 not compiled. That is 50 % of the 200" in text
+
+
+def test_the_document_shows_what_was_measured():
+    document = Path(__file__).parents[1] / "docs" / "speed.md"
+    assert document.read_text(encoding="utf-8") == rewrite_document(document, {"steps": step_time.steps_section})
