@@ -19,7 +19,8 @@ from tqdm import tqdm
 from gendistil.common.cli import COUNT, SEED, Parser, run_script
 from gendistil.common.errors import UserError
 from gendistil.common.run import made_by
-from gendistil.sources import CHOICES, draw_set, load_source
+from gendistil.sources import CHOICES, Teacher, check_fits, draw_set, load_source
+from pools import ClassifierPool
 
 
 def parse_args(argv=None):
@@ -31,6 +32,9 @@ def parse_args(argv=None):
     parser.add_argument("--seed", type=SEED, default=0, help="name of the set: another seed, other images")
     parser.add_argument("--sampling", choices=CHOICES, default="fixed",
                         help="representative: chosen among 20 times as many by clustering each class")
+    parser.add_argument("--teacher", type=Path, metavar="POOL",
+                        help="also keep, as `logits` in set.safetensors, what the pool of pretrained classifiers in this "
+                             "folder answers to every image: the mean of its members at the end of their training, float16")
     parser.add_argument("--output-dir", type=Path, default=Path("results/set"), help="folder for images/, set.safetensors "
                         "and sheet.png; an earlier set there is replaced")
     return parser.parse_args(argv)
@@ -76,11 +80,17 @@ def main():
         raise UserError(f"--pretrain-weight {args.pretrain_weight} makes images of {source.channels} channels: "
                         "pictures are grey or RGB")
     facts = describe(args.pretrain_weight, source.num_classes) | {"seed": args.seed, "ipc": args.ipc, "sampling": args.sampling}
+    tensors, teacher = {}, None
+    if args.teacher:
+        teacher = Teacher.of(ClassifierPool.open(args.teacher))
+        check_fits(source, teacher.spec, f"--pretrain-weight {args.pretrain_weight}")
     prepare(args.output_dir)
     images, targets = draw_set(source, args.ipc, args.seed, choice=args.sampling)
 
-    # One entry, because the file keeps several in no particular order.
-    save_file({"images": images, "labels": targets}, args.output_dir / "set.safetensors",
+    if teacher:
+        tensors["logits"] = teacher.logits(images).half()
+    # One entry of metadata, because the file keeps several in no particular order.
+    save_file({"images": images, "labels": targets, **tensors}, args.output_dir / "set.safetensors",
               metadata={"set": json.dumps(facts, sort_keys=True)})
     by_class = images.unflatten(0, (source.num_classes, -1))  # K,N,C,H,W
     for name, members in zip(folder_names(facts["classes"]), tqdm(by_class, "sample", unit="class")):

@@ -13,7 +13,7 @@ import torch
 from accelerate.utils import gather_object
 from tqdm import tqdm
 
-from gendistil.common.cli import COUNT, Parser, add_data_arguments, add_run_arguments, run_script
+from gendistil.common.cli import COUNT, POSITIVE, Parser, add_data_arguments, add_run_arguments, run_script
 from gendistil.common.device import make_accelerator
 from gendistil.common.engine import Engine
 from gendistil.common.errors import UserError
@@ -25,7 +25,8 @@ from gendistil.evaluation import PROTOCOLS, SAMPLINGS, Protocol, evaluate, evalu
 from gendistil.evaluation.card import card
 from gendistil.evaluation.report import markdown, write_report
 from gendistil.evaluation.students import GROUP, steps_per_epoch
-from gendistil.sources import RealImages, check_fits, diversity, load_source
+from gendistil.evaluation.teachers import SNAPSHOTS, Teachers, fits, kinds_of
+from gendistil.sources import KINDS, RealImages, check_fits, diversity, load_source
 from pools import CLASSIFIERS
 
 REAL, WHOLE = "random real images", "whole training set"
@@ -47,6 +48,14 @@ def parse_args(argv=None):
                            "clustering, among 20 times as many; fresh: a new one every epoch")
     what.add_argument("--push-to-hub", type=repository, metavar="OWNER/NAME",
                       help="then upload the one model of --pretrain-weight there, with the report as its card")
+    what.add_argument("--labels", choices=KINDS, nargs="+", default=["hard"],
+                      help="hard: the classes' own; rows: with --sampling fixed or representative, one row of a teacher's "
+                           "logits for every image; teacher: with fresh, its answer to every image")
+    what.add_argument("--teacher", type=Path, metavar="POOL", help="the folder of a pool of pretrained classifiers, whose mean "
+                      "logits are the labels (default: the pool that the run was matched with)")
+    what.add_argument("--teacher-snapshots", choices=SNAPSHOTS, default="last", help="its members at the end of their "
+                      "training; auto: for each --ipc the one snapshot that is best on held-out images")
+    what.add_argument("--temperature", type=POSITIVE, default=2.0, help="by which a teacher's logits are divided")
     students = parser.add_argument_group(GROUP)
     students.add_argument("--eval-model", choices=CLASSIFIERS, nargs="+", default=["convnet"], help="kinds of students")
     students.add_argument("--num-eval", type=COUNT, default=3, help="students of each kind, which differ in their seed")
@@ -60,6 +69,10 @@ def parse_args(argv=None):
     args = parser.parse_args(argv)
     args.ipc, args.sampling, args.eval_model = (list(dict.fromkeys(values)) for values in
                                                 (sorted(args.ipc), args.sampling, args.eval_model))
+    args.labels = kinds_of(args.labels)
+    for kind in args.labels:
+        if not any(fits(kind, sampling) for sampling in args.sampling):
+            parser.error(f"--labels {kind} needs --sampling {'fresh' if kind == 'teacher' else 'fixed or representative'}")
     args.compare = ["random", "whole"] if args.compare == [] else args.compare or []
     if not args.pretrain_weight and not args.compare:
         parser.error("nothing to judge: give --pretrain-weight PATH, or --compare for real images alone")
@@ -93,12 +106,13 @@ def full_protocol(args, protocol, dataset):
 
 
 def list_rows(args, sources):
-    """What the report will hold: dicts of source, sampling, ipc and model."""
-    rows = [{"source": name, "sampling": sampling, "ipc": ipc, "model": model}
-            for model in args.eval_model for name in sources for sampling in args.sampling for ipc in args.ipc
-            if name != REAL or ipc <= sources[REAL].max_ipc]
+    """What the report will hold: dicts of source, sampling, ipc, model and labels."""
+    rows = [{"source": name, "sampling": sampling, "ipc": ipc, "model": model, "labels": kind}
+            for model in args.eval_model for kind in args.labels for name in sources for sampling in args.sampling
+            for ipc in args.ipc if fits(kind, sampling) and (name != REAL or ipc <= sources[REAL].max_ipc)]
     if "whole" in args.compare:
-        rows += [{"source": WHOLE, "sampling": "all", "ipc": None, "model": model} for model in args.eval_model]
+        rows += [{"source": WHOLE, "sampling": "all", "ipc": None, "model": model, "labels": "hard"}
+                 for model in args.eval_model]
     return rows
 
 
@@ -127,13 +141,16 @@ def main():
             accelerator.print(f"no row of {REAL} above --ipc {sources[REAL].max_ipc}: the smallest class has no more")
     Augment(protocol.aug_type, dataset.spec)  # a wrong name ends here, before the run's folder is made
     check_folder(vars(args))
+    plan, words, engine = list_rows(args, sources), [Path(sys.argv[0]).name, *sys.argv[1:]], Engine(accelerator)
+    engine.choose(args.compile, count_pixels(args, plan, protocol, dataset.spec))
+    teachers = None
+    if args.labels != ["hard"]:
+        teachers = Teachers(args.teacher, paths.values(), next(iter(sources.values())), dataset, protocol=protocol,
+                            choice=args.teacher_snapshots, temperature=args.temperature, engine=engine, seed=args.seed)
     if args.push_to_hub and accelerator.is_main_process:
         make_repository(args.push_to_hub)  # a refusal comes before the work, and after everything else that may be refused
-    plan, words = list_rows(args, sources), [Path(sys.argv[0]).name, *sys.argv[1:]]
     run = Run(vars(args), accelerator, dataset=dataclasses.asdict(dataset.spec), students=dataclasses.asdict(protocol))
 
-    engine = Engine(accelerator)
-    engine.choose(args.compile, count_pixels(args, plan, protocol, dataset.spec))
     settings = {"num_eval": args.num_eval, "seed": args.seed, "engine": engine, "together": args.together}
     facts = {"data": dataset.spec.name, "protocol": args.protocol, "scored_on": "test", "device": device_name(device),
              "torch": torch.__version__}
@@ -141,20 +158,21 @@ def main():
     def judge(row):
         if row["source"] == WHOLE:
             whole = full_protocol(args, protocol, dataset)
-            return evaluate_full(dataset, row["model"], protocol=whole, **settings)
-        source = sources[row["source"]]
-        return evaluate(source, dataset, row["model"], row["ipc"], row["sampling"], protocol=protocol, **settings)
+            return evaluate_full(dataset, row["model"], protocol=whole, **settings).row()
+        source, ipc = sources[row["source"]], row["ipc"]
+        taught = teachers.teach(source, row["labels"], ipc, row["sampling"]) if teachers else source
+        result = evaluate(taught, dataset, row["model"], ipc, row["sampling"], protocol=protocol, **settings).row()
+        words = {} if taught is source else {"teacher": teachers.describe(taught)}
+        return {**result, **words, "bytes": taught.stored_bytes(ipc), "diversity": spread(row["source"], ipc)}
 
     @functools.cache
-    def describe(name, ipc):
-        if name == WHOLE:
-            return {}
-        return {"bytes": sources[name].stored_bytes(ipc), "diversity": diversity(sources[name], ipc, device)}
+    def spread(name, ipc):
+        return diversity(sources[name], ipc, device)
 
     rows = []
     for first in tqdm(range(0, len(plan), accelerator.num_processes), "validate", unit="row", disable=not run.is_main):
         index = first + accelerator.process_index  # every process judges one row of its own
-        judged = [{**row, **facts, **judge(row).row(), **describe(row["source"], row["ipc"])} for row in plan[index:index + 1]]
+        judged = [{**row, **facts, **judge(row)} for row in plan[index:index + 1]]
         for row in gather_object(judged):
             rows.append(row)
             run.log({f"accuracy/{row['source']}, {row['model']}, {row['sampling']}": row["mean"]}, row["ipc"] or 0)

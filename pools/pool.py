@@ -16,7 +16,7 @@ from gendistil.common.engine import Engine
 from gendistil.common.errors import UserError
 from gendistil.common.rng import stream
 from gendistil.common.run import read_json, write_json
-from gendistil.data import Augment
+from gendistil.data import Augment, Spec
 from pools.classifiers import build_classifier
 from pools.training import accuracy, embed_images, epoch_batches, split_batches, train_classifier
 
@@ -48,17 +48,16 @@ class ClassifierPool:
 
     def __init__(self, dataset, folder, accelerator, *, names=("convnet",), members=4, epochs=20, snapshots=5, batch_size=64,
                  lr=0.01, aug_type="color_crop_cutout_flip_scale_rotate", seed=0, options=None, engine=None):
-        self.spec, self.device, self._dataset = dataset.spec, accelerator.device, dataset
-        self.definition = {
+        self._dataset, self._engine = dataset, engine or Engine(accelerator)
+        definition = {
             "format": _FORMAT, "data": asdict(dataset.spec), "images": _fingerprint(dataset.train), "names": list(names),
             "members": members, "epochs": epochs, "snapshots": snapshots, "batch_size": batch_size, "lr": lr,
             "aug_type": aug_type, "seed": seed, "options": options or {},
         }
-        self.dir = Path(folder) / _digest(json.dumps(self.definition, sort_keys=True).encode())
-        self._members = [name for name in names for _ in range(members)]
+        self._describe(definition, Path(folder) / _digest(json.dumps(definition, sort_keys=True).encode()), dataset.spec,
+                       accelerator.device)
         steps_per_epoch = len(split_batches(torch.arange(len(dataset.train)), batch_size))
         self._steps = snapshot_steps(epochs * steps_per_epoch, snapshots)
-        self._models, self._looks, self._engine = {}, Counter(), engine or Engine(accelerator)
         if accelerator.is_main_process:
             try:
                 self._pretrain(dataset)
@@ -66,6 +65,24 @@ class ClassifierPool:
                 raise UserError(f"the classifier pool {self.dir} cannot be written ({error.strerror}): choose another folder")
         accelerator.wait_for_everyone()
         self._rows = self._record()["snapshots"]
+
+    @classmethod
+    def open(cls, folder, device="cpu"):
+        """The pool that lies in `folder`, as it is: without the images that it learned from, so it cannot `embed` them.
+
+        Raises UserError where there is none.
+        """
+        pool = cls.__new__(cls)
+        record = read_json(Path(folder) / "pool.json")
+        spec = {name: tuple(value) if isinstance(value, list) else value for name, value in record["data"].items()}
+        pool._describe(record, Path(folder), Spec(**spec), torch.device(device))
+        pool._rows = pool._record()["snapshots"]
+        return pool
+
+    def _describe(self, definition, folder, spec, device):
+        self.definition, self.dir, self.spec, self.device = definition, folder, spec, device
+        self._members = [name for name in definition["names"] for _ in range(definition["members"])]
+        self._models, self._looks = {}, Counter()
 
     def __len__(self):
         return len(self._rows)
@@ -111,8 +128,17 @@ class ClassifierPool:
 
     def last(self, generator):
         """A member at the end of its training, all equally likely, by the next draw of `generator`."""
-        finished = [index for index, row in enumerate(self._rows) if row["step"] == self._steps[-1]]
+        finished = self.finished()
         return self[finished[int(torch.randint(len(finished), (), generator=generator, device=generator.device))]]
+
+    def learned_from(self, split):
+        """Whether it was trained on just the images and labels of a `Split`."""
+        return self.definition["images"] == _fingerprint(split)
+
+    def finished(self):
+        """The indices of the members at the end of their training."""
+        last = max(row["step"] for row in self._rows)
+        return [index for index, row in enumerate(self._rows) if row["step"] == last]
 
     def draw(self, generator):
         """A member and snapshot, all equally likely, by the next draw of `generator`."""

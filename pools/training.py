@@ -24,7 +24,7 @@ _CHECK_INTERVAL = 50  # steps at least between looks at the loss, each of which 
 
 
 def train_classifier(model, batches, *, epochs, lr=0.01, momentum=0.9, weight_decay=5e-4, schedule="cosine",
-                     optimizer=None, engine=EAGER, on_epoch=None, on_step=None):
+                     temperature=1.0, optimizer=None, engine=EAGER, on_epoch=None, on_step=None):
     """Train `model` in place by cross-entropy with SGD, and return the mean loss of the last epoch, a 0-dim tensor.
 
     Args:
@@ -33,6 +33,7 @@ def train_classifier(model, batches, *, epochs, lr=0.01, momentum=0.9, weight_de
         batches: `batches(epoch)` yields (standardised and augmented images, targets) on the model's device; targets are labels,
             int64 `[B]`, or soft labels, float `[B, K]`.
         epochs: number of calls of `batches`, at least 1.
+        temperature: T, by which logits are divided; the loss is T² times the cross-entropy, whose gradient is as large as at 1.
         schedule: a key of `SCHEDULES`; the learning rate changes between epochs.
         optimizer: one that goes on from an earlier call, instead of a new SGD by the settings above.
         engine: the `Engine` that runs the model.
@@ -51,7 +52,7 @@ def train_classifier(model, batches, *, epochs, lr=0.01, momentum=0.9, weight_de
         total, count = 0, 0
         for images, targets in batches(epoch):
             logits = engine(model, images)  # B,K
-            loss = _loss(logits.float(), targets)
+            loss = _loss(logits.float() / temperature, targets) * temperature**2
             optimizer.zero_grad()
             scaler.scale(loss).backward()
             scaler.step(optimizer)

@@ -21,13 +21,18 @@ class Source:
 
     max_ipc = None
     """How many images of every class are stored; None where any number can be drawn."""
+    temperature = 1.0
+    """At which its soft labels were taken, and at which students answer to them."""
 
     def sample(self, labels, seed=0):
         """Images for `labels` int64 [B], on the labels' device: float [B, C, H, W] in [-1, 1]."""
         raise NotImplementedError
 
-    def targets(self, labels, seed=0):
-        """What a student learns to answer to these images: `labels` themselves, or soft labels, float [B, K] that sum to 1."""
+    def targets(self, labels, seed=0, images=None):
+        """What a student learns to answer to these images: `labels` themselves, or soft labels, float [B, K] that sum to 1.
+
+        `images`, if they are at hand, are those of `sample(labels, seed)` as uint8 [B, C, H, W].
+        """
         return labels
 
     def decoded(self, ipc):

@@ -50,8 +50,11 @@ def _grid(header, lines):
     return "\n".join([form(header), "| " + " | ".join("-" * width for width in widths) + " |", *map(form, lines)])
 
 
-def _how(protocol, scored_on):
+def _how(protocol, scored_on, labels="hard", teacher=None):
     """What the numbers of a table are, in words."""
+    if labels != "hard":
+        kept = "a row is kept with every image" if labels == "rows" else "it answers to every image that is drawn"
+        return f"**labels of a teacher** ({teacher}; {kept}), {_how(protocol, scored_on)}"
     scored = _SCORED[scored_on]
     if protocol == "dim":  # the only one whose scores are not those of the last step
         return f"published DiM protocol: best accuracy seen in five looks at the {scored}, in per cent"
@@ -66,9 +69,11 @@ def _how(protocol, scored_on):
 def tables(rows):
     """The rows (dicts with `KEYS`) as markdown: one table per data set, student and protocol, one column per IPC."""
     parts = []
-    kind = lambda row: (row["data"], row["model"], row.get("protocol", "default"), row.get("scored_on", "test"))
-    for data, model, protocol, scored_on in _unique(map(kind, rows)):
-        chosen = [row for row in rows if kind(row) == (data, model, protocol, scored_on)]
+    kind = lambda row: (row["data"], row["model"], row.get("protocol", "default"), row.get("scored_on", "test"),
+                        row.get("labels", "hard"), row.get("teacher"))
+    for group in sorted(_unique(map(kind, rows)), key=lambda group: group[4] != "hard"):  # hard labels first
+        data, model, protocol, scored_on, labels, teacher = group
+        chosen = [row for row in rows if kind(row) == group]
         budgets = sorted({row["ipc"] for row in chosen}, key=lambda ipc: (ipc is None, ipc))
         lines = []
         for source, sampling in _unique((row["source"], row["sampling"]) for row in chosen):
@@ -77,7 +82,7 @@ def tables(rows):
             counts = "-".join(str(n) for n in sorted({row["n"] for row in cells.values()}))
             lines.append([source, sampling, counts, *(_cell(cells[ipc]) if ipc in cells else "" for ipc in budgets)])
         header = ["source", "sampling", "students", *("all images" if ipc is None else f"IPC {ipc}" for ipc in budgets)]
-        parts.append(f"**{model} on {data}**, {_how(protocol, scored_on)}\n\n{_grid(header, lines)}")
+        parts.append(f"**{model} on {data}**, {_how(protocol, scored_on, labels, teacher)}\n\n{_grid(header, lines)}")
     for data in _unique(row["data"] for row in rows if row.get("bytes") is not None):
         kept = {(row["source"], row["ipc"]): row for row in rows if row["data"] == data and row.get("bytes") is not None}
         lines = [[source, str(ipc), f"{row['bytes']:,}", "" if row.get("diversity") is None else f"{row['diversity']:.3f}"]

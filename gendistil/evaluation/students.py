@@ -142,7 +142,8 @@ def evaluate(source, dataset, model_name="convnet", ipc=50, sampling="fresh", *,
             for step in range(steps):
                 labels = send(torch.randint(spec.num_classes, (protocol.batch_size,), generator=generator), device)
                 drawn = stream(seed, "step", epoch, step).initial_seed()
-                images, targets = to_uint8(source.sample(labels, drawn)), source.targets(labels, drawn)
+                images = to_uint8(source.sample(labels, drawn))
+                targets = source.targets(labels, drawn, images)
                 yield prepare_batch(images, targets, spec, augment, generator, protocol.cutmix)
 
         return batches
@@ -152,7 +153,8 @@ def evaluate(source, dataset, model_name="convnet", ipc=50, sampling="fresh", *,
         images, make_batches = steps * protocol.batch_size, random_batches_of
     else:
         images, make_batches = spec.num_classes * source.decoded(ipc), batches_of
-    return _evaluate(make_batches, images, dataset, model_name, num_eval, seed, protocol, scored_on, engine, together)
+    return _evaluate(make_batches, images, dataset, model_name, num_eval, seed, protocol, scored_on, engine, together,
+                     source.temperature)
 
 
 def evaluate_full(dataset, model_name="convnet", *, num_eval=3, seed=0, protocol=PROTOCOLS["default"], scored_on="test",
@@ -166,7 +168,8 @@ def evaluate_full(dataset, model_name="convnet", *, num_eval=3, seed=0, protocol
     return _evaluate(batches_of, len(split), dataset, model_name, num_eval, seed, protocol, scored_on, engine, together)
 
 
-def _evaluate(make_batches, images, dataset, model_name, num_eval, seed, protocol, scored_on, engine, together):
+def _evaluate(make_batches, images, dataset, model_name, num_eval, seed, protocol, scored_on, engine, together,
+              temperature=1.0):
     """Train and score the students; `make_batches(seed)(epoch)` yields one epoch of a student's batches."""
     start = time.perf_counter()
     spec, scored = dataset.spec, getattr(dataset, scored_on)
@@ -177,17 +180,17 @@ def _evaluate(make_batches, images, dataset, model_name, num_eval, seed, protoco
                                    generator=stream(student_seed, "student's weights")).to(device)
                   for student_seed in seeds.tolist()]
         batches = [make_batches(student_seed) for student_seed in seeds.tolist()]
-        scores += train_students(models, batches, scored, spec, protocol, engine=engine).tolist()
+        scores += train_students(models, batches, scored, spec, protocol, engine=engine, temperature=temperature).tolist()
     steps = protocol.epochs * steps_per_epoch(images, protocol.batch_size)
     return Result(tuple(scores), images, protocol.epochs, steps, time.perf_counter() - start)
 
 
-def train_student(model, batches, split, spec, protocol, *, engine=EAGER):
+def train_student(model, batches, split, spec, protocol, *, engine=EAGER, temperature=1.0):
     """As `train_students` for one student: its accuracy in per cent, a 0-dim tensor on its device."""
-    return train_students([model], [batches], split, spec, protocol, engine=engine)[0]
+    return train_students([model], [batches], split, spec, protocol, engine=engine, temperature=temperature)[0]
 
 
-def train_students(models, batches, split, spec, protocol, *, engine=EAGER):
+def train_students(models, batches, split, spec, protocol, *, engine=EAGER, temperature=1.0):
     """Train students side by side, in place, and score them: their accuracies in per cent, [S] on their device.
 
     Each learns what it learns alone. All that `evaluate` does for some of its students. An evaluation of another shape calls it
@@ -201,6 +204,7 @@ def train_students(models, batches, split, spec, protocol, *, engine=EAGER):
         spec: the data set's `Spec`.
         protocol: a `Protocol`, whose epochs are taken as they are: see `long_enough` for its `min_steps`.
         engine: the `Engine` that runs the models.
+        temperature: of soft labels, see `train_classifier`.
     """
     look_after = {math.ceil(protocol.epochs * look / protocol.looks) for look in range(1, protocol.looks + 1)}
     scores = []
@@ -217,7 +221,8 @@ def train_students(models, batches, split, spec, protocol, *, engine=EAGER):
             scores.append(torch.stack(each))
 
     train_classifier(learning, batches, epochs=protocol.epochs, lr=protocol.lr, momentum=protocol.momentum,
-                     weight_decay=protocol.weight_decay, schedule=protocol.schedule, engine=engine, on_epoch=look)
+                     weight_decay=protocol.weight_decay, schedule=protocol.schedule, temperature=temperature, engine=engine,
+                     on_epoch=look)
     return torch.stack(scores).amax(0)
 
 

@@ -35,7 +35,8 @@ def draw_set(source, ipc, seed, device="cpu", choice="fixed"):
     if choice == "representative":
         return _representatives(source, ipc, seed, device)
     labels = balanced_labels(source.num_classes, source.decoded(ipc), device)
-    return to_uint8(source.sample(labels, seed)), source.targets(labels, seed)
+    images = to_uint8(source.sample(labels, seed))
+    return images, source.targets(labels, seed, images)
 
 
 @torch.no_grad()
@@ -57,7 +58,7 @@ def _representatives(source, ipc, seed, device):
         rows = representatives(points, wanted, stream(seed, "clusters", int(classes[0])))  # k,wanted
         rows = (rows + count * torch.arange(len(classes), device=device)[:, None]).flatten()
         images.append(drawn[rows])
-        targets.append(source.targets(labels, seed)[rows])
+        targets.append(source.targets(labels, seed, drawn)[rows])
     return torch.cat(images), torch.cat(targets)
 
 
