@@ -143,7 +143,7 @@ def match(args, options):
         matching.load_state_dict(resumed["matching"])
     begun = resumed["step"] if resumed else 0
     run = Run(options, accelerator, begun, method_values=dataclasses.asdict(method), dataset=dataclasses.asdict(spec),
-              compiled=engine.compiled, pool=getattr(pool, "dir", None),
+              compiled=engine.compiled, pool_folder=getattr(pool, "dir", None),
               recipe_values=dataclasses.asdict(learner.trainer.recipe) if method.learn == GENERATOR else None)
     judge = Judge(run, engine, dataset, from_flags(Judging, args), args.seed, method.keep, summary)
 

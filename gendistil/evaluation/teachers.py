@@ -31,7 +31,7 @@ class Teachers:
     """
 
     def __init__(self, path, runs, source, dataset, *, choice, temperature, engine, protocol, seed):
-        path = path or next((made["pool"] for made in map(made_by, runs) if made.get("pool")), None)
+        path = path or next((made["pool_folder"] for made in map(made_by, runs) if made.get("pool_folder")), None)
         if path is None:
             raise UserError("--labels: no run of --pretrain-weight names a pool of pretrained classifiers: give --teacher, the "
                             "folder of one (results/pools/...)")

@@ -3,6 +3,7 @@
 import json
 from pathlib import Path
 
+import torch
 from safetensors import SafetensorError
 
 from gendistil.common.errors import UserError
@@ -41,11 +42,15 @@ def load_source(path, device="cpu"):
                         "that has reached its first checkpoint") from None
     try:
         # Pickles of a stranger are never read, should another program have left some among the downloaded files.
-        return kind.from_pretrained(folder, local_files_only=True, low_cpu_mem_usage=False,
-                                    use_safetensors=is_hub(path) or None).eval().to(device)
+        source = kind.from_pretrained(folder, local_files_only=True, low_cpu_mem_usage=False,
+                                      use_safetensors=is_hub(path) or None)
     except (OSError, ValueError, TypeError, RuntimeError, SafetensorError) as error:
         name = path if is_hub(path) else folder
         raise UserError(f"{name} holds a damaged generator ({type(error).__name__}): save it again") from None
+    for module in source.modules():
+        if getattr(module, "channels_last", False):  # loading forgets the format, and with it the last bits of an image
+            module.to(memory_format=torch.channels_last)
+    return source.eval().to(device)
 
 
 def check_fits(source, spec, name):
