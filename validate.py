@@ -73,6 +73,8 @@ def parse_args(argv=None):
     for kind in args.labels:
         if not any(fits(kind, sampling) for sampling in args.sampling):
             parser.error(f"--labels {kind} needs --sampling {'fresh' if kind == 'teacher' else 'fixed or representative'}")
+    if args.teacher and args.labels == ["hard"]:
+        parser.error("--teacher is for labels that it gives: add --labels rows or teacher")
     args.compare = ["random", "whole"] if args.compare == [] else args.compare or []
     if not args.pretrain_weight and not args.compare:
         parser.error("nothing to judge: give --pretrain-weight PATH, or --compare for real images alone")

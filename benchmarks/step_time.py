@@ -13,8 +13,6 @@ import contextlib
 import importlib
 import itertools
 import json
-import multiprocessing
-import resource
 import statistics
 import sys
 import time
@@ -28,6 +26,8 @@ from torch.utils.flop_counter import FlopCounterMode
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
+from benchmarks.contestants import Contestant
+from benchmarks.step_table import steps_section
 from gendistil.common import device as hardware
 from gendistil.common.cli import COUNT, PRECISIONS, Parser, run_script
 from gendistil.common.engine import Engine
@@ -309,60 +309,6 @@ def published_training(stage, batch_size):
     return step
 
 
-def _serve(pipe, build, options):
-    """What a contestant's process does: one step to warm up, then a timed one for each message."""
-    sys.stdout = sys.stderr  # the published code prints
-    step = build(**options)
-    with contextlib.suppress(EOFError):  # until nobody asks any more
-        for number in itertools.count():
-            start = time.perf_counter()
-            report = step(number)
-            if torch.cuda.is_available():
-                torch.cuda.synchronize()
-            seconds = time.perf_counter() - start
-            memory = peak_memory()
-            pipe.send((seconds, {"mib": memory, **(report() if report else {})}))
-            pipe.recv()
-
-
-def peak_memory():
-    """The most memory that this process has held, in MiB: of the GPU, else of the host."""
-    if torch.cuda.is_available():
-        return torch.cuda.max_memory_allocated() / 2**20
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10
-
-
-class Contestant:
-    """A process that takes the steps of `build(**options)` on demand. Raises UserError if it ends before it is closed."""
-
-    def __init__(self, name, build, options):
-        spawn = multiprocessing.get_context("spawn")  # a fresh interpreter: nothing is inherited
-        self.name, self.seconds, self.reports = name, [], []
-        self.pipe, other = spawn.Pipe()
-        self.process = spawn.Process(target=_serve, args=(other, build, options), daemon=True)
-        self.process.start()
-        other.close()
-        print(f"{name}: first step {self._answer()[0]:.2f} s", file=sys.stderr)
-
-    def time_step(self):
-        """Take one step and add its seconds to `seconds`, and what else it gave to `reports`."""
-        self.pipe.send(None)
-        seconds, report = self._answer()
-        self.seconds.append(seconds)
-        self.reports.append(report)
-        print(f"{self.name}: {self.seconds[-1]:.2f} s", file=sys.stderr)
-
-    def _answer(self):
-        try:
-            return self.pipe.recv()
-        except EOFError:
-            raise UserError(f"the process of '{self.name}' ended: its error stands above") from None
-
-    def close(self):
-        self.pipe.close()
-        self.process.join()
-
-
 def compare(stage, precision="fp32", repeats=3, checkout=None, batch_size=None, **options):
     """Seconds of each contestant's steps, their medians, and how many times as long the published code takes as each."""
     batch_size = batch_size or BATCHES[stage]
@@ -394,35 +340,6 @@ def compare(stage, precision="fp32", repeats=3, checkout=None, batch_size=None, 
                                for name, values in ratios.items()}}
 
 
-WORDS = {"student": "a ConvNet-3 student's step", "embedding": "a ConvNet-3 embedding, no gradient",
-         "generator": "stage 1, default network", "gen_condense": "stage 1, published network",
-         "pool_match": "stage 2, published network", "dm": "DM, all classes", "dsa": "DSA's gradient matching, all classes",
-         "dream": "DREAM's choice among 5,000 images a class", "inversion": "GAN inversion, all classes"}
-
-
-def table(path):
-    """The markdown table of a file that this script wrote."""
-    results = json.loads(Path(path).read_text(encoding="utf-8"))
-    who = ("published", "ours, not compiled", "ours")
-    lines = [f"| step, images of it | {' | '.join(who)} | times as fast | peak memory, MiB |", "|" + " --- |" * 6]
-    for stage in (stage for stage in WORDS if stage in results):
-        row = results[stage]
-        first = next(name for name in who if name in row["seconds"])
-        ratios = sorted(a / b for a, b in zip(row["seconds"][first], row["seconds"]["ours"]))
-        seconds = [f"{row['median_seconds'][name]:.3g} s" if name in row["seconds"] else "–" for name in who]
-        memory = [f"{row['reports'][name][-1]['mib']:,.0f}" if name in row["seconds"] else "–" for name in who]
-        lines.append(f"| {WORDS[stage]}, {row['batch_size']} | {' | '.join(seconds)} "
-                     f"| {statistics.median(ratios):.2f} ({ratios[0]:.2f} to {ratios[-1]:.2f}) | {' / '.join(memory)} |")
-    lines.append("")
-    for stage in (stage for stage in ("student", "embedding") if stage in results):
-        row = results[stage]
-        peak = statistics.median(report["convolution_gflops"] for report in row["reports"]["peak"])
-        ours, plain = (row["reports"][name][0]["gflop"] / row["median_seconds"][name] for name in who[:0:-1])
-        lines.append(f"{WORDS[stage][0].upper()}{WORDS[stage][1:]}: {ours:.0f} GFLOPS, {plain:.0f} not compiled. That is "
-                     f"{100 * ours / peak:.0f} % of the {peak:.0f} of a bare convolution of 128 channels.")
-    return "\n".join([*lines, "", f"{results['device']}, torch {results['torch']}, {results['precision']}."])
-
-
 def main():
     parser = Parser(description=__doc__.split("\n")[0])
     parser.add_argument("--published", type=Path, nargs="+", default=[], metavar="PATH", help="checkouts to time beside ours")
@@ -445,10 +362,6 @@ def main():
     precision = hardware.make_accelerator(args.precision).mixed_precision.replace("no", "fp32")
     stages = {stage: compare(stage, precision, args.repeats, checkouts.get(stage)) for stage in args.stages}
     print(json.dumps({"device": device_name(DEVICE), "torch": torch.__version__, "precision": precision, **stages}, indent=1))
-
-
-def steps_section(file, root):
-    return f"{table(root / file)} Measured: `{file}`\n"
 
 
 if __name__ == "__main__":

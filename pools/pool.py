@@ -73,10 +73,14 @@ class ClassifierPool:
         Raises UserError where there is none.
         """
         pool = cls.__new__(cls)
-        record = read_json(Path(folder) / "pool.json")
-        spec = {name: tuple(value) if isinstance(value, list) else value for name, value in record["data"].items()}
-        pool._describe(record, Path(folder), Spec(**spec), torch.device(device))
-        pool._rows = pool._record()["snapshots"]
+        pool.dir = Path(folder)
+        record = pool._record()
+        try:
+            spec = {name: tuple(value) if isinstance(value, list) else value for name, value in record["data"].items()}
+            pool._describe(record, pool.dir, Spec(**spec), torch.device(device))
+            pool._rows = record["snapshots"]
+        except (KeyError, TypeError, AttributeError):
+            raise UserError(f"{pool.dir / 'pool.json'} does not describe a pool: name a folder inside results/pools") from None
         return pool
 
     def _describe(self, definition, folder, spec, device):

@@ -14,6 +14,7 @@ import pool_match
 import sample
 import validate
 from gendistil.common.engine import EAGER
+from gendistil.common.errors import UserError
 from gendistil.common.rng import stream
 from gendistil.data import load_dataset, standardise, to_signed, to_uint8
 from gendistil.evaluation import PROTOCOLS, teachers
@@ -128,6 +129,7 @@ def test_a_report_keeps_kinds_of_labels_apart(command, run):
     (("--labels", "teacher", "--sampling", "fixed"), "--labels teacher needs --sampling fresh"),
     (("--labels", "teacher", "--held-out", "0.2"), "--teacher"),
     (("--labels", "teacher", "--teacher", "nowhere"), "nowhere"),
+    (("--teacher", "nowhere"), "--teacher is for labels that it gives"),
     (("--labels", "teacher", "--compare", "random", "--data", "digits", "--pretrain-weight"), "--teacher"),
 ])
 def test_labels_that_nobody_can_give(fails, run, words, named):
@@ -144,3 +146,9 @@ def test_a_set_is_written_with_the_rows_of_a_teacher(command, run, pool, tmp_pat
     kept = load_file(tmp_path / "set.safetensors")
     assert kept["logits"].dtype == torch.float16
     assert torch.equal(kept["logits"], Teacher.of(pool).logits(kept["images"]).half())
+
+
+def test_a_file_that_describes_no_pool_is_named(tmp_path):
+    (tmp_path / "pool.json").write_text("{}")
+    with pytest.raises(UserError, match="does not describe a pool"):
+        ClassifierPool.open(tmp_path)

@@ -5,8 +5,8 @@ returns a dict of 0-dim losses; `images(labels, positions, shape, step)`, its sy
 `images_per_class(real)`, how many of them there are of a class; `training_set()`, uint8 images and their targets for a network
 of the pool; `source`, the distilled source, which a run keeps in `folder`; `grid()`, `check(step)`, `state_dict()` and
 `load_state_dict(state, path)`; `engine`, the `Engine` that runs its networks and the pool's; and for random draws `seed`,
-`stream` and `shard`, as a `Trainer` has them. Where `has_pairs`,
-`pairs(labels, step)` names the real images that its own are paired with.
+`stream` and `shard`, as a `Trainer` has them. Where `has_pairs`, `pairs(labels, step)` names the real images that its own are
+paired with.
 """
 
 import functools
