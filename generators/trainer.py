@@ -1,10 +1,11 @@
 """What stage 1 and stage 2 ask of whatever trains a generator, and the parts that every such trainer shares."""
 
 import copy
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import ClassVar
 
 import torch
+from torch import nn
 
 from gendistil.common.cli import COUNT, FRACTION, POSITIVE, number
 from gendistil.common.device import own_rows, send
@@ -13,6 +14,9 @@ from gendistil.common.errors import UserError
 from gendistil.common.flags import option
 from gendistil.common.rng import stream
 from generators.networks import NETWORKS
+
+TUNED = {"all": (nn.Module,), "norms": (nn.Embedding, nn.GroupNorm, nn.LayerNorm, nn.modules.batchnorm._NormBase)}
+"""Which of a generator's weights are learned: those of modules of these kinds."""
 
 GROUP = "recipe (a flag that is not given takes the recipe's value)"
 
@@ -34,6 +38,7 @@ class Recipe:
     dim_noise: int = option("entries of the noise vector", type=COUNT, group=GROUP)
     ema: float = option("decay of the averaged weights, 0 for none", type=FRACTION, group=GROUP)
     epochs: int = option("passes over the real images", type=COUNT, group="length and reports")
+    tune: str = field(default="all", kw_only=True)  # a key of TUNED: which of the generator's weights stage 2 learns
 
 
 class Trainer:
@@ -59,6 +64,9 @@ class Trainer:
         with torch.random.fork_rng(devices=[]):  # the layers of torch initialise from the global stream only
             torch.manual_seed(stream(seed, "weights").initial_seed())
             generator, *others = self.networks(shape)
+        for module in generator.modules():
+            for weight in module.parameters(recurse=False):
+                weight.requires_grad_(isinstance(module, TUNED[recipe.tune]))
         self.source = copy.deepcopy(generator).requires_grad_(False).eval().to(accelerator.device)
         self.generator, self.optim_g = self.prepare(generator, recipe.lr)
         self.others = others

@@ -41,13 +41,19 @@ class ClassifierPool:
         epochs, batch_size (images), lr, aug_type: of the pretraining.
         snapshots: kept of each member, at steps that grow geometrically from a sixteenth of its training to all of it.
         seed: of all draws.
+        between: whether `draw` also gives networks between two snapshots of a member, whose weights are interpolated (NCFM,
+            arXiv 2502.20653). It is no part of what defines the pool.
         options: keywords of `build_classifier` for a name, e.g. `{"convnet": {"width": 64}}`.
         engine: the `Engine` that runs what is trained (default: that of the accelerator).
     Raises UserError for bad options and a folder that cannot be written.
     """
 
+    between = False
+
     def __init__(self, dataset, folder, accelerator, *, names=("convnet",), members=4, epochs=20, snapshots=5, batch_size=64,
-                 lr=0.01, aug_type="color_crop_cutout_flip_scale_rotate", seed=0, options=None, engine=None):
+                 lr=0.01, aug_type="color_crop_cutout_flip_scale_rotate", seed=0, options=None, between=False,
+                 engine=None):
+        self.between = between
         self._dataset, self._engine = dataset, engine or Engine(accelerator)
         definition = {
             "format": _FORMAT, "data": asdict(dataset.spec), "images": _fingerprint(dataset.train), "names": list(names),
@@ -86,7 +92,7 @@ class ClassifierPool:
     def _describe(self, definition, folder, spec, device):
         self.definition, self.dir, self.spec, self.device = definition, folder, spec, device
         self._members = [name for name in definition["names"] for _ in range(definition["members"])]
-        self._models, self._looks = {}, Counter()
+        self._models, self._mixed, self._looks = {}, {}, Counter()
 
     def __len__(self):
         return len(self._rows)
@@ -114,8 +120,11 @@ class ClassifierPool:
         Once a member has looked at as many images as there are, it looks at all of them, and what it saw stays beside its
         weights for whoever asks again.
         """
-        index = next(index for index, model in self._models.items() if model is network)
-        path, images = self.dir / f"{self._rows[index]['digest']}.npy", self._dataset.train.images
+        images = self._dataset.train.images
+        index = next((index for index, model in self._models.items() if model is network), None)
+        if index is None:  # a network between two members
+            return self._embed(network, images[rows.to(images.device)])
+        path = self.dir / f"{self._rows[index]['digest']}.npy"
         self._looks[index] += len(rows)
         if not path.exists():
             if self._looks[index] < len(images):
@@ -145,8 +154,18 @@ class ClassifierPool:
         return [index for index, row in enumerate(self._rows) if row["step"] == last]
 
     def draw(self, generator):
-        """A member and snapshot, all equally likely, by the next draw of `generator`."""
-        return self[int(torch.randint(len(self), (), generator=generator, device=generator.device))]
+        """A member and snapshot, all equally likely, or with `between` any network between it and the snapshot after it, by the
+        next draws of `generator`."""
+        index = int(torch.randint(len(self), (), generator=generator, device=generator.device))
+        later, member = index + 1, self._rows[index]["member"]
+        if not self.between or later == len(self) or self._rows[later]["member"] != member:
+            return self[index]
+        share = float(torch.rand((), generator=generator, device=generator.device))
+        if member not in self._mixed:
+            self._mixed[member] = self._build(member).to(self.device).eval().requires_grad_(False)
+        for mixed, start, end in zip(*(x.state_dict().values() for x in (self._mixed[member], self[index], self[later]))):
+            mixed.copy_(torch.lerp(start, end, share) if mixed.is_floating_point() else end)
+        return self._mixed[member]
 
     def table(self):
         """One dict per snapshot, in index order: member, name, step, held_out_accuracy (per cent), file and its digest."""
