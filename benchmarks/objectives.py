@@ -54,26 +54,28 @@ def name_of(variant):
     return "{match}, weight {weight:g}, {select}, {classes} classes of {per_class}".format(**variant)
 
 
-def train(learner, matcher, seconds):
-    """Train for `seconds`; the number of steps taken."""
+def train(learner, matcher, seconds, pace=lambda progress: None):
+    """Train for `seconds`; the number of steps taken. `pace` is told before each what share of the time is over."""
     clock = time.process_time if learner.accelerator.device.type == "cpu" else time.perf_counter
     began, step = clock(), 0
-    while clock() - began < seconds:
+    while (passed := clock() - began) < seconds:
+        pace(passed / seconds)
         learner.step(step, matcher)
         step += 1
     return step
 
 
-def score(trainer, dataset, protocol, seed):
-    """A `Result` for each of JUDGED: students of the averaged generator, scored on the held-out images."""
-    return {judged: evaluate(trainer.source, dataset, "convnet", judged[0], judged[1], num_eval=judged[2], seed=100 * seed,
-                             protocol=protocol, scored_on="held_out") for judged in JUDGED}
+def score(trainer, dataset, protocol, seed, judged=None):
+    """A `Result` for each of `judged`, or of JUDGED: students of the averaged generator, scored on the held-out images."""
+    return {(ipc, sampling, students): evaluate(trainer.source, dataset, "convnet", ipc, sampling, num_eval=students,
+                                                seed=100 * seed, protocol=protocol, scored_on="held_out", engine=trainer.engine)
+            for ipc, sampling, students in judged or JUDGED}
 
 
 def rows_of(source, scores, **facts):
     """Rows of a report, from what `score` gave for each repeat."""
     rows = []
-    for ipc, sampling, students in JUDGED:
+    for ipc, sampling, students in scores[0]:
         results = [repeat[ipc, sampling, students] for repeat in scores]
         together = dataclasses.replace(results[0], accuracies=sum((result.accuracies for result in results), ()),
                                        seconds=sum(result.seconds for result in results))

@@ -22,14 +22,27 @@ def test_rows_are_a_report_of_held_out_scores(command, monkeypatch, tmp_path):
     assert all(row["scored_on"] == "held_out" and row["n"] == 2 for row in rows)
 
 
-def test_recipes_are_scored_alike(command, monkeypatch, tmp_path):
-    monkeypatch.setattr(objectives, "JUDGED", ((1, "fixed", 2),))
+def test_recipes_are_scored_alike(command, fails, capsys, monkeypatch, tmp_path):
     monkeypatch.setattr(recipes, "VARIANTS", {name: replace(recipe, width=16) for name, recipe in RECIPES.items()})
-    command(recipes, "--seconds", 0.1, "--eval-epochs", 1, "--variants", "dim", "pyramid", "--output", tmp_path / "rows.json")
+    words = ("--eval-epochs", 1, "--eval-ipc", 1, "--num-eval", 2, "--output", tmp_path / "rows.json")
+    command(recipes, *words, "--seconds", 0.1, "--variants", "dim")
+    first, = read_report(tmp_path / "rows.json")
+    command(recipes, *words, "--seconds", 0.1, "--variants", "pyramid", "dim")  # goes on with what is missing
     rows = read_report(tmp_path / "rows.json")
     assert [(row["source"], row["ipc"], row["scored_on"], row["n"]) for row in rows] == [
         ("dim", 1, "held_out", 2), ("pyramid", 1, "held_out", 2)]
+    assert rows[0] == first
     assert all(row["recipe"]["width"] == 16 and row["generator_steps"][0] > 0 for row in rows)
+    table = capsys.readouterr().out.strip().splitlines()[-2:]
+    assert {line.split()[1] for line in table} == {"dim", "pyramid"}
+    error = fails(2, recipes, *words, "--seconds", 0.2, "--variants", "pyramid")
+    assert "rows of another search: train_seconds of dim is 0.1" in error
+    assert read_report(tmp_path / "rows.json") == rows
+
+
+def test_every_variant_differs_from_the_others():
+    values = [tuple(vars(recipe).items()) for recipe in recipes.VARIANTS.values()]
+    assert len(set(values)) == len(values)
 
 
 def save_scores(folder, accuracies):
