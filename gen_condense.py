@@ -27,9 +27,9 @@ def parse_args(argv=None):
     add_data_arguments(parser)
     recipe = parser.add_argument_group(GROUP)
     recipe.add_argument("--recipe", choices=RECIPES, default="pyramid", help="named set of its values; dim: as published")
+    length = parser.add_argument_group("length and reports")
     kinds = [trainer.recipe_class for trainer in TRAINERS.values()]
     add_flags(parser, *kinds)
-    length = parser.add_argument_group("length and reports")
     length.add_argument("--steps", type=COUNT, help="steps, instead of --epochs")
     length.add_argument("--log-interval", type=COUNT, default=50, help="steps between log entries")
     length.add_argument("--sample-interval", type=COUNT, default=500, help="steps between image grids")
