@@ -8,6 +8,8 @@ from gendistil.evaluation.rows import DEFAULT, KIND, kind_of, unique
 PLOTS = {"ipc": ("accuracy.png", "images per class"), "bytes": ("bytes.png", "bytes that are kept")}
 """Accuracy is plotted against each of these: the file, and the name of its axis."""
 
+_COLOURS = (0, 1, 2, 3, 4, 5, 6, 8, 9)  # of matplotlib's ten, without its grey
+
 _TOLD = {"protocol": "protocol {}", "scored_on": "scored on {}", "labels": "labels: {}"}
 """How a legend tells what is not the same for all lines, or not as usual."""
 
@@ -38,7 +40,7 @@ def caption(rows, over):
         words += " A number beside a point is its IPC."
         others, title = _beside(rows)
         if others:
-            words += f" Hollow: {title}: {'; '.join(f'{entry.name} ({entry.source})' for entry in others)}."
+            words += f" Hollow: {title}: {', '.join(unique(f'{entry.method} ({entry.source})' for entry in others))}."
     return words
 
 
@@ -61,7 +63,7 @@ def plot(rows, path, over="ipc"):
     markers = dict(zip(unique(row["model"] for row in rows), "osD^vP*X" * len(rows)))
     colours, handles = {}, []
     for (source, sampling, (data, model, *how)), line in lines.items():
-        colour = colours.setdefault((source, data, *how), f"C{len(colours)}")
+        colour = colours.setdefault((source, data, *how), f"C{_COLOURS[len(colours) % len(_COLOURS)]}")
         line = sorted(line.values(), key=lambda row: row["ipc"] or 0)
         name = _line_name(line[0], kinds)
         if sampling == "all":

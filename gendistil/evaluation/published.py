@@ -78,9 +78,13 @@ _ROWS = (
 
 @dataclass(frozen=True)
 class Published:
-    """What one method reached on one data set with one student; `points` are (bytes, accuracy in per cent), the fewest
-    first."""
+    """What one method reached on one data set with one student.
 
+    `name` also tells the data set, the student, the labels and the protocol; `points` are (bytes, accuracy in per cent), the
+    fewest bytes first.
+    """
+
+    method: str
     name: str
     source: str
     points: tuple[tuple[int, float], ...]
@@ -89,8 +93,7 @@ class Published:
 def published(data, students):
     """The `Published` of a data set, or of the one whose images it holds in another form.
 
-    Args: data, its name; students, the kinds of those that stand beside them. A name also tells the data set, the student,
-    the labels and the protocol. Empty where nothing is known.
+    Args: data, its name; students, keys of `CLASSIFIERS` that stand beside them. A list, empty where nothing is known.
     """
     original = VARIANTS.get(data, data)
     found = []
@@ -99,5 +102,5 @@ def published(data, students):
             how = METHODS[method]
             points = tuple((how.weights or ipc * _IMAGES[name], accuracy) for ipc, accuracy in accuracies.items())
             words = f"{method} on {name}, {STUDENTS[student]}, {how.labels} labels, {how.protocol}"
-            found.append(Published(words, how.source, points))
+            found.append(Published(method, words, how.source, points))
     return found
