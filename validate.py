@@ -23,6 +23,7 @@ from gendistil.common.run import Run, check_folder, device_name, inherit_data, m
 from gendistil.data import Augment, load_dataset
 from gendistil.evaluation import PROTOCOLS, SAMPLINGS, Protocol, evaluate, evaluate_full, protocol_for
 from gendistil.evaluation.card import card
+from gendistil.evaluation.page import draw_sheets, find_sheets
 from gendistil.evaluation.report import markdown, write_report
 from gendistil.evaluation.students import GROUP, steps_per_epoch
 from gendistil.evaluation.teachers import SNAPSHOTS, Teachers, fits, kinds_of
@@ -172,6 +173,7 @@ def main():
         return diversity(sources[name], ipc, device)
 
     rows = []
+    draw_sheets(run, sources, device)
     for first in tqdm(range(0, len(plan), accelerator.num_processes), "validate", unit="row", disable=not run.is_main):
         index = first + accelerator.process_index  # every process judges one row of its own
         judged = [{**row, **facts, **judge(row)} for row in plan[index:index + 1]]
@@ -179,9 +181,9 @@ def main():
             rows.append(row)
             run.log({f"accuracy/{row['source']}, {row['model']}, {row['sampling']}": row["mean"]}, row["ipc"] or 0)
         if run.is_main:
-            write_report(rows, run.dir, words)
+            write_report(rows, run.dir, words, find_sheets(rows, run.dir))
     run.close()
-    accelerator.print(f"{markdown(rows)}\nreport: {run.dir / 'report.md'}")
+    accelerator.print(f"{markdown(rows)}\nreport: {run.dir / 'report.html'}")
     if args.push_to_hub and run.is_main:
         (name, path), = paths.items()
         facts = facts_of(sources[name], made_by(path), dataset.spec, args.held_out)

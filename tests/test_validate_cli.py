@@ -17,7 +17,7 @@ import sample
 import validate
 from gendistil.common.cli import run_script
 from gendistil.evaluation import PROTOCOLS, Result, students
-from gendistil.evaluation.report import KEYS
+from gendistil.evaluation.rows import KEYS
 from gendistil.sources import CHOICES, MODEL, DistilledDataset
 from generators import NETWORKS
 
@@ -63,7 +63,10 @@ def test_report(call, gan, tmp_path, capsys):
     table = (folder / "report.md").read_text()
     assert "--full-epochs 1" in table
     assert table.split("\n`")[0].strip() in capsys.readouterr().out
-    assert (folder / "accuracy.png").stat().st_size > 1000
+    assert all((folder / name).stat().st_size > 1000 for name in ("accuracy.png", "bytes.png"))
+    page = (folder / "report.html").read_text()
+    assert page.count("<img ") == 4  # two plots, and a sheet of each source that stores or draws images
+    assert "<strong>gan</strong>, a row for each of the classes of digits: 0, 1, 2" in page
     assert (folder / "config.json").exists()
 
 

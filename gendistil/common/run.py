@@ -179,7 +179,7 @@ class Run:
         """Write signed images [N, C, H, W] as one grid to samples/<name>-<step>.png and to TensorBoard."""
         if not self.is_main:
             return
-        path = self.dir / "samples" / f"{name}-{step:06d}.png"
+        path = sample_path(self.dir, name, step)
         partial = path.with_name(f".{path.name}")
         save_image(images.float().cpu(), partial, nrow=columns, normalize=True, value_range=(-1, 1), padding=1)
         os.replace(partial, path)
@@ -200,6 +200,11 @@ class Run:
     def close(self):
         if self._writer is not None:
             self._writer.close()
+
+
+def sample_path(folder, name, step):
+    """Where the run in `folder` keeps the images called `name` of a step; a slash in a name becomes a minus."""
+    return Path(folder) / "samples" / f"{name.replace('/', '-')}-{step:06d}.png"
 
 
 def _forget(path, step):
