@@ -19,7 +19,8 @@ from gendistil.common.errors import UserError
 from gendistil.common.run import device_name, inherit_data, write_json
 from gendistil.data import load_dataset
 from gendistil.evaluation import PROTOCOLS, SAMPLINGS, evaluate
-from gendistil.evaluation.report import read_report, tables
+from gendistil.evaluation.report import tables
+from gendistil.evaluation.rows import read_report
 
 
 def judged(text):

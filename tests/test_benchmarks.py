@@ -7,7 +7,7 @@ import pytest
 
 import gen_condense
 from benchmarks import curves, objectives, recipes
-from gendistil.evaluation.report import read_report
+from gendistil.evaluation.rows import read_report
 from gendistil.sources import load_source
 from generators import RECIPES
 
