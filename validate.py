@@ -13,11 +13,11 @@ import torch
 from accelerate.utils import gather_object
 from tqdm import tqdm
 
-from gendistil.common.cli import COUNT, POSITIVE, Parser, add_data_arguments, add_run_arguments, run_script
+from gendistil.common.cli import COUNT, Parser, add_data_arguments, add_run_arguments, run_script
 from gendistil.common.device import make_accelerator
 from gendistil.common.engine import Engine
 from gendistil.common.errors import UserError
-from gendistil.common.flags import add_flags, override
+from gendistil.common.flags import add_flags, from_flags, override
 from gendistil.common.hub import facts_of, make_repository, push, repository
 from gendistil.common.run import Run, check_folder, device_name, inherit_data, made_by
 from gendistil.data import Augment, load_dataset
@@ -25,11 +25,11 @@ from gendistil.evaluation import PROTOCOLS, SAMPLINGS, Protocol, evaluate, evalu
 from gendistil.evaluation.card import card
 from gendistil.evaluation.report import markdown, write_report
 from gendistil.evaluation.students import GROUP, steps_per_epoch
-from gendistil.evaluation.teachers import SNAPSHOTS, Teachers, fits, kinds_of
-from gendistil.sources import KINDS, RealImages, check_fits, diversity, load_source
+from gendistil.evaluation.teachers import Labels, Teachers, distilled_from, fits, keep_student, labels_of
+from gendistil.sources import RealImages, check_fits, diversity, load_source
 from pools import CLASSIFIERS
 
-REAL, WHOLE = "random real images", "whole training set"
+REAL, WHOLE, TRAIN = "random real images", "whole training set", "training set without its held-out images"
 
 
 def parse_args(argv=None):
@@ -48,14 +48,7 @@ def parse_args(argv=None):
                            "clustering, among 20 times as many; fresh: a new one every epoch")
     what.add_argument("--push-to-hub", type=repository, metavar="OWNER/NAME",
                       help="then upload the one model of --pretrain-weight there, with the report as its card")
-    what.add_argument("--labels", choices=KINDS, nargs="+", default=["hard"],
-                      help="hard: the classes' own; rows: with --sampling fixed or representative, one row of a teacher's "
-                           "logits for every image; teacher: with fresh, its answer to every image")
-    what.add_argument("--teacher", type=Path, metavar="POOL", help="the folder of a pool of pretrained classifiers, whose mean "
-                      "logits are the labels (default: the pool that the run was matched with)")
-    what.add_argument("--teacher-snapshots", choices=SNAPSHOTS, default="last", help="its members at the end of their "
-                      "training; auto: for each --ipc the one snapshot that is best on held-out images")
-    what.add_argument("--temperature", type=POSITIVE, default=2.0, help="by which a teacher's logits are divided")
+    add_flags(parser, Labels)
     students = parser.add_argument_group(GROUP)
     students.add_argument("--eval-model", choices=CLASSIFIERS, nargs="+", default=["convnet"], help="kinds of students")
     students.add_argument("--num-eval", type=COUNT, default=3, help="students of each kind, which differ in their seed")
@@ -65,16 +58,14 @@ def parse_args(argv=None):
                                "(also DM's), idc (also DREAM's): trained as published, scored once, at the last step")
     students.add_argument("--full-epochs", type=COUNT,
                           help=f"passes over the {WHOLE} (default: the steps of the largest --ipc)")
+    students.add_argument("--keep-students", action="store_true",
+                          help="keep the first student of every row in students/ of the run's folder, for --teacher; held-out "
+                               "images stay out of what --compare shows, because a teacher must not have seen them")
     add_flags(parser, Protocol)
     args = parser.parse_args(argv)
     args.ipc, args.sampling, args.eval_model = (list(dict.fromkeys(values)) for values in
                                                 (sorted(args.ipc), args.sampling, args.eval_model))
-    args.labels = kinds_of(args.labels)
-    for kind in args.labels:
-        if not any(fits(kind, sampling) for sampling in args.sampling):
-            parser.error(f"--labels {kind} needs --sampling {'fresh' if kind == 'teacher' else 'fixed or representative'}")
-    if args.teacher and args.labels == ["hard"]:
-        parser.error("--teacher is for labels that it gives: add --labels rows or teacher")
+    vars(args).update(dataclasses.asdict(labels_of(args)))
     args.compare = ["random", "whole"] if args.compare == [] else args.compare or []
     if not args.pretrain_weight and not args.compare:
         parser.error("nothing to judge: give --pretrain-weight PATH, or --compare for real images alone")
@@ -92,7 +83,7 @@ def named_paths(args):
         name, _, path = ("", "", text) if Path(text).exists() else text.rpartition("=")
         path = Path(path)
         name = name or path.resolve().name
-        if name in paths or name in (REAL, WHOLE):
+        if name in paths or name in (REAL, WHOLE, TRAIN):
             raise UserError(f"--pretrain-weight: two sources are called '{name}': name them apart, NAME=PATH")
         if (args.output_dir / args.tag).resolve() in (path.resolve(), *path.resolve().parents):
             raise UserError(f"--pretrain-weight {path} lies in the folder that --tag {args.tag} writes: choose another --tag")
@@ -100,10 +91,10 @@ def named_paths(args):
     return paths
 
 
-def full_protocol(args, protocol, dataset):
-    """The protocol of the whole training set: --full-epochs, else as many steps as the largest --ipc takes."""
-    steps = protocol.epochs * steps_per_epoch(dataset.spec.num_classes * args.ipc[-1], protocol.batch_size)
-    epochs = args.full_epochs or math.ceil(steps / steps_per_epoch(len(dataset.full_train), protocol.batch_size))
+def full_protocol(args, protocol, spec, real):
+    """The protocol of all real images: --full-epochs, else as many steps as the largest --ipc takes."""
+    steps = protocol.epochs * steps_per_epoch(spec.num_classes * args.ipc[-1], protocol.batch_size)
+    epochs = args.full_epochs or math.ceil(steps / steps_per_epoch(len(real), protocol.batch_size))
     return dataclasses.replace(protocol, epochs=epochs)
 
 
@@ -113,7 +104,8 @@ def list_rows(args, sources):
             for model in args.eval_model for kind in args.labels for name in sources for sampling in args.sampling
             for ipc in args.ipc if fits(kind, sampling) and (name != REAL or ipc <= sources[REAL].max_ipc)]
     if "whole" in args.compare:
-        rows += [{"source": WHOLE, "sampling": "all", "ipc": None, "model": model, "labels": "hard"}
+        name = TRAIN if args.keep_students else WHOLE
+        rows += [{"source": name, "sampling": "all", "ipc": None, "model": model, "labels": "hard"}
                  for model in args.eval_model]
     return rows
 
@@ -137,8 +129,9 @@ def main():
     sources = {name: load_source(path, device) for name, path in paths.items()}
     for name, source in sources.items():
         check_fits(source, dataset.spec, f"--pretrain-weight {paths[name]}")
+    real = dataset.train if args.keep_students else dataset.full_train
     if "random" in args.compare:
-        sources[REAL] = RealImages(dataset.full_train, dataset.spec.num_classes)
+        sources[REAL] = RealImages(real, dataset.spec.num_classes)
         if args.ipc[-1] > sources[REAL].max_ipc:
             accelerator.print(f"no row of {REAL} above --ipc {sources[REAL].max_ipc}: the smallest class has no more")
     Augment(protocol.aug_type, dataset.spec)  # a wrong name ends here, before the run's folder is made
@@ -146,9 +139,9 @@ def main():
     plan, words, engine = list_rows(args, sources), [Path(sys.argv[0]).name, *sys.argv[1:]], Engine(accelerator)
     engine.choose(args.compile, count_pixels(args, plan, protocol, dataset.spec))
     teachers = None
-    if args.labels != ["hard"]:
-        teachers = Teachers(args.teacher, paths.values(), next(iter(sources.values())), dataset, protocol=protocol,
-                            choice=args.teacher_snapshots, temperature=args.temperature, engine=engine, seed=args.seed)
+    if args.labels != ("hard",):
+        teachers = Teachers(from_flags(Labels, args), paths.values(), sources.values(), dataset, engine=engine,
+                            protocol=protocol, seed=args.seed)
     if args.push_to_hub and accelerator.is_main_process:
         make_repository(args.push_to_hub)  # a refusal comes before the work, and after everything else that may be refused
     run = Run(vars(args), accelerator, dataset=dataclasses.asdict(dataset.spec), students=dataclasses.asdict(protocol))
@@ -158,14 +151,24 @@ def main():
              "torch": torch.__version__}
 
     def judge(row):
-        if row["source"] == WHOLE:
-            whole = full_protocol(args, protocol, dataset)
-            return evaluate_full(dataset, row["model"], protocol=whole, **settings).row()
+        if row["ipc"] is None:
+            whole = full_protocol(args, protocol, dataset.spec, real)
+            result = evaluate_full(dataset, row["model"], split=real, protocol=whole, **settings)
+            return {**result.row(), **kept(row, result)}
         source, ipc = sources[row["source"]], row["ipc"]
         taught = teachers.teach(source, row["labels"], ipc, row["sampling"]) if teachers else source
-        result = evaluate(taught, dataset, row["model"], ipc, row["sampling"], protocol=protocol, **settings).row()
+        result = evaluate(taught, dataset, row["model"], ipc, row["sampling"], protocol=protocol, **settings)
         words = {} if taught is source else {"teacher": teachers.describe(taught)}
-        return {**result, **words, "bytes": taught.stored_bytes(ipc), "diversity": spread(row["source"], ipc)}
+        return {**result.row(), **kept(row, result), **words, "bytes": taught.stored_bytes(ipc),
+                "diversity": spread(row["source"], ipc)}
+
+    def kept(row, result):
+        if not args.keep_students:
+            return {}
+        path = paths.get(row["source"])
+        learned = distilled_from(path, dataset, args.held_out) if path else real
+        return {"student": keep_student(run.dir / "students", plan.index(row), row, result, dataset, learned, seed=args.seed,
+                                        engine=engine)}
 
     @functools.cache
     def spread(name, ipc):

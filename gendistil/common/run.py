@@ -95,7 +95,7 @@ def save_model(model, folder):
 
 # What --resume may be given anew; everything else decides the weights and stays as the run was started.
 _MAY_CHANGE = {"resume", "overwrite", "output_dir", "tag", "data_dir", "steps", "epochs", "precision", "compile", "lr",
-               "lr_critic", "log_interval", "sample_interval", "save_interval", "eval_interval"}
+               "lr_critic", "log_interval", "sample_interval", "save_interval", "eval_interval", "teacher"}
 
 
 def check_folder(options):

@@ -21,6 +21,8 @@ class Source:
 
     max_ipc = None
     """How many images of every class are stored; None where any number can be drawn."""
+    rows = None
+    """The `Rows` of a teacher that were kept with its images, if any were."""
     temperature = 1.0
     """At which its soft labels were taken, and at which students answer to them."""
 

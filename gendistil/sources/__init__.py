@@ -6,8 +6,8 @@ from gendistil.sources.latents import LATENT_SPACES, LatentSet
 from gendistil.sources.load import LATENTS, MODEL, PIXELS, STORED, check_fits, load_source
 from gendistil.sources.pixels import DECODERS, PixelSet
 from gendistil.sources.real import RealImages
-from gendistil.sources.taught import KINDS, Taught, Teacher
+from gendistil.sources.taught import KINDS, ROWS, Rows, Taught, Teacher
 
-__all__ = ["CHOICES", "DECODERS", "KINDS", "LATENTS", "LATENT_SPACES", "MODEL", "PIXELS", "STORED", "DistilledDataset",
-           "LatentSet", "PixelSet", "RealImages", "Source", "Taught", "Teacher", "balanced_labels", "check_fits", "diversity",
-           "draw_set", "index_within_class", "load_source"]
+__all__ = ["CHOICES", "DECODERS", "KINDS", "LATENTS", "LATENT_SPACES", "MODEL", "PIXELS", "ROWS", "STORED",
+           "DistilledDataset", "LatentSet", "PixelSet", "RealImages", "Rows", "Source", "Taught", "Teacher", "balanced_labels",
+           "check_fits", "diversity", "draw_set", "index_within_class", "load_source"]
