@@ -18,8 +18,20 @@ from tqdm import tqdm
 
 from gendistil.common.cli import COUNT, SEED, Parser, run_script
 from gendistil.common.errors import UserError
+from gendistil.common.flags import add_flags
 from gendistil.common.run import made_by
-from gendistil.sources import CHOICES, Taught, Teacher, balanced_labels, check_fits, draw_set, load_source
+from gendistil.sources import (
+    CHOICES,
+    Refined,
+    Refinement,
+    Taught,
+    Teacher,
+    balanced_labels,
+    check_fits,
+    draw_set,
+    load_source,
+    refine,
+)
 from pools import ClassifierPool
 
 
@@ -36,6 +48,7 @@ def parse_args(argv=None):
                         help="also keep, as float16 `logits` in set.safetensors, what the classifiers in this folder answer to "
                              "every image: a student that validate.py kept, or the mean of a pool's members at the end of "
                              "their training (default: the rows that a run keeps with its images, if it does)")
+    add_flags(parser, Refinement)
     parser.add_argument("--output-dir", type=Path, default=Path("results/set"), help="folder for images/, set.safetensors "
                         "and sheet.png; an earlier set there is replaced")
     return parser.parse_args(argv)
@@ -85,6 +98,9 @@ def main():
     if args.teacher:
         teacher = Teacher.of(ClassifierPool.open(args.teacher))
         check_fits(source, teacher.spec, f"--pretrain-weight {args.pretrain_weight}")
+    source = refine(source, args.pretrain_weight, args, ClassifierPool.open)
+    if isinstance(source, Refined):
+        facts["refined"] = source.refinement.words
     prepare(args.output_dir)
     drawn = Taught(source, teacher, None, stored=True) if teacher else source
     images, targets = draw_set(drawn, args.ipc, args.seed, choice=args.sampling)

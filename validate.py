@@ -16,20 +16,18 @@ from tqdm import tqdm
 from gendistil.common.cli import COUNT, Parser, add_data_arguments, add_run_arguments, run_script
 from gendistil.common.device import make_accelerator
 from gendistil.common.engine import Engine
-from gendistil.common.errors import UserError
 from gendistil.common.flags import add_flags, from_flags, override
 from gendistil.common.hub import facts_of, make_repository, push, repository
 from gendistil.common.run import Run, check_folder, device_name, inherit_data, made_by
 from gendistil.data import Augment, load_dataset
 from gendistil.evaluation import PROTOCOLS, SAMPLINGS, Protocol, evaluate, evaluate_full, protocol_for
 from gendistil.evaluation.card import card
+from gendistil.evaluation.judged import REAL, WHOLE, list_rows, load_sources, named_paths
 from gendistil.evaluation.report import markdown, write_report
 from gendistil.evaluation.students import GROUP, steps_per_epoch
-from gendistil.evaluation.teachers import Labels, Teachers, distilled_from, fits, keep_student, labels_of
-from gendistil.sources import RealImages, check_fits, diversity, load_source
+from gendistil.evaluation.teachers import Labels, Teachers, distilled_from, keep_student, labels_of
+from gendistil.sources import Refinement, diversity, load_source
 from pools import CLASSIFIERS
-
-REAL, WHOLE, TRAIN = "random real images", "whole training set", "training set without its held-out images"
 
 
 def parse_args(argv=None):
@@ -48,7 +46,7 @@ def parse_args(argv=None):
                            "clustering, among 20 times as many; fresh: a new one every epoch")
     what.add_argument("--push-to-hub", type=repository, metavar="OWNER/NAME",
                       help="then upload the one model of --pretrain-weight there, with the report as its card")
-    add_flags(parser, Labels)
+    add_flags(parser, Labels, Refinement)
     students = parser.add_argument_group(GROUP)
     students.add_argument("--eval-model", choices=CLASSIFIERS, nargs="+", default=["convnet"], help="kinds of students")
     students.add_argument("--num-eval", type=COUNT, default=3, help="students of each kind, which differ in their seed")
@@ -76,38 +74,11 @@ def parse_args(argv=None):
     return args
 
 
-def named_paths(args):
-    """The paths of --pretrain-weight by the names that the report gives them."""
-    paths = {}
-    for text in args.pretrain_weight:
-        name, _, path = ("", "", text) if Path(text).exists() else text.rpartition("=")
-        path = Path(path)
-        name = name or path.resolve().name
-        if name in paths or name in (REAL, WHOLE, TRAIN):
-            raise UserError(f"--pretrain-weight: two sources are called '{name}': name them apart, NAME=PATH")
-        if (args.output_dir / args.tag).resolve() in (path.resolve(), *path.resolve().parents):
-            raise UserError(f"--pretrain-weight {path} lies in the folder that --tag {args.tag} writes: choose another --tag")
-        paths[name] = path
-    return paths
-
-
 def full_protocol(args, protocol, spec, real):
     """The protocol of all real images: --full-epochs, else as many steps as the largest --ipc takes."""
     steps = protocol.epochs * steps_per_epoch(spec.num_classes * args.ipc[-1], protocol.batch_size)
     epochs = args.full_epochs or math.ceil(steps / steps_per_epoch(len(real), protocol.batch_size))
     return dataclasses.replace(protocol, epochs=epochs)
-
-
-def list_rows(args, sources):
-    """What the report will hold: dicts of source, sampling, ipc, model and labels."""
-    rows = [{"source": name, "sampling": sampling, "ipc": ipc, "model": model, "labels": kind}
-            for model in args.eval_model for kind in args.labels for name in sources for sampling in args.sampling
-            for ipc in args.ipc if fits(kind, sampling) and (name != REAL or ipc <= sources[REAL].max_ipc)]
-    if "whole" in args.compare:
-        name = TRAIN if args.keep_students else WHOLE
-        rows += [{"source": name, "sampling": "all", "ipc": None, "model": model, "labels": "hard"}
-                 for model in args.eval_model]
-    return rows
 
 
 def count_pixels(args, plan, protocol, spec):
@@ -126,14 +97,10 @@ def main():
     device, protocol = accelerator.device, override(protocol_for(args.protocol, args.data), args)
     with accelerator.local_main_process_first():  # one process downloads and decodes, the others find its cache
         dataset = load_dataset(args.data, args.data_dir, args.image_size, args.held_out).to(device)
-    sources = {name: load_source(path, device) for name, path in paths.items()}
-    for name, source in sources.items():
-        check_fits(source, dataset.spec, f"--pretrain-weight {paths[name]}")
     real = dataset.train if args.keep_students else dataset.full_train
-    if "random" in args.compare:
-        sources[REAL] = RealImages(real, dataset.spec.num_classes)
-        if args.ipc[-1] > sources[REAL].max_ipc:
-            accelerator.print(f"no row of {REAL} above --ipc {sources[REAL].max_ipc}: the smallest class has no more")
+    sources, paths = load_sources(args, paths, dataset, real)
+    if REAL in sources and args.ipc[-1] > sources[REAL].max_ipc:
+        accelerator.print(f"no row of {REAL} above --ipc {sources[REAL].max_ipc}: the smallest class has no more")
     Augment(protocol.aug_type, dataset.spec)  # a wrong name ends here, before the run's folder is made
     check_folder(vars(args))
     plan, words, engine = list_rows(args, sources), [Path(sys.argv[0]).name, *sys.argv[1:]], Engine(accelerator)
@@ -186,9 +153,10 @@ def main():
     run.close()
     accelerator.print(f"{markdown(rows)}\nreport: {run.dir / 'report.md'}")
     if args.push_to_hub and run.is_main:
-        (name, path), = paths.items()
-        facts = facts_of(sources[name], made_by(path), dataset.spec, args.held_out)
-        address = push(sources[name], args.push_to_hub, card(args.push_to_hub, rows, facts, words), facts)
+        path, = paths.values()
+        source = load_source(path)  # not refined
+        facts = facts_of(source, made_by(path), dataset.spec, args.held_out)
+        address = push(source, args.push_to_hub, card(args.push_to_hub, rows, facts, words), facts)
         print(f"uploaded: {address}")
 
 

@@ -242,6 +242,11 @@ def made_by(path):
     return read_json(folder / CONFIG) if folder else read_facts(path)
 
 
+def amend(run, **facts):
+    """Add `facts` to the config.json of a run's folder, which is replaced whole."""
+    write_json(run / CONFIG, {**read_json(run / CONFIG), **facts})
+
+
 def inherit_data(args, weight):
     """Fill --data, --data-dir, --image-size and --held-out from the run that made `weight`, where they were not given."""
     config = made_by(weight)

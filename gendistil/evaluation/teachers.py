@@ -43,8 +43,9 @@ def labels_of(args):
         if not any(fits(kind, sampling) for sampling in args.sampling):
             raise UserError(f"--labels {kind} needs --sampling {'fresh' if kind == 'teacher' else 'fixed or representative'}")
     if set(labels.labels) == {"hard"}:
+        used = ("labels",) if args.keep_above is None else ("labels", "teacher")
         why = "is for labels of a teacher: add --labels rows or teacher"
-        refuse(args, (Labels,), lambda field: field.name != "labels", why)
+        refuse(args, (Labels,), lambda field: field.name not in used, why)
     return replace(labels, labels=tuple(kind for kind in KINDS if kind in labels.labels))
 
 

@@ -10,15 +10,12 @@ from safetensors.torch import save_file
 
 from gendistil.common.engine import EAGER
 from gendistil.common.errors import UserError
-from gendistil.common.source import Source, index_within_class
+from gendistil.common.source import ROWS, Source, index_within_class
 from gendistil.data import standardise, to_signed, to_uint8
 
 KINDS = ("hard", "rows", "teacher")
 """hard: the classes' own labels; rows: one row of a teacher's logits is kept with every image of a set; teacher: the teacher is
 kept and answers to every image that is drawn."""
-
-ROWS = "rows.safetensors"
-"""The file beside the weights of stored images that holds a row of a teacher's logits for each of them."""
 
 _AT_ONCE = 512
 
@@ -27,12 +24,13 @@ class Teacher:
     """Classifiers of a data set whose mean logits are the labels of whatever images they are shown.
 
     Args: networks, a list, in eval mode and frozen; spec, the data set's `Spec`; name, what a report calls it; engine, an
-    `Engine`.
+    `Engine`; digests, of the networks' weights. `weights` holds the bytes of each network by its digest.
     """
 
-    def __init__(self, networks, spec, name, engine=EAGER):
+    def __init__(self, networks, spec, name, engine=EAGER, digests=None):
         self.networks, self.spec, self.name, self.engine = networks, spec, name, engine
-        self.bytes = sum(value.nbytes for network in networks for value in network.state_dict().values())
+        sizes = [sum(value.nbytes for value in network.state_dict().values()) for network in networks]
+        self.weights = dict(zip(digests or map(id, networks), sizes))
 
     @classmethod
     def of(cls, pool, indices=None, engine=EAGER):
@@ -40,7 +38,7 @@ class Teacher:
         indices, table = pool.finished() if indices is None else indices, pool.table()
         words = " and ".join(f"{table[index]['name']} of step {table[index]['step']}" for index in indices)
         words += f", a student of {pool.definition['student_of']}" if "student_of" in pool.definition else ""
-        return cls([pool[index] for index in indices], pool.spec, words, engine)
+        return cls([pool[index] for index in indices], pool.spec, words, engine, [table[index]["digest"] for index in indices])
 
     @torch.no_grad()
     def logits(self, images, labels=None):
@@ -120,6 +118,8 @@ class Taught(Source):
         return self.source.decoded(ipc)
 
     def stored_bytes(self, ipc):
-        """Those of the source, and the rows or the teacher."""
-        rows = 2 * self.num_classes * self.num_classes * self.decoded(ipc)
-        return self.source.stored_bytes(ipc) + (rows if self.stored else self.teacher.bytes)
+        """Those of the source, and the rows or the teacher, unless the source keeps it already."""
+        if self.stored:
+            return self.source.stored_bytes(ipc) + 2 * self.num_classes * self.num_classes * self.decoded(ipc)
+        new = [size for digest, size in self.teacher.weights.items() if digest not in self.source.classifiers]
+        return self.source.stored_bytes(ipc) + sum(new)
