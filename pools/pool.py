@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import safetensors.torch
 import torch
+from safetensors import SafetensorError
 from tqdm.auto import tqdm
 
 from gendistil.common.engine import Engine
@@ -21,6 +22,7 @@ from pools.classifiers import build_classifier
 from pools.training import accuracy, embed_images, epoch_batches, split_batches, train_classifier
 
 _FORMAT = 1  # raise it when the same definition comes to mean other weights
+_POOL, _STUDENT = "pool.json", "student.json"
 _FIRST_SNAPSHOT = 1 / 16  # of the training steps
 
 
@@ -74,9 +76,10 @@ class ClassifierPool:
 
     @classmethod
     def open(cls, folder, device="cpu"):
-        """The pool that lies in `folder`, as it is: without the images that it learned from, so it cannot `embed` them.
+        """The pool that lies in `folder`, as it is: without the images that it learned from, so it cannot `embed` them. A
+        student that `keep_classifier` kept there is a pool of one.
 
-        Raises UserError where there is none.
+        Raises UserError where there is neither.
         """
         pool = cls.__new__(cls)
         pool.dir = Path(folder)
@@ -86,7 +89,7 @@ class ClassifierPool:
             pool._describe(record, pool.dir, Spec(**spec), torch.device(device))
             pool._rows = record["snapshots"]
         except (KeyError, TypeError, AttributeError):
-            raise UserError(f"{pool.dir / 'pool.json'} does not describe a pool: name a folder inside results/pools") from None
+            raise UserError(f"{pool._file()} does not describe a pool: name a folder inside results/pools") from None
         return pool
 
     def _describe(self, definition, folder, spec, device):
@@ -101,7 +104,11 @@ class ClassifierPool:
         if index not in self._models:
             row = self._rows[index]
             model = self._build(row["member"])
-            model.load_state_dict(safetensors.torch.load_file(self.dir / row["file"]))
+            try:
+                model.load_state_dict(safetensors.torch.load_file(self.dir / row["file"]))
+            except (OSError, SafetensorError, RuntimeError) as error:
+                raise UserError(f"{self.dir / row['file']} holds no weights of a {row['name']} ({type(error).__name__}): name "
+                                "another folder of classifiers, or make this one again") from None
             self._models[index] = model.to(self.device).eval().requires_grad_(False)
         return self._models[index]
 
@@ -192,7 +199,7 @@ class ClassifierPool:
                 rows = [row for row in rows if row["member"] != member]
                 rows += self._train_member(member, dataset, progress)
                 rows.sort(key=lambda row: (row["member"], row["step"]))
-                write_json(self.dir / "pool.json", {**self.definition, "snapshots": rows})
+                write_json(self.dir / _POOL, {**self.definition, "snapshots": rows})
 
     def _train_member(self, member, dataset, progress):
         """Train one member, write its snapshots and return their rows."""
@@ -216,9 +223,13 @@ class ClassifierPool:
         train_classifier(model, batches, epochs=settings["epochs"], lr=settings["lr"], engine=self._engine, on_step=on_step)
         return [{**row, "held_out_accuracy": row["held_out_accuracy"].item()} for row in rows]
 
+    def _file(self):
+        """The file that describes it: pool.json, or the student.json of one that was a student."""
+        return self.dir / (_STUDENT if (self.dir / _STUDENT).exists() else _POOL)
+
     def _record(self):
-        """What pool.json holds. UserError for one that another version wrote."""
-        record = read_json(self.dir / "pool.json")
+        """What its file holds. UserError for one that another version wrote."""
+        record = read_json(self._file())
         if record.get("format", _FORMAT) != _FORMAT:
             raise _OtherFormat(f"the classifier pool {self.dir} has format {record['format']} and this version reads format "
                                f"{_FORMAT}: remove the folder, and it is trained again")
@@ -234,6 +245,21 @@ class ClassifierPool:
             raise
         except (UserError, KeyError, TypeError):  # no pool.json yet, or a damaged one
             return []
+
+
+def keep_classifier(folder, model, name, dataset, *, seed, step, held_out_accuracy, real=None, **facts):
+    """Keep a trained classifier in `folder`, as student.json and safetensors, so that `ClassifierPool.open` opens it.
+
+    Args: name, its key in `CLASSIFIERS`, which built it without options; dataset, the `Dataset` of its classes; seed; step, how
+    many it took; held_out_accuracy, per cent; real, the `Split` that it, or the source of its images, learned from, None where
+    that is not known; facts, what student.json also says.
+    """
+    folder.mkdir(parents=True)
+    row = {"member": 0, "name": name, "step": step, "held_out_accuracy": held_out_accuracy, "file": "weights.safetensors",
+           "digest": _write_weights(folder / "weights.safetensors", model)}
+    write_json(folder / _STUDENT, {
+        "format": _FORMAT, "data": asdict(dataset.spec), "images": _fingerprint(real) if real else None, "names": [name],
+        "members": 1, "seed": seed, "options": {}, **facts, "snapshots": [row]})
 
 
 def snapshot_steps(total, count):

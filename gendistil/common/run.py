@@ -95,7 +95,8 @@ def save_model(model, folder):
 
 # What --resume may be given anew; everything else decides the weights and stays as the run was started.
 _MAY_CHANGE = {"resume", "overwrite", "output_dir", "tag", "data_dir", "steps", "epochs", "precision", "compile", "lr",
-               "lr_critic", "log_interval", "sample_interval", "save_interval", "eval_interval", "auto_stop", "patience"}
+               "lr_critic", "log_interval", "sample_interval", "save_interval", "eval_interval", "auto_stop", "patience",
+               "teacher"}
 
 
 def check_folder(options):
@@ -245,6 +246,11 @@ def made_by(path):
     """How the model at `path` was made: its run's config, or what was uploaded beside it to a hub; a dict, empty if neither."""
     folder = find_run(path) if path else None
     return read_json(folder / CONFIG) if folder else read_facts(path)
+
+
+def amend(run, **facts):
+    """Add `facts` to the config.json of a run's folder, which is replaced whole."""
+    write_json(run / CONFIG, {**read_json(run / CONFIG), **facts})
 
 
 def inherit_data(args, weight):

@@ -34,6 +34,9 @@ class Start:
                                      None, type=Path, metavar="RUN", group="a generator", learns=(GENERATOR,))
     ipc: int | None = option("stored images per class (default: 10; of latents, as many as the smallest class has)", None,
                              type=COUNT, group="pixels and latents", learns=STORED)
+    teacher: Path | None = option("the folder of a pool of pretrained classifiers, or of a student that validate.py kept: the "
+                                  "mean logits for every stored image are kept with it, for validate.py --labels rows", None,
+                                  type=Path, metavar="FOLDER", group="pixels and latents", learns=STORED)
 
 
 def read_weight(path):
