@@ -162,7 +162,7 @@ def match(args, options):
             write_json(run.dir / SUMMARY, {"steps": step, **summary})
 
     steps = math.inf if args.control_of else build.count_steps(method, learner, dataset)
-    if not steps and not resumed:  # a coreset, which learns nothing
+    if not resumed and (not steps or method.learn == GENERATOR):  # a coreset learns nothing, and a generator may gain nothing
         judge.score(learner, 0)
         save(0)
     with Loop(run, begun, steps, args.log_interval, seconds=summary["train_seconds"], limit=limit) as loop:
@@ -179,6 +179,8 @@ def match(args, options):
         keep_rows(run.dir / learner.folder, teacher, dataset)
     run.close()
     accelerator.print(f"{learner.folder} of step {summary['best_step']}: {run.dir / learner.folder}")
+    if method.learn == GENERATOR:
+        accelerator.print(judge.gain(control=not matching))
 
 
 def command():

@@ -22,9 +22,10 @@ from gendistil.common.run import Run, check_folder, device_name, inherit_data, m
 from gendistil.data import Augment, load_dataset
 from gendistil.evaluation import PROTOCOLS, SAMPLINGS, Protocol, evaluate, evaluate_full, protocol_for
 from gendistil.evaluation.card import card
-from gendistil.evaluation.judged import REAL, WHOLE, list_rows, load_sources, named_paths
+from gendistil.evaluation.judged import REAL, WHOLE, joined, list_rows, load_sources, named_paths, resumed
 from gendistil.evaluation.page import draw_sheets, find_sheets
 from gendistil.evaluation.report import markdown, write_report
+from gendistil.evaluation.rows import row_key
 from gendistil.evaluation.students import GROUP, steps_per_epoch
 from gendistil.evaluation.teachers import Labels, Teachers, distilled_from, keep_student, labels_of
 from gendistil.sources import Refinement, diversity, load_source
@@ -45,6 +46,8 @@ def parse_args(argv=None):
     what.add_argument("--sampling", choices=SAMPLINGS, nargs="+", default=["fresh"],
                       help="fixed: a student sees one set of --ipc images of every class; representative: one chosen, by "
                            "clustering, among 20 times as many; fresh: a new one every epoch")
+    what.add_argument("--resume", action="store_true", help="continue the evaluation of this tag: what is there stays, "
+                      "and what is missing is added, such as more --num-eval, --ipc or sources")
     what.add_argument("--push-to-hub", type=repository, metavar="OWNER/NAME",
                       help="then upload the one model of --pretrain-weight there, with the report as its card")
     add_flags(parser, Labels, Refinement)
@@ -104,6 +107,7 @@ def main():
         accelerator.print(f"no row of {REAL} above --ipc {sources[REAL].max_ipc}: the smallest class has no more")
     Augment(protocol.aug_type, dataset.spec)  # a wrong name ends here, before the run's folder is made
     check_folder(vars(args))
+    rows, known = resumed(args, paths)
     plan, words, engine = list_rows(args, sources), [Path(sys.argv[0]).name, *sys.argv[1:]], Engine(accelerator)
     engine.choose(args.compile, count_pixels(args, plan, protocol, dataset.spec))
     teachers = None
@@ -112,26 +116,32 @@ def main():
                             protocol=protocol, seed=args.seed)
     if args.push_to_hub and accelerator.is_main_process:
         make_repository(args.push_to_hub)  # a refusal comes before the work, and after everything else that may be refused
-    run = Run(vars(args), accelerator, dataset=dataclasses.asdict(dataset.spec), students=dataclasses.asdict(protocol))
+    run = Run(vars(args), accelerator, dataset=dataclasses.asdict(dataset.spec), students=dataclasses.asdict(protocol),
+              sources={**known, **{name: str(path) for name, path in paths.items()}})
 
-    settings = {"num_eval": args.num_eval, "seed": args.seed, "engine": engine, "together": args.together}
     facts = {"data": dataset.spec.name, "protocol": args.protocol, "scored_on": "test", "device": device_name(device),
              "torch": torch.__version__}
 
-    def judge(row):
+    at_once = args.together or (args.num_eval if device.type == "cuda" else 1)
+    units = [(row, first) for row in plan  # of work: some students of a row
+             for first in range(rows.get(row_key(row), {"n": 0})["n"], args.num_eval, at_once)]
+
+    def judge(row, first):
+        settings = {"num_eval": min(at_once, args.num_eval - first), "seed": args.seed + first, "engine": engine,
+                    "together": at_once}
         if row["ipc"] is None:
             whole = full_protocol(args, protocol, dataset.spec, real)
             result = evaluate_full(dataset, row["model"], split=real, protocol=whole, **settings)
-            return {**result.row(), **kept(row, result)}
+            return {**result.row(), **kept(row, first, result)}
         source, ipc = sources[row["source"]], row["ipc"]
         taught = teachers.teach(source, row["labels"], ipc, row["sampling"]) if teachers else source
         result = evaluate(taught, dataset, row["model"], ipc, row["sampling"], protocol=protocol, **settings)
         words = {} if taught is source else {"teacher": teachers.describe(taught)}
-        return {**result.row(), **kept(row, result), **words, "bytes": taught.stored_bytes(ipc),
+        return {**result.row(), **kept(row, first, result), **words, "bytes": taught.stored_bytes(ipc),
                 "diversity": spread(row["source"], ipc)}
 
-    def kept(row, result):
-        if not args.keep_students:
+    def kept(row, first, result):
+        if not args.keep_students or first:
             return {}
         path = paths.get(row["source"])
         learned = distilled_from(path, dataset, args.held_out) if path else real
@@ -142,17 +152,17 @@ def main():
     def spread(name, ipc):
         return diversity(sources[name], ipc, device)
 
-    rows = []
     draw_sheets(run, sources, device)
-    for first in tqdm(range(0, len(plan), accelerator.num_processes), "validate", unit="row", disable=not run.is_main):
-        index = first + accelerator.process_index  # every process judges one row of its own
-        judged = [{**row, **facts, **judge(row)} for row in plan[index:index + 1]]
+    for first in tqdm(range(0, len(units), accelerator.num_processes), "validate", unit="part", disable=not run.is_main):
+        index = first + accelerator.process_index  # every process judges students of its own
+        judged = [{**row, **facts, **judge(row, first)} for row, first in units[index:index + 1]]
         for row in gather_object(judged):
-            rows.append(row)
+            rows[row_key(row)] = row = joined(rows.get(row_key(row)), row)
             run.log({f"accuracy/{row['source']}, {row['model']}, {row['sampling']}": row["mean"]}, row["ipc"] or 0)
         if run.is_main:
-            write_report(rows, run.dir, words, find_sheets(rows, run.dir))
+            write_report([*rows.values()], run.dir, words, find_sheets(rows.values(), run.dir))
     run.close()
+    rows = [*rows.values()]
     accelerator.print(f"{markdown(rows)}\nreport: {run.dir / 'report.html'}")
     if args.push_to_hub and run.is_main:
         path, = paths.values()

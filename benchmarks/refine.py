@@ -5,7 +5,8 @@
 
 As GaFi searches (arXiv 2305.10118), but on images held out of the training set: first the noise, with every image kept that
 the classifier assigns to its class, then the threshold at the best noise. What scored best of all that was measured, the
-generator as it is included, goes into the run's config.json, from where validate.py and sample.py take it.
+generator as it is included, goes into the run's config.json, from where validate.py and sample.py take it. Run again, it goes
+on with what the file lacks.
 """
 
 import sys
@@ -16,7 +17,7 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from benchmarks.objectives import student_protocol
+from benchmarks.search import kept_rows, student_protocol
 from gendistil.common.cli import COUNT, FRACTION, POSITIVE, SEED, Parser, add_data_arguments, run_script
 from gendistil.common.device import make_accelerator
 from gendistil.common.engine import Engine
@@ -51,7 +52,7 @@ def main():
     parser.add_argument("--pretrain-weight", type=Path, required=True, metavar="RUN", help="folder of a generator's run")
     parser.add_argument("--teacher", type=Path, metavar="FOLDER", help="the pool of pretrained classifiers, or the student "
                         "that validate.py kept, which accepts images (default: the pool that the run was matched with)")
-    parser.add_argument("--noise-std", type=POSITIVE, nargs="+", default=[1.0, 1.1, 1.2, 1.3, 1.4, 1.5],
+    parser.add_argument("--noise-std", type=POSITIVE, nargs="+", default=[0.7, 0.85, 1.0, 1.15, 1.3],
                         help="standard deviations of the noise to try")
     parser.add_argument("--keep-above", type=FRACTION, nargs="+", default=[0.1, 0.3, 0.5, 0.7, 0.9], help="thresholds to try")
     parser.add_argument("--ipc", type=COUNT, default=50, help="images per class")
@@ -59,6 +60,7 @@ def main():
     parser.add_argument("--students", type=COUNT, default=3, help="students of each score, which differ in their seed")
     parser.add_argument("--eval-epochs", type=COUNT, default=40, help="epochs of a student")
     parser.add_argument("--seed", type=SEED, default=0, help="seed of the first student")
+    parser.add_argument("--compile", choices=("on", "off"), default="off", help="compile the networks")
     parser.add_argument("--output", type=Path, help="JSON file of the rows (default: benchmarks/results/refine-RUN.json)")
     add_data_arguments(parser)
     args = parser.parse_args()
@@ -77,22 +79,28 @@ def main():
     check_fits(source, dataset.spec, f"--pretrain-weight {run}")
     if not hasattr(source, "images_at"):
         raise UserError(f"--pretrain-weight {run} holds images that are stored: name the run of a generator")
-    teacher, rows = Teacher.of(open_teacher(folder, dataset)), []
+    teacher, engine = Teacher.of(open_teacher(folder, dataset)), Engine(accelerator)
+    settings = {"data": dataset.spec.name, "sampling": args.sampling, "ipc": args.ipc, "refined_by": teacher.name,
+                "students": args.students, "eval_epochs": args.eval_epochs, "seed": args.seed}
+    engine.choose(args.compile)
+    rows = kept_rows(output, lambda row: settings)
 
     def measure(refinement):
+        known = next((row for row in rows if row["source"] == refinement.words), None)
+        if known:
+            return known["mean"]
         refined = source
         if refinement != Refinement():
             refined = Refined(source, refinement, None if refinement.keep_above is None else teacher)
         try:
             result = evaluate(refined, dataset, "convnet", args.ipc, args.sampling, num_eval=args.students, seed=args.seed,
-                              protocol=student_protocol(args.eval_epochs), scored_on="held_out", engine=Engine(accelerator))
+                              protocol=student_protocol(args.eval_epochs), scored_on="held_out", engine=engine)
         except TooFewAccepted as refusal:
             print(f"{refinement.words}: left out, {refusal}", flush=True)
             return None
-        rows.append({"source": refinement.words, "data": dataset.spec.name, "sampling": args.sampling, "ipc": args.ipc,
-                     "model": "convnet", "scored_on": "held_out", "protocol": "default", "torch": torch.__version__,
-                     "device": device_name(accelerator.device), "refinement": asdict(refinement),
-                     "refined_by": teacher.name, **result.row()})
+        rows.append({"source": refinement.words, "model": "convnet", "scored_on": "held_out", "protocol": "default", **settings,
+                     "torch": torch.__version__, "device": device_name(accelerator.device),
+                     "refinement": asdict(refinement), **result.row()})
         print(f"{refinement.words}: {result.mean:.2f}", flush=True)
         write_json(output, rows)
         return result.mean

@@ -6,6 +6,7 @@ a variant that the file holds is not trained again, so a search that was stopped
 """
 
 import dataclasses
+import json
 import time
 from pathlib import Path
 
@@ -18,7 +19,7 @@ from gendistil.common.engine import Engine
 from gendistil.common.errors import UserError
 from gendistil.common.run import device_name, inherit_data, write_json
 from gendistil.data import load_dataset
-from gendistil.evaluation import PROTOCOLS, SAMPLINGS, evaluate
+from gendistil.evaluation import PROTOCOLS, SAMPLINGS, Result, evaluate
 from gendistil.evaluation.report import tables
 from gendistil.evaluation.rows import read_report
 
@@ -53,6 +54,11 @@ def begin(args, weight=None):
     return engine, load_dataset(args.data, args.data_dir, args.image_size, args.held_out).to(engine.accelerator.device)
 
 
+def student_protocol(epochs):
+    """That of the scores: the default one, shorter."""
+    return dataclasses.replace(PROTOCOLS["default"], epochs=epochs, min_steps=150)
+
+
 def train(learner, matcher, seconds, pace=lambda progress: None):
     """Train for `seconds`; the number of steps taken. `pace` is told before each what share of the time is over."""
     clock = time.process_time if learner.accelerator.device.type == "cpu" else time.perf_counter
@@ -73,11 +79,10 @@ def search(args, variants, engine, dataset, train_one, **facts):
     """
     device = engine.accelerator.device
     settings = {"data": dataset.spec.name, "image_size": dataset.spec.size, "held_out": args.held_out,
-                "train_seconds": args.seconds, "repeats": args.repeats, "scores": [list(score) for score in args.scores],
+                "train_seconds": args.seconds, "repeats": args.repeats, "scores": args.scores,
                 "eval_epochs": args.eval_epochs, "compile": args.compile, "device": device_name(device), **facts}
-    rows = _kept_rows(args.output, variants, settings)
-    protocol = dataclasses.replace(PROTOCOLS["default"], epochs=args.eval_epochs, min_steps=150)
-    known = {row["source"] for row in rows}
+    rows = kept_rows(args.output, lambda row: {**settings, "variant": _values(variants.get(row["source"]))})
+    protocol, known = student_protocol(args.eval_epochs), {row["source"] for row in rows}
     for name in tqdm([name for name in args.variants if name not in known], "search", unit="variant"):
         trained = [train_one(name, seed) for seed in range(args.repeats)]
         each = {fact: [found[fact] for _, found in trained] for fact in trained[0][1]}
@@ -85,8 +90,7 @@ def search(args, variants, engine, dataset, train_one, **facts):
             results = [evaluate(source, dataset, "convnet", ipc, sampling, num_eval=students, seed=100 * seed,
                                 protocol=protocol, scored_on="held_out", engine=engine)
                        for seed, (source, _) in enumerate(trained)]
-            together = dataclasses.replace(results[0], accuracies=sum((result.accuracies for result in results), ()),
-                                           seconds=sum(result.seconds for result in results))
+            together = Result.of_rows(*[result.row() for result in results])
             rows.append({"source": name, "sampling": sampling, "ipc": ipc, "model": "convnet", "scored_on": "held_out",
                          "protocol": "default", "torch": torch.__version__, **settings,
                          "variant": _values(variants[name]), **each, **together.row()})
@@ -98,13 +102,12 @@ def _values(variant):
     return dataclasses.asdict(variant) if dataclasses.is_dataclass(variant) else variant
 
 
-def _kept_rows(path, variants, settings):
-    """The rows of an earlier part of this search."""
+def kept_rows(path, settings_of):
+    """The rows of an earlier part of a search. UserError where they are not what `settings_of(row)`, a dict, says."""
     rows = read_report(path) if path.exists() else []
     for row in rows:
-        own = {**settings, "variant": _values(variants[row["source"]]) if row["source"] in variants else None}
-        for name in own:
-            if row.get(name) != own[name]:
+        for name, value in json.loads(json.dumps(settings_of(row))).items():
+            if row.get(name) != value:
                 raise UserError(f"--output {path} holds rows of another search: {name} of {row['source']} is {row.get(name)}; "
                                 "give another --output")
     return rows

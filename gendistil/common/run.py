@@ -113,6 +113,15 @@ def check_folder(options):
     return folder
 
 
+def check_options(options, may_change=_MAY_CHANGE):
+    """Raise UserError if a flag, other than those of `may_change`, is not what the run that --resume continues began with."""
+    config = read_json(check_folder(options) / CONFIG)
+    now = json.loads(json.dumps(options, default=str))
+    for name in now:
+        if name not in may_change and config.get(name) != now[name]:
+            raise UserError(f"--resume: --{name.replace('_', '-')} is not what the run was started with ({config.get(name)})")
+
+
 def resume_state(options):
     """The checkpoint from which `--resume` continues, or None without that flag.
 
@@ -121,11 +130,7 @@ def resume_state(options):
     folder = check_folder(options)
     if not options["resume"]:
         return None
-    config = read_json(folder / CONFIG)
-    now = json.loads(json.dumps(options, default=str))
-    for name in now:
-        if name not in _MAY_CHANGE and config.get(name) != now[name]:
-            raise UserError(f"--resume: --{name.replace('_', '-')} is not what the run was started with ({config.get(name)})")
+    check_options(options)
     if not (folder / CHECKPOINT).exists():
         raise UserError(f"--resume: {folder} was stopped before its first checkpoint: start again with --overwrite")
     return training_state(folder / CHECKPOINT)

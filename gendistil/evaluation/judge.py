@@ -54,9 +54,18 @@ class Judge:
             self.run.log({"held_out_accuracy": score}, step)
             if self.keep == "last" or score >= self.summary["held_out_accuracy"]:
                 self.summary.update(held_out_accuracy=score, best_step=step)
+            if step == 0:
+                self.summary["held_out_accuracy_before"] = score
                 self.run.save_model(source, learner.folder)
             self.run.images(learner.folder, *learner.grid(), step)
         self.run.accelerator.wait_for_everyone()
+
+    def gain(self, control):
+        """What a run of a generator has gained, in words; `control` says that it has not matched."""
+        before, after = self.summary.get("held_out_accuracy_before"), self.summary["held_out_accuracy"]
+        words = "" if before is None else f"{before:.1f} % of the held-out images before, "
+        words += f"{after:.1f} % with what is kept" if self.summary["best_step"] else "no step scored more, so that is kept"
+        return words if control else f"{words}. What matching gained, its control alone can tell: --control-of {self.run.dir}"
 
 
 class StoppingJudge(Judge):

@@ -5,10 +5,44 @@ from pathlib import Path
 
 from gendistil.common.errors import UserError
 from gendistil.common.flags import given
+from gendistil.common.run import CONFIG, check_options, read_json
+from gendistil.evaluation.rows import REPORT, read_report, row_key, unique
+from gendistil.evaluation.students import Result
 from gendistil.evaluation.teachers import fits, open_teacher
 from gendistil.sources import RealImages, Refined, Refinement, check_fits, load_source, refine
 
 REAL, WHOLE, TRAIN = "random real images", "whole training set", "training set without its held-out images"
+
+
+# What --resume may be given anew: rows that are there stay, and others and more students are added.
+_MAY_CHANGE = {"resume", "overwrite", "output_dir", "tag", "data_dir", "precision", "compile", "pretrain_weight", "compare",
+               "ipc", "sampling", "labels", "eval_model", "num_eval", "together", "push_to_hub"}
+
+
+def resumed(args, paths):
+    """What the evaluation that --resume continues has already: rows by their `row_key`, and the paths of sources by name.
+
+    Both are empty without that flag. Raises UserError for flags that do not fit what is there.
+    """
+    if not args.resume:
+        return {}, {}
+    check_options(vars(args), _MAY_CHANGE)
+    folder = args.output_dir / args.tag
+    known = read_json(folder / CONFIG).get("sources", {})
+    for name, path in paths.items():
+        if known.get(name, str(path)) != str(path):
+            raise UserError(f"--resume: '{name}' was {known[name]} when the evaluation was started: give {path} another name, "
+                            "NAME=PATH")
+    rows = read_report(folder / REPORT) if (folder / REPORT).exists() else []
+    return {row_key(row): row for row in rows}, known
+
+
+def joined(earlier, row):
+    """The row of a report for the students of `earlier`, None for none, and those of `row`, who have the next seeds."""
+    if earlier is None:
+        return row
+    devices = unique([*earlier["device"].split("; "), row["device"]])
+    return {**earlier, **row, **Result.of_rows(earlier, row).row(), "device": "; ".join(devices)}
 
 
 def named_paths(args):

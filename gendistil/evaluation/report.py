@@ -19,7 +19,7 @@ from gendistil.common.errors import UserError
 from gendistil.common.run import CONFIG, write_json
 from gendistil.evaluation.page import Picture, find_sheets, page
 from gendistil.evaluation.plots import PLOTS, caption, plot
-from gendistil.evaluation.rows import kind_of, read_report, unique
+from gendistil.evaluation.rows import REPORT, kind_of, read_report, unique
 
 LEGEND = """\
 Mean ± standard deviation over students with different seeds (± half the width of the mean's 95 % interval, Student's t).
@@ -108,7 +108,7 @@ def write_report(rows, folder, command, sheets):
 
     Args: command, a list of words; sheets, those of `find_sheets`. Without a row that says its bytes there is no bytes.png.
     """
-    write_json(folder / "report.json", rows)
+    write_json(folder / REPORT, rows)
     (folder / "report.md").write_text(f"{markdown(rows)}\n`{shlex.join(command)}`\n", encoding="utf-8")
     plots = []
     for over, (name, axis) in PLOTS.items():

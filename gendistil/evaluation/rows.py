@@ -16,6 +16,15 @@ DEFAULT = {"protocol": "default", "scored_on": "test", "labels": "hard"}
 """What a row means that does not say so."""
 
 
+REPORT = "report.json"
+"""The file of an evaluation's folder that holds its rows."""
+
+
+def row_key(row):
+    """What tells a row of one evaluation from its others: a tuple."""
+    return tuple(row.get(key, DEFAULT.get(key)) for key in ("source", "sampling", "ipc", "model", "labels"))
+
+
 def unique(values):
     """The different ones among hashable values, in order: a list."""
     return list(dict.fromkeys(values))

@@ -108,6 +108,13 @@ class Result:
         if self.n > 1:
             return float(stdtrit(self.n - 1, 0.975)) * self.std / math.sqrt(self.n)
 
+    @classmethod
+    def of_rows(cls, *rows):
+        """The students of rows that differ in nothing but the seeds, as one result."""
+        first = rows[0]
+        scores = tuple(value for row in rows for value in row["accuracies"])
+        return cls(scores, first["images"], first["epochs"], first["steps"], math.fsum(row["seconds"] for row in rows))
+
     def row(self):
         """The numbers of a report's row."""
         return {"mean": self.mean, "std": self.std, "ci95": self.ci95, "n": self.n, "seconds": self.seconds,
