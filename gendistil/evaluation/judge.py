@@ -54,9 +54,9 @@ class Judge:
             self.run.log({"held_out_accuracy": score}, step)
             if self.keep == "last" or score >= self.summary["held_out_accuracy"]:
                 self.summary.update(held_out_accuracy=score, best_step=step)
+                self.run.save_model(source, learner.folder)
             if step == 0:
                 self.summary["held_out_accuracy_before"] = score
-                self.run.save_model(source, learner.folder)
             self.run.images(learner.folder, *learner.grid(), step)
         self.run.accelerator.wait_for_everyone()
 
