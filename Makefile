@@ -25,7 +25,7 @@ demo: $(BIN)/.installed
 	$(RUN) validate.py $(FLAGS) --tag test --ipc 1 10 --sampling fixed representative fresh --compare random \
 	    --epochs 50 --min-steps 100 --pretrain-weight stage1=$(OUT)/gan stage2=$(OUT)/match control=$(OUT)/control
 	@echo "There are 360 test images: generators whose students score this much alike cannot be told apart by them."
-	@echo "accuracy plot: $(OUT)/test/accuracy.png"
+	@echo "report:        $(OUT)/test/report.html"
 	@echo "sample sheet:  $(OUT)/ipc10/sheet.png"
 demo: QUICK = --pool-members 1 --pool-epochs 6 --pool-snapshots 3 --eval-epochs 20
 

@@ -9,11 +9,13 @@ from gendistil.common.cli import COUNT, Parser, add_data_arguments, add_run_argu
 from gendistil.common.device import make_accelerator
 from gendistil.common.engine import Engine
 from gendistil.common.errors import UserError
-from gendistil.common.flags import add_flags, override, refuse
+from gendistil.common.flags import add_flags, from_flags, override, refuse
 from gendistil.common.loop import Loop
 from gendistil.common.rng import Shuffle
 from gendistil.common.run import CHECKPOINT, Run, inherit_data, resume_state
 from gendistil.data import load_dataset, to_signed
+from gendistil.evaluation.judge import Stopping, StoppingJudge
+from gendistil.matching import GeneratorLearner
 from gendistil.sources import MODEL
 from generators import RECIPES, TRAINERS, make_trainer
 from generators.trainer import GROUP
@@ -25,19 +27,21 @@ def parse_args(argv=None):
     add_data_arguments(parser)
     recipe = parser.add_argument_group(GROUP)
     recipe.add_argument("--recipe", choices=RECIPES, default="pyramid", help="named set of its values; dim: as published")
+    length = parser.add_argument_group("length and reports")
     kinds = [trainer.recipe_class for trainer in TRAINERS.values()]
     add_flags(parser, *kinds)
-    length = parser.add_argument_group("length and reports")
     length.add_argument("--steps", type=COUNT, help="steps, instead of --epochs")
     length.add_argument("--log-interval", type=COUNT, default=50, help="steps between log entries")
     length.add_argument("--sample-interval", type=COUNT, default=500, help="steps between image grids")
     length.add_argument("--save-interval", type=COUNT, default=500, help="steps between checkpoints")
+    add_flags(parser, Stopping, told=True)
     length.add_argument("--resume", action="store_true", help="continue the run of this tag from its last checkpoint")
     args = parser.parse_args(argv)
     if args.epochs and args.steps:
         parser.error("--epochs and --steps exclude each other: give one")
     own = {field.name for field in dataclasses.fields(RECIPES[args.recipe])}
     refuse(args, kinds, lambda field: field.name not in own, f"is not for --recipe {args.recipe}")
+    refuse(args, (Stopping,), lambda field: not args.auto_stop and field.name != "auto_stop", "is for --auto-stop")
     inherit_data(args, args.output_dir / args.tag if args.resume else None)
     return args
 
@@ -60,19 +64,32 @@ def main():
     start = state["step"] if state else 0
     run = Run(vars(args), accelerator, start, recipe_values=dataclasses.asdict(recipe), dataset=dataclasses.asdict(spec),
               compiled=engine.compiled)
+    judge, over = None, False
+    if args.auto_stop:
+        judge = StoppingJudge(run, engine, dataset, from_flags(Stopping, args), args.seed, (state or {}).get("summary"))
+        learner, over = GeneratorLearner(trainer, dataset), judge.over()
 
     shuffle = Shuffle(len(real), recipe.batch_size, args.seed, "real")
-    with Loop(run, start, steps, args.log_interval) as loop:
+    with Loop(run, start, start if over else steps, args.log_interval) as loop:
         for step in loop:
             rows = trainer.shard(shuffle.indices(step))
+            trainer.pace(step / steps)
             loop.report(trainer.step(to_signed(real.images[rows]), real.labels[rows], step))
             if loop.due(args.sample_interval):
                 run.images(MODEL, *trainer.grid(), loop.done)
+            if judge and loop.due(judge.judging.eval_interval):
+                trainer.check(loop.done)
+                judge.score(learner, loop.done)
+                over = judge.over()
+                loop.last = loop.last or over
             if loop.saves(args.save_interval):
                 trainer.check(loop.done)
-                run.save_model(trainer.source, MODEL)
-                run.save({"step": loop.done, **trainer.state_dict()})
+                if not judge or not judge.summary["best_step"]:
+                    run.save_model(trainer.source, MODEL)
+                run.save({"step": loop.done, **({"summary": judge.summary} if judge else {}), **trainer.state_dict()})
     run.close()
+    if judge:
+        accelerator.print(judge.verdict(loop.done, over))
     accelerator.print(f"generator: {run.dir / MODEL}")
 
 

@@ -18,9 +18,11 @@ from gendistil.common.loop import Loop
 from gendistil.common.run import CHECKPOINT, CONFIG, Run, check_folder, inherit_data, read_json, resume_state, write_json
 from gendistil.data import Augment, load_dataset
 from gendistil.evaluation.judge import Judge, Judging
+from gendistil.evaluation.teachers import keep_rows, open_teacher
 from gendistil.matching import METHODS, OBJECTIVES, Method, build, method_for, methods
 from gendistil.matching.build import LEARNED, SUMMARY, Start
 from gendistil.matching.methods import DEFAULT_IPC, GENERATOR, PIXELS
+from gendistil.sources import ROWS, Teacher
 
 
 class ListMethods(argparse.Action):
@@ -126,6 +128,7 @@ def match(args, options):
     if args.steps is not None and method.epochs and not args.epochs:
         method = dataclasses.replace(method, epochs=None)  # the row's passes give way to the steps that were asked for
     Augment(method.aug_type, spec)  # a wrong flag ends here, before a pool is pretrained
+    teacher = Teacher.of(open_teacher(start.teacher, dataset), engine=engine) if start.teacher else None
 
     summary = {"train_seconds": 0.0, "held_out_accuracy": 0.0, "best_step": 0, "steps_before": build.steps_taken(state)}
     summary = resumed["summary"] if resumed else summary
@@ -145,6 +148,8 @@ def match(args, options):
     run = Run(options, accelerator, begun, method_values=dataclasses.asdict(method), dataset=dataclasses.asdict(spec),
               compiled=engine.compiled, pool_folder=getattr(pool, "dir", None),
               recipe_values=dataclasses.asdict(learner.trainer.recipe) if method.learn == GENERATOR else None)
+    if run.is_main:
+        (run.dir / learner.folder / ROWS).unlink(missing_ok=True)  # they are those of a finished run
     judge = Judge(run, engine, dataset, from_flags(Judging, args), args.seed, method.keep, summary)
 
     def save(step):
@@ -157,7 +162,7 @@ def match(args, options):
             write_json(run.dir / SUMMARY, {"steps": step, **summary})
 
     steps = math.inf if args.control_of else build.count_steps(method, learner, dataset)
-    if not steps and not resumed:  # a coreset, which learns nothing
+    if not resumed and (not steps or method.learn == GENERATOR):  # a coreset learns nothing, and a generator may gain nothing
         judge.score(learner, 0)
         save(0)
     with Loop(run, begun, steps, args.log_interval, seconds=summary["train_seconds"], limit=limit) as loop:
@@ -170,8 +175,12 @@ def match(args, options):
                 if loop.last or (loop.due(args.eval_interval) and not method.chunk_steps):
                     judge.score(learner, loop.done)
                 save(loop.done)
+    if teacher and run.is_main:
+        keep_rows(run.dir / learner.folder, teacher, dataset)
     run.close()
     accelerator.print(f"{learner.folder} of step {summary['best_step']}: {run.dir / learner.folder}")
+    if method.learn == GENERATOR:
+        accelerator.print(judge.gain(control=not matching))
 
 
 def command():

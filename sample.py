@@ -18,8 +18,20 @@ from tqdm import tqdm
 
 from gendistil.common.cli import COUNT, SEED, Parser, run_script
 from gendistil.common.errors import UserError
+from gendistil.common.flags import add_flags
 from gendistil.common.run import made_by
-from gendistil.sources import CHOICES, Teacher, check_fits, draw_set, load_source
+from gendistil.sources import (
+    CHOICES,
+    Refined,
+    Refinement,
+    Taught,
+    Teacher,
+    balanced_labels,
+    check_fits,
+    draw_set,
+    load_source,
+    refine,
+)
 from pools import ClassifierPool
 
 
@@ -32,9 +44,11 @@ def parse_args(argv=None):
     parser.add_argument("--seed", type=SEED, default=0, help="name of the set: another seed, other images")
     parser.add_argument("--sampling", choices=CHOICES, default="fixed",
                         help="representative: chosen among 20 times as many by clustering each class")
-    parser.add_argument("--teacher", type=Path, metavar="POOL",
-                        help="also keep, as `logits` in set.safetensors, what the pool of pretrained classifiers in this "
-                             "folder answers to every image: the mean of its members at the end of their training, float16")
+    parser.add_argument("--teacher", type=Path, metavar="FOLDER",
+                        help="also keep, as float16 `logits` in set.safetensors, what the classifiers in this folder answer to "
+                             "every image: a student that validate.py kept, or the mean of a pool's members at the end of "
+                             "their training (default: the rows that a run keeps with its images, if it does)")
+    add_flags(parser, Refinement)
     parser.add_argument("--output-dir", type=Path, default=Path("results/set"), help="folder for images/, set.safetensors "
                         "and sheet.png; an earlier set there is replaced")
     return parser.parse_args(argv)
@@ -80,15 +94,19 @@ def main():
         raise UserError(f"--pretrain-weight {args.pretrain_weight} makes images of {source.channels} channels: "
                         "pictures are grey or RGB")
     facts = describe(args.pretrain_weight, source.num_classes) | {"seed": args.seed, "ipc": args.ipc, "sampling": args.sampling}
-    tensors, teacher = {}, None
+    tensors, teacher = {}, source.rows
     if args.teacher:
         teacher = Teacher.of(ClassifierPool.open(args.teacher))
         check_fits(source, teacher.spec, f"--pretrain-weight {args.pretrain_weight}")
+    source = refine(source, args.pretrain_weight, args, ClassifierPool.open)
+    if isinstance(source, Refined):
+        facts["refined"] = source.refinement.words
     prepare(args.output_dir)
-    images, targets = draw_set(source, args.ipc, args.seed, choice=args.sampling)
-
+    drawn = Taught(source, teacher, None, stored=True) if teacher else source
+    images, targets = draw_set(drawn, args.ipc, args.seed, choice=args.sampling)
     if teacher:
-        tensors["logits"] = teacher.logits(images).half()
+        facts["teacher"], tensors["logits"] = teacher.name, targets.half()
+        targets = balanced_labels(source.num_classes, source.decoded(args.ipc))
     # One entry of metadata, because the file keeps several in no particular order.
     save_file({"images": images, "labels": targets, **tensors}, args.output_dir / "set.safetensors",
               metadata={"set": json.dumps(facts, sort_keys=True)})

@@ -13,23 +13,23 @@ import torch
 from accelerate.utils import gather_object
 from tqdm import tqdm
 
-from gendistil.common.cli import COUNT, POSITIVE, Parser, add_data_arguments, add_run_arguments, run_script
+from gendistil.common.cli import COUNT, Parser, add_data_arguments, add_run_arguments, run_script
 from gendistil.common.device import make_accelerator
 from gendistil.common.engine import Engine
-from gendistil.common.errors import UserError
-from gendistil.common.flags import add_flags, override
+from gendistil.common.flags import add_flags, from_flags, override
 from gendistil.common.hub import facts_of, make_repository, push, repository
 from gendistil.common.run import Run, check_folder, device_name, inherit_data, made_by
 from gendistil.data import Augment, load_dataset
 from gendistil.evaluation import PROTOCOLS, SAMPLINGS, Protocol, evaluate, evaluate_full, protocol_for
 from gendistil.evaluation.card import card
+from gendistil.evaluation.judged import REAL, WHOLE, joined, list_rows, load_sources, named_paths, resumed
+from gendistil.evaluation.page import draw_sheets, find_sheets
 from gendistil.evaluation.report import markdown, write_report
+from gendistil.evaluation.rows import row_key
 from gendistil.evaluation.students import GROUP, steps_per_epoch
-from gendistil.evaluation.teachers import SNAPSHOTS, Teachers, fits, kinds_of
-from gendistil.sources import KINDS, RealImages, check_fits, diversity, load_source
+from gendistil.evaluation.teachers import Labels, Teachers, distilled_from, keep_student, labels_of
+from gendistil.sources import Refinement, diversity, load_source
 from pools import CLASSIFIERS
-
-REAL, WHOLE = "random real images", "whole training set"
 
 
 def parse_args(argv=None):
@@ -46,16 +46,11 @@ def parse_args(argv=None):
     what.add_argument("--sampling", choices=SAMPLINGS, nargs="+", default=["fresh"],
                       help="fixed: a student sees one set of --ipc images of every class; representative: one chosen, by "
                            "clustering, among 20 times as many; fresh: a new one every epoch")
+    what.add_argument("--resume", action="store_true", help="continue the evaluation of this tag: what is there stays, "
+                      "and what is missing is added, such as more --num-eval, --ipc or sources")
     what.add_argument("--push-to-hub", type=repository, metavar="OWNER/NAME",
                       help="then upload the one model of --pretrain-weight there, with the report as its card")
-    what.add_argument("--labels", choices=KINDS, nargs="+", default=["hard"],
-                      help="hard: the classes' own; rows: with --sampling fixed or representative, one row of a teacher's "
-                           "logits for every image; teacher: with fresh, its answer to every image")
-    what.add_argument("--teacher", type=Path, metavar="POOL", help="the folder of a pool of pretrained classifiers, whose mean "
-                      "logits are the labels (default: the pool that the run was matched with)")
-    what.add_argument("--teacher-snapshots", choices=SNAPSHOTS, default="last", help="its members at the end of their "
-                      "training; auto: for each --ipc the one snapshot that is best on held-out images")
-    what.add_argument("--temperature", type=POSITIVE, default=2.0, help="by which a teacher's logits are divided")
+    add_flags(parser, Labels, Refinement)
     students = parser.add_argument_group(GROUP)
     students.add_argument("--eval-model", choices=CLASSIFIERS, nargs="+", default=["convnet"], help="kinds of students")
     students.add_argument("--num-eval", type=COUNT, default=3, help="students of each kind, which differ in their seed")
@@ -65,16 +60,14 @@ def parse_args(argv=None):
                                "(also DM's), idc (also DREAM's): trained as published, scored once, at the last step")
     students.add_argument("--full-epochs", type=COUNT,
                           help=f"passes over the {WHOLE} (default: the steps of the largest --ipc)")
+    students.add_argument("--keep-students", action="store_true",
+                          help="keep the first student of every row in students/ of the run's folder, for --teacher; held-out "
+                               "images stay out of what --compare shows, because a teacher must not have seen them")
     add_flags(parser, Protocol)
     args = parser.parse_args(argv)
     args.ipc, args.sampling, args.eval_model = (list(dict.fromkeys(values)) for values in
                                                 (sorted(args.ipc), args.sampling, args.eval_model))
-    args.labels = kinds_of(args.labels)
-    for kind in args.labels:
-        if not any(fits(kind, sampling) for sampling in args.sampling):
-            parser.error(f"--labels {kind} needs --sampling {'fresh' if kind == 'teacher' else 'fixed or representative'}")
-    if args.teacher and args.labels == ["hard"]:
-        parser.error("--teacher is for labels that it gives: add --labels rows or teacher")
+    vars(args).update(dataclasses.asdict(labels_of(args)))
     args.compare = ["random", "whole"] if args.compare == [] else args.compare or []
     if not args.pretrain_weight and not args.compare:
         parser.error("nothing to judge: give --pretrain-weight PATH, or --compare for real images alone")
@@ -85,37 +78,11 @@ def parse_args(argv=None):
     return args
 
 
-def named_paths(args):
-    """The paths of --pretrain-weight by the names that the report gives them."""
-    paths = {}
-    for text in args.pretrain_weight:
-        name, _, path = ("", "", text) if Path(text).exists() else text.rpartition("=")
-        path = Path(path)
-        name = name or path.resolve().name
-        if name in paths or name in (REAL, WHOLE):
-            raise UserError(f"--pretrain-weight: two sources are called '{name}': name them apart, NAME=PATH")
-        if (args.output_dir / args.tag).resolve() in (path.resolve(), *path.resolve().parents):
-            raise UserError(f"--pretrain-weight {path} lies in the folder that --tag {args.tag} writes: choose another --tag")
-        paths[name] = path
-    return paths
-
-
-def full_protocol(args, protocol, dataset):
-    """The protocol of the whole training set: --full-epochs, else as many steps as the largest --ipc takes."""
-    steps = protocol.epochs * steps_per_epoch(dataset.spec.num_classes * args.ipc[-1], protocol.batch_size)
-    epochs = args.full_epochs or math.ceil(steps / steps_per_epoch(len(dataset.full_train), protocol.batch_size))
+def full_protocol(args, protocol, spec, real):
+    """The protocol of all real images: --full-epochs, else as many steps as the largest --ipc takes."""
+    steps = protocol.epochs * steps_per_epoch(spec.num_classes * args.ipc[-1], protocol.batch_size)
+    epochs = args.full_epochs or math.ceil(steps / steps_per_epoch(len(real), protocol.batch_size))
     return dataclasses.replace(protocol, epochs=epochs)
-
-
-def list_rows(args, sources):
-    """What the report will hold: dicts of source, sampling, ipc, model and labels."""
-    rows = [{"source": name, "sampling": sampling, "ipc": ipc, "model": model, "labels": kind}
-            for model in args.eval_model for kind in args.labels for name in sources for sampling in args.sampling
-            for ipc in args.ipc if fits(kind, sampling) and (name != REAL or ipc <= sources[REAL].max_ipc)]
-    if "whole" in args.compare:
-        rows += [{"source": WHOLE, "sampling": "all", "ipc": None, "model": model, "labels": "hard"}
-                 for model in args.eval_model]
-    return rows
 
 
 def count_pixels(args, plan, protocol, spec):
@@ -134,58 +101,74 @@ def main():
     device, protocol = accelerator.device, override(protocol_for(args.protocol, args.data), args)
     with accelerator.local_main_process_first():  # one process downloads and decodes, the others find its cache
         dataset = load_dataset(args.data, args.data_dir, args.image_size, args.held_out).to(device)
-    sources = {name: load_source(path, device) for name, path in paths.items()}
-    for name, source in sources.items():
-        check_fits(source, dataset.spec, f"--pretrain-weight {paths[name]}")
-    if "random" in args.compare:
-        sources[REAL] = RealImages(dataset.full_train, dataset.spec.num_classes)
-        if args.ipc[-1] > sources[REAL].max_ipc:
-            accelerator.print(f"no row of {REAL} above --ipc {sources[REAL].max_ipc}: the smallest class has no more")
+    real = dataset.train if args.keep_students else dataset.full_train
+    sources, paths = load_sources(args, paths, dataset, real)
+    if REAL in sources and args.ipc[-1] > sources[REAL].max_ipc:
+        accelerator.print(f"no row of {REAL} above --ipc {sources[REAL].max_ipc}: the smallest class has no more")
     Augment(protocol.aug_type, dataset.spec)  # a wrong name ends here, before the run's folder is made
     check_folder(vars(args))
+    rows, known = resumed(args, paths)
     plan, words, engine = list_rows(args, sources), [Path(sys.argv[0]).name, *sys.argv[1:]], Engine(accelerator)
     engine.choose(args.compile, count_pixels(args, plan, protocol, dataset.spec))
     teachers = None
-    if args.labels != ["hard"]:
-        teachers = Teachers(args.teacher, paths.values(), next(iter(sources.values())), dataset, protocol=protocol,
-                            choice=args.teacher_snapshots, temperature=args.temperature, engine=engine, seed=args.seed)
+    if args.labels != ("hard",):
+        teachers = Teachers(from_flags(Labels, args), paths.values(), sources.values(), dataset, engine=engine,
+                            protocol=protocol, seed=args.seed)
     if args.push_to_hub and accelerator.is_main_process:
         make_repository(args.push_to_hub)  # a refusal comes before the work, and after everything else that may be refused
-    run = Run(vars(args), accelerator, dataset=dataclasses.asdict(dataset.spec), students=dataclasses.asdict(protocol))
+    run = Run(vars(args), accelerator, dataset=dataclasses.asdict(dataset.spec), students=dataclasses.asdict(protocol),
+              sources={**known, **{name: str(path) for name, path in paths.items()}})
 
-    settings = {"num_eval": args.num_eval, "seed": args.seed, "engine": engine, "together": args.together}
     facts = {"data": dataset.spec.name, "protocol": args.protocol, "scored_on": "test", "device": device_name(device),
              "torch": torch.__version__}
 
-    def judge(row):
-        if row["source"] == WHOLE:
-            whole = full_protocol(args, protocol, dataset)
-            return evaluate_full(dataset, row["model"], protocol=whole, **settings).row()
+    at_once = args.together or (args.num_eval if device.type == "cuda" else 1)
+    units = [(row, first) for row in plan  # of work: some students of a row
+             for first in range(rows.get(row_key(row), {"n": 0})["n"], args.num_eval, at_once)]
+
+    def judge(row, first):
+        settings = {"num_eval": min(at_once, args.num_eval - first), "seed": args.seed + first, "engine": engine,
+                    "together": at_once}
+        if row["ipc"] is None:
+            whole = full_protocol(args, protocol, dataset.spec, real)
+            result = evaluate_full(dataset, row["model"], split=real, protocol=whole, **settings)
+            return {**result.row(), **kept(row, first, result)}
         source, ipc = sources[row["source"]], row["ipc"]
         taught = teachers.teach(source, row["labels"], ipc, row["sampling"]) if teachers else source
-        result = evaluate(taught, dataset, row["model"], ipc, row["sampling"], protocol=protocol, **settings).row()
+        result = evaluate(taught, dataset, row["model"], ipc, row["sampling"], protocol=protocol, **settings)
         words = {} if taught is source else {"teacher": teachers.describe(taught)}
-        return {**result, **words, "bytes": taught.stored_bytes(ipc), "diversity": spread(row["source"], ipc)}
+        return {**result.row(), **kept(row, first, result), **words, "bytes": taught.stored_bytes(ipc),
+                "diversity": spread(row["source"], ipc)}
+
+    def kept(row, first, result):
+        if not args.keep_students or first:
+            return {}
+        path = paths.get(row["source"])
+        learned = distilled_from(path, dataset, args.held_out) if path else real
+        return {"student": keep_student(run.dir / "students", plan.index(row), row, result, dataset, learned, seed=args.seed,
+                                        engine=engine)}
 
     @functools.cache
     def spread(name, ipc):
         return diversity(sources[name], ipc, device)
 
-    rows = []
-    for first in tqdm(range(0, len(plan), accelerator.num_processes), "validate", unit="row", disable=not run.is_main):
-        index = first + accelerator.process_index  # every process judges one row of its own
-        judged = [{**row, **facts, **judge(row)} for row in plan[index:index + 1]]
+    draw_sheets(run, sources, device)
+    for first in tqdm(range(0, len(units), accelerator.num_processes), "validate", unit="part", disable=not run.is_main):
+        index = first + accelerator.process_index  # every process judges students of its own
+        judged = [{**row, **facts, **judge(row, first)} for row, first in units[index:index + 1]]
         for row in gather_object(judged):
-            rows.append(row)
+            rows[row_key(row)] = row = joined(rows.get(row_key(row)), row)
             run.log({f"accuracy/{row['source']}, {row['model']}, {row['sampling']}": row["mean"]}, row["ipc"] or 0)
         if run.is_main:
-            write_report(rows, run.dir, words)
+            write_report([*rows.values()], run.dir, words, find_sheets(rows.values(), run.dir))
     run.close()
-    accelerator.print(f"{markdown(rows)}\nreport: {run.dir / 'report.md'}")
+    rows = [*rows.values()]
+    accelerator.print(f"{markdown(rows)}\nreport: {run.dir / 'report.html'}")
     if args.push_to_hub and run.is_main:
-        (name, path), = paths.items()
-        facts = facts_of(sources[name], made_by(path), dataset.spec, args.held_out)
-        address = push(sources[name], args.push_to_hub, card(args.push_to_hub, rows, facts, words), facts)
+        path, = paths.values()
+        source = load_source(path)  # not refined
+        facts = facts_of(source, made_by(path), dataset.spec, args.held_out)
+        address = push(source, args.push_to_hub, card(args.push_to_hub, rows, facts, words), facts)
         print(f"uploaded: {address}")
 
 

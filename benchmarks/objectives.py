@@ -1,124 +1,91 @@
-"""Which matching term beats its control? Every variant trains on from one stage-1 run for the same seconds, and is scored.
+"""Which setting of stage 2 beats its control? Each trains on from one stage-1 run for the same seconds, and is scored.
 
-    python benchmarks/objectives.py --weight results/gan --seconds 60 --output objectives.json
-    python -m gendistil.evaluation.report objectives.json
+    python benchmarks/objectives.py --weight results/gan --seconds 600 --variants control default calibrated
 
-The scores are those of students on held-out training images, so that choosing by them leaves the test set untouched. Seconds
-are those of the processor on a CPU, so that a busy machine does not shorten a variant's training.
+How a search goes on, scores and counts its seconds: see `benchmarks/search.py`.
 """
 
 import dataclasses
+import json
 import sys
-import time
 from pathlib import Path
-
-import torch
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from gendistil.common.cli import COUNT, POSITIVE, Parser, add_data_arguments, run_script
-from gendistil.common.device import make_accelerator
-from gendistil.common.run import CHECKPOINT, device_name, inherit_data, training_state, write_json
-from gendistil.data import load_dataset
-from gendistil.evaluation import PROTOCOLS, evaluate
-from gendistil.matching import GeneratorLearner, Matcher
-from generators import make_trainer, recipe_of
-from pools import ClassifierPool
+from benchmarks.search import add_arguments, begin, search, train
+from gendistil.common.cli import Parser, run_script
+from gendistil.common.errors import UserError
+from gendistil.common.run import CHECKPOINT, training_state
+from gendistil.data.datasets import Split
+from gendistil.matching import METHODS, build
+from gendistil.sources import Teacher, draw_set
 
-BASE = {"match": "moments", "weight": 1.0, "select": "dream", "classes": 2, "per_class": 96, "aug_type": "color_crop_cutout"}
-VARIANTS = [
-    {"match": "none"},
-    {},
-    {"weight": 10.0},
-    {"match": "energy"},
-    {"match": "energy", "weight": 10.0},
-    {"match": "logit", "weight": 0.01},
-    {"match": "logit", "weight": 1.0},
-    {"match": "energy", "weight": 10.0, "select": "random"},
-    {"match": "moments", "weight": 10.0, "select": "random"},
-    {"match": "energy", "weight": 10.0, "select": "random", "classes": 10, "per_class": 20},
-    {"match": "mean", "weight": 0.01},
-    {"match": "feature", "weight": 0.001},
-    {"match": "grad", "weight": 0.001, "per_class": 32},
-    {"match": "energy", "select": "random"},
-]
-"""Differences from BASE; the first is the control."""
-JUDGED = ((1, "fixed", 6), (10, "fixed", 4), (50, "fresh", 3))
-"""IPC, sampling and number of students of each score."""
-
-
-def name_of(variant):
-    """What a table calls a variant."""
-    if variant["match"] == "none":
-        return "control"
-    return "{match}, weight {weight:g}, {select}, {classes} classes of {per_class}".format(**variant)
-
-
-def train(learner, matcher, seconds):
-    """Train for `seconds`; the number of steps taken."""
-    clock = time.process_time if learner.accelerator.device.type == "cpu" else time.perf_counter
-    began, step = clock(), 0
-    while clock() - began < seconds:
-        learner.step(step, matcher)
-        step += 1
-    return step
+KEPT = {"match_real": 1000, "select": "random", "match_aug": False}
+VARIANTS = {
+    "control": {"match": "none"},
+    "default": {},
+    "weight-10": {"match_weight": 10.0},
+    "random-batches": {"select": "random"},
+    "all-classes": {"select": "random", "match_classes": 0, "match_batch": 20},
+    "moments": {"match": "moments", "match_weight": 10.0},
+    "mean": {"match": "mean", "match_weight": 0.01},
+    "logit": {"match": "logit", "match_weight": 1.0},
+    "published": {"match": "logit", "select": "random", "lr": 5e-6, "lr_critic": 5e-6},
+    "feature": {"match": "feature"},
+    "gradients": {"match": "grad", "match_batch": 32},
+    "kept": KEPT,
+    "characteristic": {"match": "characteristic"},
+    "characteristic-kept": {"match": "characteristic", **KEPT},
+    "between": {"pool_between": True},
+    "calibrated-0.1": {"calibration": 0.1},
+    "calibrated": {"calibration": 0.3},
+    "calibrated-1": {"calibration": 1.0},
+    "calibrated-kept": {"calibration": 0.3, **KEPT},
+    "calibrated-between": {"calibration": 0.3, "pool_between": True},
+    "calibrated-slow": {"calibration": 0.3, "lr": 5e-6},
+    "calibrated-averaged": {"calibration": 0.3, "ema": 0.9995},
+    "norms": {"tune": "norms"},
+    "calibrated-norms": {"calibration": 0.3, "tune": "norms"},
+}
+"""Differences from `--method default`; the first is the control."""
+JUDGED = ("1:fixed:6", "10:fixed:5", "50:fresh:5")
 
 
-def score(trainer, dataset, protocol, seed):
-    """A `Result` for each of JUDGED: students of the averaged generator, scored on the held-out images."""
-    return {judged: evaluate(trainer.source, dataset, "convnet", judged[0], judged[1], num_eval=judged[2], seed=100 * seed,
-                             protocol=protocol, scored_on="held_out") for judged in JUDGED}
-
-
-def rows_of(source, scores, **facts):
-    """Rows of a report, from what `score` gave for each repeat."""
-    rows = []
-    for ipc, sampling, students in JUDGED:
-        results = [repeat[ipc, sampling, students] for repeat in scores]
-        together = dataclasses.replace(results[0], accuracies=sum((result.accuracies for result in results), ()),
-                                       seconds=sum(result.seconds for result in results))
-        rows.append({"source": source, "sampling": sampling, "ipc": ipc, "model": "convnet", "scored_on": "held_out",
-                     "protocol": "default", "torch": torch.__version__, **facts, **together.row()})
-        print(f"{source}: {sampling} {ipc}: {together.mean:.2f}", flush=True)
-    return rows
-
-
-def student_protocol(epochs):
-    """That of the scores: the default one, shorter."""
-    return dataclasses.replace(PROTOCOLS["default"], epochs=epochs, min_steps=150)
+def agreement(source, pool, count=200):
+    """Percentage of `count` images of each class that the pool, trained to the end, takes for what they should be."""
+    return Teacher.of(pool).accuracy(Split(*draw_set(source, count, 0, pool.device)))
 
 
 def main():
     parser = Parser(description=__doc__.split("\n")[0])
     parser.add_argument("--weight", type=Path, required=True, help="the stage-1 run that every variant starts from")
-    parser.add_argument("--seconds", type=POSITIVE, default=60, help="training of each variant, in seconds")
-    parser.add_argument("--repeats", type=COUNT, default=1, help="trainings of each variant, each with another seed")
-    parser.add_argument("--variants", type=int, nargs="+", default=range(len(VARIANTS)), help="their numbers in the table")
-    parser.add_argument("--pool-epochs", type=COUNT, default=20, help="epochs of the pool's pretraining")
-    parser.add_argument("--eval-epochs", type=COUNT, default=40, help="epochs of a student")
-    parser.add_argument("--output", type=Path, required=True, help="JSON file that the rows are written to")
-    add_data_arguments(parser)
+    parser.add_argument("--pool", type=json.loads, default={}, metavar="JSON",
+                        help="how the pool differs from that of --method default, e.g. '{\"pool_members\": 1}'")
+    parser.add_argument("--pools", type=Path, help="the folder that holds pools (default: pools/ beside --weight)")
+    parser.add_argument("--models", type=Path, help="also keep the generator of every variant in this folder")
+    add_arguments(parser, VARIANTS, 60, JUDGED, "objectives.json")
     args = parser.parse_args()
-    inherit_data(args, args.weight)
-    accelerator = make_accelerator("auto")
-    dataset = load_dataset(args.data, args.data_dir, args.image_size, args.held_out).to(accelerator.device)
-    pool = ClassifierPool(dataset, args.weight.parent / "pools", accelerator, epochs=args.pool_epochs)
-    rows = []
-    for number in args.variants:
-        variant = {**BASE, **VARIANTS[number]}
-        steps, scores = [], []
-        for seed in range(args.repeats):
-            state = training_state(args.weight / CHECKPOINT)
-            trainer = make_trainer(accelerator, dataset.spec, recipe_of(state, args.weight), seed)
-            trainer.load_state_dict(state, args.weight)
-            learner, matcher = GeneratorLearner(trainer, dataset, state["step"]), None
-            if variant["match"] != "none":
-                matcher = Matcher(learner, dataset, pool, interval=50, candidates=1000, **variant)
-            steps.append(train(learner, matcher, args.seconds))
-            scores.append(score(trainer, dataset, student_protocol(args.eval_epochs), seed))
-        rows += rows_of(name_of(variant), scores, data=dataset.spec.name, device=device_name(accelerator.device),
-                        train_seconds=args.seconds, variant=variant, generator_steps=steps)
-        write_json(args.output, rows)
+    engine, dataset = begin(args, args.weight)
+    try:
+        methods = {name: dataclasses.replace(METHODS["default"], **args.pool, **change) for name, change in VARIANTS.items()}
+    except TypeError:
+        raise UserError(f"--pool {json.dumps(args.pool)} names what a method does not have, or a variant sets") from None
+
+    def train_one(name, seed):
+        method, state = methods[name], training_state(args.weight / CHECKPOINT)
+        pool = build.make_pool(method, args.pools or args.weight.parent / "pools", 0, dataset, engine)
+        begun = build.Begin(method, build.Start(), seed, engine, dataset, state, args.weight, state["step"])
+        learner = build.make_learner(begun)
+        matcher = build.make_matcher(method, learner, dataset, pool)
+        for step in range(2):  # what is compiled is compiled before the clock starts
+            learner.step(step, matcher)
+        learner.load_state_dict(state, args.weight)
+        steps = train(learner, matcher, args.seconds)
+        if args.models:
+            learner.source.save_pretrained(args.models / f"{name}-{seed}")
+        return learner.source, {"generator_steps": steps, "agreement": agreement(learner.source, pool)}
+
+    search(args, methods, engine, dataset, train_one, weight=str(args.weight))
 
 
 if __name__ == "__main__":

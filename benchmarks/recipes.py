@@ -1,62 +1,63 @@
-"""Which recipe reaches better students sooner? Each trains a generator for the same seconds, and is scored.
+"""Which recipe reaches better students sooner? Each variant trains a generator for the same seconds, and is scored.
 
-    python benchmarks/recipes.py --seconds 120 --output recipes.json
-    python -m gendistil.evaluation.report recipes.json
+    python benchmarks/recipes.py --data cifar10 --seconds 600 --variants default flips cosine-decay
 
-Scores and seconds are those of `benchmarks/objectives.py`.
+How a search goes on, scores and counts its seconds: see `benchmarks/search.py`.
 """
 
 import sys
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from benchmarks.objectives import rows_of, score, student_protocol, train
-from gendistil.common.cli import COUNT, POSITIVE, Parser, add_data_arguments, run_script
-from gendistil.common.device import make_accelerator
-from gendistil.common.run import device_name, inherit_data, write_json
-from gendistil.data import load_dataset
+from benchmarks.search import add_arguments, begin, search, train
+from gendistil.common.cli import Parser, run_script
 from gendistil.matching import GeneratorLearner
 from generators import RECIPES, make_trainer
 
-PYRAMID, DIM = RECIPES["pyramid"], RECIPES["dim"]
-VARIANTS = {
-    "dim": DIM,
-    "dim, averaged weights": replace(DIM, ema=PYRAMID.ema),
-    "pyramid": PYRAMID,
-    "pyramid, WGAN-GP": replace(PYRAMID, loss="wgan", penalty="wgan-gp", gradient_penalty=10.0, penalty_interval=1),
-    "pyramid, dim's learning rates": replace(PYRAMID, lr=DIM.lr, lr_critic=DIM.lr_critic, beta2=DIM.beta2),
-    "pyramid, no augmentation": replace(PYRAMID, gan_aug="none"),
-    "pyramid, strong augmentation": replace(PYRAMID, gan_aug="color_crop_cutout"),
-    "pyramid, weights not averaged": replace(PYRAMID, ema=0.0),
-    "pyramid, width 64": replace(PYRAMID, width=64),
+DEFAULT, DIM = RECIPES["pyramid"], RECIPES["dim"]
+CHANGES = {
+    "default": {},
+    "width-64": {"width": 64},
+    "width-192": {"width": 192},
+    "width-256": {"width": 256},
+    "batch-128": {"batch_size": 128},
+    "linear-decay": {"lr_decay": "linear"},
+    "cosine-decay": {"lr_decay": "cosine"},
+    "flips": {"flip": True},
+    "r1-0.1": {"gradient_penalty": 0.1},
+    "r1-2": {"gradient_penalty": 2.0},
+    "r1-every-step": {"penalty_interval": 1},
+    "r1-every-16": {"penalty_interval": 16},
+    "relativistic": {"loss": "relativistic", "penalty": "r1+r2"},
+    "no-augmentation": {"gan_aug": "none"},
+    "strong-augmentation": {"gan_aug": "color_crop_cutout"},
+    "ema-0.9995": {"ema": 0.9995},
+    "no-ema": {"ema": 0.0},
+    "wgan-gp": {"loss": "wgan", "penalty": "wgan-gp", "gradient_penalty": 10.0, "penalty_interval": 1},
+    "dim-rates": {"lr": DIM.lr, "lr_critic": DIM.lr_critic, "beta2": DIM.beta2},
 }
-"""The named recipes, and the default with one choice changed."""
+"""Differences from the default recipe."""
+VARIANTS = {**{name: replace(DEFAULT, **change) for name, change in CHANGES.items()},
+            "dim": DIM, "dim-ema": replace(DIM, ema=DEFAULT.ema)}
+"""Recipes by the name that --variants knows."""
 
 
 def main():
     parser = Parser(description=__doc__.split("\n")[0])
-    parser.add_argument("--seconds", type=POSITIVE, default=120, help="training of each variant, in seconds")
-    parser.add_argument("--repeats", type=COUNT, default=1, help="trainings of each variant, each with another seed")
-    parser.add_argument("--variants", nargs="+", default=list(VARIANTS), choices=VARIANTS, help="names in the table")
-    parser.add_argument("--eval-epochs", type=COUNT, default=40, help="epochs of a student")
-    parser.add_argument("--output", type=Path, required=True, help="JSON file that the rows are written to")
-    add_data_arguments(parser)
+    add_arguments(parser, VARIANTS, 120, ("50:fresh:5",), "recipes.json")
     args = parser.parse_args()
-    inherit_data(args, None)
-    accelerator = make_accelerator("auto")
-    dataset = load_dataset(args.data, args.data_dir, args.image_size, args.held_out).to(accelerator.device)
-    rows = []
-    for name in args.variants:
-        steps, scores = [], []
-        for seed in range(args.repeats):
-            trainer = make_trainer(accelerator, dataset.spec, VARIANTS[name], seed)
-            steps.append(train(GeneratorLearner(trainer, dataset), None, args.seconds))
-            scores.append(score(trainer, dataset, student_protocol(args.eval_epochs), seed))
-        rows += rows_of(name, scores, data=dataset.spec.name, device=device_name(accelerator.device),
-                        train_seconds=args.seconds, recipe=asdict(VARIANTS[name]), generator_steps=steps)
-        write_json(args.output, rows)
+    engine, dataset = begin(args)
+
+    def train_one(name, seed):
+        first, trainer = (make_trainer(engine.accelerator, dataset.spec, VARIANTS[name], seed, engine) for _ in range(2))
+        for step in range(2):  # what is compiled, and how convolutions are best done, is found out before the clock starts
+            GeneratorLearner(first, dataset).step(step, None)
+        steps = train(GeneratorLearner(trainer, dataset), None, args.seconds, trainer.pace)
+        return trainer.source, {"generator_steps": steps}
+
+    search(args, VARIANTS, engine, dataset, train_one)
 
 
 if __name__ == "__main__":

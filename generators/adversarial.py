@@ -9,7 +9,7 @@ import torch
 from gendistil.common.cli import COUNT, POSITIVE, WEIGHT
 from gendistil.common.flags import option
 from gendistil.data import AUGMENTATIONS, Augment
-from generators.losses import CRITIC_LOSSES, PENALTIES, auxiliary
+from generators.losses import LOSSES, PENALTIES, auxiliary
 from generators.networks import NETWORKS
 from generators.trainer import GROUP, Recipe, Trainer
 
@@ -23,20 +23,24 @@ def augmentations(text):
     return text
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class GANRecipe(Recipe):
     """The values of an adversarial training."""
 
     trainer: ClassVar[str] = "gan"
 
-    loss: str = option("the critic's loss", choices=CRITIC_LOSSES, group=GROUP)
-    penalty: str = option("penalty on the critic's gradient", choices=PENALTIES, group=GROUP)
+    loss: str = option("loss of the critic and of the generator; relativistic: in pairs of one class (R3GAN, arXiv 2501.05441)",
+                       choices=LOSSES, group=GROUP)
+    penalty: str = option("penalty on the critic's gradient: at points between real and generated images (wgan-gp), at real "
+                          "ones (r1), or at both (r1+r2)", choices=PENALTIES, group=GROUP)
     gradient_penalty: float = option("its weight, 0 for none", type=WEIGHT, group=GROUP)
     penalty_interval: int = option("steps between penalties; each counts for all of them (Karras et al., CVPR 2020)",
                                    type=COUNT, group=GROUP)
     lr_critic: float = option("learning rate of the critic (Adam)", type=POSITIVE, group=GROUP)
     gan_aug: str = option("augmentation of what the critic sees, joined by _, or none (Zhao et al., NeurIPS 2020)",
                           type=augmentations, group=GROUP)
+    flip: bool = option("mirror half of the real images, at random; nothing where a mirrored image changes class", False,
+                        group=GROUP)
 
 
 class GAN(Trainer):
@@ -49,7 +53,8 @@ class GAN(Trainer):
     def __init__(self, accelerator, spec, recipe, seed, engine=None):
         super().__init__(accelerator, spec, recipe, seed, engine)
         self.critic, self.optim_d = self.prepare(*self.others, recipe.lr_critic)
-        self.augment = Augment(recipe.gan_aug, spec)
+        self.loss = LOSSES[recipe.loss]
+        self.augment, self.mirror = Augment(recipe.gan_aug, spec), Augment("flip" if recipe.flip else "none", spec)
 
     def networks(self, shape):
         _, make_critic = NETWORKS[self.recipe.generator]
@@ -57,24 +62,26 @@ class GAN(Trainer):
 
     def step(self, images, labels, global_step, term=None):
         """One update of the generator and one of the critic, see `Trainer.step`."""
-        return {**self.generator_step(labels, global_step, term), **self.critic_step(images, labels, global_step)}
+        if self.mirror.names:
+            images = self._augment(images, self.mirror, "flip", global_step)
+        return {**self.generator_step(images, labels, global_step, term), **self.critic_step(images, labels, global_step)}
 
-    def _augment(self, images, step, player):
+    def _augment(self, images, augment, *name):
         """`images` [n·B, C, H, W] of this process, augmented image by image; the n parts get draws of their own."""
-        total = len(images) * self.accelerator.num_processes
-        params = self.augment.draw(total, self.stream("augment", player, step))
-        return self.augment.apply(images, params._replace(uniform=self.shard(params.uniform)))
+        params = augment.draw(len(images) * self.accelerator.num_processes, self.stream(*name))
+        return augment.apply(images, params._replace(uniform=self.shard(params.uniform)))
 
     def critic_step(self, real, labels, step):
         """One update of the critic on this process's `real` signed images [B, C, H, W]; a dict of 0-dim losses."""
-        total = len(real) * self.accelerator.num_processes
-        fake_labels = self.shard(torch.randint(self.spec.num_classes, (total,), generator=self.stream("labels", step)))
+        total, fake_labels = len(real) * self.accelerator.num_processes, labels
+        if not self.loss.paired:
+            fake_labels = self.shard(torch.randint(self.spec.num_classes, (total,), generator=self.stream("labels", step)))
         with torch.no_grad():
             fake = self.engine(self.generator, self.noise((total,), "critic", step), fake_labels)
-        both = self._augment(torch.cat([real, fake.float()]), step, "critic")
+        both = self._augment(torch.cat([real, fake.float()]), self.augment, "augment", "critic", step)
         scores, logits = self.engine(self.critic, both, torch.cat([labels, fake_labels]))
         on_real, on_fake = scores.float().chunk(2)
-        loss = CRITIC_LOSSES[self.recipe.loss](on_real, on_fake)
+        loss = self.loss.critic(on_real, on_fake)
         report = {"critic": loss, "score_gap": on_real.mean() - on_fake.mean()}
         if logits is not None:
             classes = auxiliary(logits, torch.cat([labels, fake_labels])) * 2  # the sum of the two batches' means
@@ -83,7 +90,7 @@ class GAN(Trainer):
         if self.recipe.gradient_penalty and step % self.recipe.penalty_interval == 0:
             alpha = self.shard(torch.rand(total, 1, 1, 1, generator=self.stream("alpha", step)))
             with self.engine.autocast():  # not compiled: its own gradient is taken
-                penalty = PENALTIES[self.recipe.penalty](self.critic, *both.chunk(2), labels, alpha)
+                penalty = PENALTIES[self.recipe.penalty](self.critic, *both.chunk(2), labels, fake_labels, alpha)
             report["penalty"] = penalty
             loss = loss + self.recipe.gradient_penalty * self.recipe.penalty_interval * penalty
         self.optim_d.zero_grad()
@@ -91,13 +98,20 @@ class GAN(Trainer):
         self.optim_d.step()
         return report
 
-    def generator_step(self, labels, step, term=None):
-        """One update of the generator on images of `labels` [B]; a dict of 0-dim losses. `term` as in `Trainer.step`."""
+    def generator_step(self, real, labels, step, term=None):
+        """One update of the generator on images of `labels` [B]; a dict of 0-dim losses. `term` as in `Trainer.step`.
+
+        The `real` images [B, C, H, W] of these labels are looked at by a loss of pairs alone.
+        """
         critic = self.accelerator.unwrap_model(self.critic).requires_grad_(False)
         total = len(labels) * self.accelerator.num_processes
         fake = self.engine(self.generator, self.noise((total,), "generator", step), labels)
-        scores, logits = self.engine(critic, self._augment(fake.float(), step, "generator"), labels)
-        loss = -scores.float().mean()
+        on_fake, logits = self.engine(critic, self._augment(fake.float(), self.augment, "augment", "generator", step), labels)
+        on_real = None
+        if self.loss.paired:
+            on_real, _ = self.engine(critic, self._augment(real, self.augment, "augment", "generator's real", step), labels)
+            on_real = on_real.float()
+        loss = self.loss.generator(on_real, on_fake.float())
         report = {"generator": loss}
         if logits is not None:
             report["generator_classes"] = auxiliary(logits, labels)

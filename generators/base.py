@@ -30,16 +30,20 @@ class ConditionalGenerator(Source, ModelMixin, ConfigMixin):
         """Bytes of its weights, whatever the number of images."""
         return sum(value.nbytes for value in self.state_dict().values())
 
-    @torch.no_grad()
     def sample(self, labels, seed=0):
         """Images [B, C, H, W] in [-1, 1] for `labels` int64 [B], each a function of (seed, class, index within the class).
 
         The batch, the number of processes and the other labels change nothing but the last bits of a float. The network
         is used in eval mode and left as it was found.
         """
+        return self.images_at(labels, index_within_class(labels), seed)
+
+    @torch.no_grad()
+    def images_at(self, labels, index, seed=0, noise_std=1.0):
+        """As `sample`, but for any indices within the classes, int64 [B], and noise of any standard deviation."""
         was_training = self.training
         self.eval()
-        noise = counter_normal(seed, labels, index_within_class(labels), self.dim_noise)
+        noise = counter_normal(seed, labels, index, self.dim_noise) * noise_std
         images = [self(z, y) for z, y in zip(noise.split(SAMPLE_BATCH), labels.split(SAMPLE_BATCH))]
         self.train(was_training)
         return torch.cat(images).float()

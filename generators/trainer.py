@@ -1,10 +1,12 @@
 """What stage 1 and stage 2 ask of whatever trains a generator, and the parts that every such trainer shares."""
 
 import copy
+import math
 from dataclasses import asdict, dataclass
 from typing import ClassVar
 
 import torch
+from torch import nn
 
 from gendistil.common.cli import COUNT, FRACTION, POSITIVE, number
 from gendistil.common.device import own_rows, send
@@ -14,26 +16,40 @@ from gendistil.common.flags import option
 from gendistil.common.rng import stream
 from generators.networks import NETWORKS
 
+TUNED = {"all": (nn.Module,), "norms": (nn.Embedding, nn.GroupNorm, nn.LayerNorm, nn.modules.batchnorm._NormBase)}
+"""Which of a generator's weights are learned: those of modules of these kinds."""
+
 GROUP = "recipe (a flag that is not given takes the recipe's value)"
 
+DECAYS = {
+    "none": lambda late: 1.0,
+    "linear": lambda late: 1 - late,
+    "cosine": lambda late: (1 + math.cos(math.pi * late)) / 2,
+}
+"""Factor on the learning rates as a function of how much of the second half of stage 1 is over, from 0 to 1."""
 
-@dataclass(frozen=True)
+
+@dataclass(frozen=True, kw_only=True)
 class Recipe:
     """One row of the table of recipes: the values of a training; the field names are the flags of `gen_condense.py`.
 
-    A trainer with values of its own has a subclass, whose `trainer` is its name in `TRAINERS`.
+    A trainer with values of its own has a subclass, whose `trainer` is its name in `TRAINERS`. A field that is added later has
+    a default, the value of the checkpoints that do not name it.
     """
 
     trainer: ClassVar[str]
 
     generator: str = option("networks of the generator and its critic", choices=NETWORKS, group=GROUP)
     lr: float = option("learning rate of the generator (Adam)", type=POSITIVE, group=GROUP)
+    lr_decay: str = option("how the learning rates fall to 0 over the second half of stage 1", "none", choices=DECAYS,
+                           group=GROUP)
     beta2: float = option("Adam's second beta; the first is 0", type=number(float, 0, 0.999999), group=GROUP)
     batch_size: int = option("images a step, over all processes", type=number(int, 2), group=GROUP)
     width: int = option("channels of the widest layer", type=number(int, 8, 2048), group=GROUP)
     dim_noise: int = option("entries of the noise vector", type=COUNT, group=GROUP)
     ema: float = option("decay of the averaged weights, 0 for none", type=FRACTION, group=GROUP)
     epochs: int = option("passes over the real images", type=COUNT, group="length and reports")
+    tune: str = "all"  # a key of TUNED: which of the generator's weights stage 2 learns
 
 
 class Trainer:
@@ -55,10 +71,14 @@ class Trainer:
     def __init__(self, accelerator, spec, recipe, seed, engine=None):
         self.accelerator, self.spec, self.recipe, self.seed = accelerator, spec, recipe, seed
         self.engine = engine or Engine(accelerator)
+        self.rates = []
         shape = {"size": spec.size, "channels": spec.channels, "num_classes": spec.num_classes}
         with torch.random.fork_rng(devices=[]):  # the layers of torch initialise from the global stream only
             torch.manual_seed(stream(seed, "weights").initial_seed())
             generator, *others = self.networks(shape)
+        for module in generator.modules():
+            for weight in module.parameters(recurse=False):
+                weight.requires_grad_(isinstance(module, TUNED[recipe.tune]))
         self.source = copy.deepcopy(generator).requires_grad_(False).eval().to(accelerator.device)
         self.generator, self.optim_g = self.prepare(generator, recipe.lr)
         self.others = others
@@ -72,7 +92,18 @@ class Trainer:
         """A network and its Adam, ready for the device and the processes."""
         fused = self.accelerator.device.type in ("cpu", "cuda")
         optimizer = torch.optim.Adam(network.parameters(), lr, betas=(0.0, self.recipe.beta2), fused=fused)
+        self.rates.append((optimizer, lr))
         return self.accelerator.prepare(network, optimizer)
+
+    def pace(self, progress):
+        """Set the learning rates for the step that starts when this share of stage 1, from 0 to 1, is over.
+
+        They are a function of it alone. Stage 2 does not call this: its rates are those of the recipe.
+        """
+        factor = DECAYS[self.recipe.lr_decay](max(0.0, 2 * progress - 1))
+        for optimizer, lr in self.rates:
+            for group in optimizer.param_groups:
+                group["lr"] = lr * factor
 
     def step(self, images, labels, global_step, term=None):
         """One update on this process's shard of a batch; a dict of 0-dim losses, without a gradient or with one.

@@ -2,7 +2,7 @@
 
 from pools.classifiers import CLASSIFIERS, build_classifier
 from pools.fresh import OnlinePool, RandomPool
-from pools.pool import ClassifierPool
+from pools.pool import ClassifierPool, keep_classifier
 from pools.together import SideBySide
 from pools.training import SCHEDULES, accuracy, embed_images, epoch_batches, train_classifier
 
@@ -17,5 +17,6 @@ __all__ = [
     "build_classifier",
     "embed_images",
     "epoch_batches",
+    "keep_classifier",
     "train_classifier",
 ]

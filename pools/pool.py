@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import safetensors.torch
 import torch
+from safetensors import SafetensorError
 from tqdm.auto import tqdm
 
 from gendistil.common.engine import Engine
@@ -21,6 +22,7 @@ from pools.classifiers import build_classifier
 from pools.training import accuracy, embed_images, epoch_batches, split_batches, train_classifier
 
 _FORMAT = 1  # raise it when the same definition comes to mean other weights
+_POOL, _STUDENT = "pool.json", "student.json"
 _FIRST_SNAPSHOT = 1 / 16  # of the training steps
 
 
@@ -41,13 +43,19 @@ class ClassifierPool:
         epochs, batch_size (images), lr, aug_type: of the pretraining.
         snapshots: kept of each member, at steps that grow geometrically from a sixteenth of its training to all of it.
         seed: of all draws.
+        between: whether `draw` also gives networks between two snapshots of a member, whose weights are interpolated (NCFM,
+            arXiv 2502.20653). It is no part of what defines the pool.
         options: keywords of `build_classifier` for a name, e.g. `{"convnet": {"width": 64}}`.
         engine: the `Engine` that runs what is trained (default: that of the accelerator).
     Raises UserError for bad options and a folder that cannot be written.
     """
 
+    between = False
+
     def __init__(self, dataset, folder, accelerator, *, names=("convnet",), members=4, epochs=20, snapshots=5, batch_size=64,
-                 lr=0.01, aug_type="color_crop_cutout_flip_scale_rotate", seed=0, options=None, engine=None):
+                 lr=0.01, aug_type="color_crop_cutout_flip_scale_rotate", seed=0, options=None, between=False,
+                 engine=None):
+        self.between = between
         self._dataset, self._engine = dataset, engine or Engine(accelerator)
         definition = {
             "format": _FORMAT, "data": asdict(dataset.spec), "images": _fingerprint(dataset.train), "names": list(names),
@@ -68,9 +76,10 @@ class ClassifierPool:
 
     @classmethod
     def open(cls, folder, device="cpu"):
-        """The pool that lies in `folder`, as it is: without the images that it learned from, so it cannot `embed` them.
+        """The pool that lies in `folder`, as it is: without the images that it learned from, so it cannot `embed` them. A
+        student that `keep_classifier` kept there is a pool of one.
 
-        Raises UserError where there is none.
+        Raises UserError where there is neither.
         """
         pool = cls.__new__(cls)
         pool.dir = Path(folder)
@@ -80,13 +89,13 @@ class ClassifierPool:
             pool._describe(record, pool.dir, Spec(**spec), torch.device(device))
             pool._rows = record["snapshots"]
         except (KeyError, TypeError, AttributeError):
-            raise UserError(f"{pool.dir / 'pool.json'} does not describe a pool: name a folder inside results/pools") from None
+            raise UserError(f"{pool._file()} does not describe a pool: name a folder inside results/pools") from None
         return pool
 
     def _describe(self, definition, folder, spec, device):
         self.definition, self.dir, self.spec, self.device = definition, folder, spec, device
         self._members = [name for name in definition["names"] for _ in range(definition["members"])]
-        self._models, self._looks = {}, Counter()
+        self._models, self._mixed, self._looks = {}, {}, Counter()
 
     def __len__(self):
         return len(self._rows)
@@ -95,7 +104,11 @@ class ClassifierPool:
         if index not in self._models:
             row = self._rows[index]
             model = self._build(row["member"])
-            model.load_state_dict(safetensors.torch.load_file(self.dir / row["file"]))
+            try:
+                model.load_state_dict(safetensors.torch.load_file(self.dir / row["file"]))
+            except (OSError, SafetensorError, RuntimeError) as error:
+                raise UserError(f"{self.dir / row['file']} holds no weights of a {row['name']} ({type(error).__name__}): name "
+                                "another folder of classifiers, or make this one again") from None
             self._models[index] = model.to(self.device).eval().requires_grad_(False)
         return self._models[index]
 
@@ -114,8 +127,11 @@ class ClassifierPool:
         Once a member has looked at as many images as there are, it looks at all of them, and what it saw stays beside its
         weights for whoever asks again.
         """
-        index = next(index for index, model in self._models.items() if model is network)
-        path, images = self.dir / f"{self._rows[index]['digest']}.npy", self._dataset.train.images
+        images = self._dataset.train.images
+        index = next((index for index, model in self._models.items() if model is network), None)
+        if index is None:  # a network between two members
+            return self._embed(network, images[rows.to(images.device)])
+        path = self.dir / f"{self._rows[index]['digest']}.npy"
         self._looks[index] += len(rows)
         if not path.exists():
             if self._looks[index] < len(images):
@@ -145,8 +161,18 @@ class ClassifierPool:
         return [index for index, row in enumerate(self._rows) if row["step"] == last]
 
     def draw(self, generator):
-        """A member and snapshot, all equally likely, by the next draw of `generator`."""
-        return self[int(torch.randint(len(self), (), generator=generator, device=generator.device))]
+        """A member and snapshot, all equally likely, or with `between` any network between it and the snapshot after it, by the
+        next draws of `generator`."""
+        index = int(torch.randint(len(self), (), generator=generator, device=generator.device))
+        later, member = index + 1, self._rows[index]["member"]
+        if not self.between or later == len(self) or self._rows[later]["member"] != member:
+            return self[index]
+        share = float(torch.rand((), generator=generator, device=generator.device))
+        if member not in self._mixed:
+            self._mixed[member] = self._build(member).to(self.device).eval().requires_grad_(False)
+        for mixed, start, end in zip(*(x.state_dict().values() for x in (self._mixed[member], self[index], self[later]))):
+            mixed.copy_(torch.lerp(start, end, share) if mixed.is_floating_point() else end)
+        return self._mixed[member]
 
     def table(self):
         """One dict per snapshot, in index order: member, name, step, held_out_accuracy (per cent), file and its digest."""
@@ -173,7 +199,7 @@ class ClassifierPool:
                 rows = [row for row in rows if row["member"] != member]
                 rows += self._train_member(member, dataset, progress)
                 rows.sort(key=lambda row: (row["member"], row["step"]))
-                write_json(self.dir / "pool.json", {**self.definition, "snapshots": rows})
+                write_json(self.dir / _POOL, {**self.definition, "snapshots": rows})
 
     def _train_member(self, member, dataset, progress):
         """Train one member, write its snapshots and return their rows."""
@@ -197,9 +223,13 @@ class ClassifierPool:
         train_classifier(model, batches, epochs=settings["epochs"], lr=settings["lr"], engine=self._engine, on_step=on_step)
         return [{**row, "held_out_accuracy": row["held_out_accuracy"].item()} for row in rows]
 
+    def _file(self):
+        """The file that describes it: pool.json, or the student.json of one that was a student."""
+        return self.dir / (_STUDENT if (self.dir / _STUDENT).exists() else _POOL)
+
     def _record(self):
-        """What pool.json holds. UserError for one that another version wrote."""
-        record = read_json(self.dir / "pool.json")
+        """What its file holds. UserError for one that another version wrote."""
+        record = read_json(self._file())
         if record.get("format", _FORMAT) != _FORMAT:
             raise _OtherFormat(f"the classifier pool {self.dir} has format {record['format']} and this version reads format "
                                f"{_FORMAT}: remove the folder, and it is trained again")
@@ -215,6 +245,21 @@ class ClassifierPool:
             raise
         except (UserError, KeyError, TypeError):  # no pool.json yet, or a damaged one
             return []
+
+
+def keep_classifier(folder, model, name, dataset, *, seed, step, held_out_accuracy, real=None, **facts):
+    """Keep a trained classifier in `folder`, as student.json and safetensors, so that `ClassifierPool.open` opens it.
+
+    Args: name, its key in `CLASSIFIERS`, which built it without options; dataset, the `Dataset` of its classes; seed; step, how
+    many it took; held_out_accuracy, per cent; real, the `Split` that it, or the source of its images, learned from, None where
+    that is not known; facts, what student.json also says.
+    """
+    folder.mkdir(parents=True)
+    row = {"member": 0, "name": name, "step": step, "held_out_accuracy": held_out_accuracy, "file": "weights.safetensors",
+           "digest": _write_weights(folder / "weights.safetensors", model)}
+    write_json(folder / _STUDENT, {
+        "format": _FORMAT, "data": asdict(dataset.spec), "images": _fingerprint(real) if real else None, "names": [name],
+        "members": 1, "seed": seed, "options": {}, **facts, "snapshots": [row]})
 
 
 def snapshot_steps(total, count):

@@ -7,29 +7,44 @@ import pytest
 
 import gen_condense
 from benchmarks import curves, objectives, recipes
-from gendistil.evaluation.report import read_report
+from gendistil.evaluation.rows import read_report
+from gendistil.sources import load_source
 from generators import RECIPES
 
 
-def test_rows_are_a_report_of_held_out_scores(command, monkeypatch, tmp_path):
+def test_settings_of_stage_2_are_scored_on_held_out_images(command, monkeypatch, tmp_path):
     command(gen_condense, "--output-dir", tmp_path, "--tag", "gan", "--width", 16, "--steps", 2)
-    monkeypatch.setattr(objectives, "JUDGED", ((1, "fixed", 2),))
-    monkeypatch.setattr(objectives, "VARIANTS", [{"match": "none"}, {"match": "logit", "per_class": 4}])
-    words = ("--weight", tmp_path / "gan", "--seconds", 0.1, "--pool-epochs", 1, "--eval-epochs", 1, "--variants", 0, 1)
+    monkeypatch.setattr(objectives, "VARIANTS", {"control": {"match": "none"}, "logit": {"match": "logit", "match_batch": 4}})
+    words = ("--weight", tmp_path / "gan", "--seconds", 0.1, "--scores", "1:fixed:2", "--eval-epochs", 1,
+             "--pool", '{"pool_epochs": 1, "pool_members": 1, "pool_snapshots": 2}', "--models", tmp_path / "models")
     command(objectives, *words, "--output", tmp_path / "rows.json")
     rows = read_report(tmp_path / "rows.json")
-    assert [row["source"] for row in rows] == ["control", "logit, weight 1, dream, 2 classes of 4"]
-    assert all(row["scored_on"] == "held_out" and row["n"] == 2 for row in rows)
+    assert [row["source"] for row in rows] == ["control", "logit"]
+    assert all(row["scored_on"] == "held_out" and row["n"] == 2 and 0 <= row["agreement"][0] <= 100 for row in rows)
+    assert load_source(tmp_path / "models" / "logit-0").num_classes == 10
 
 
-def test_recipes_are_scored_alike(command, monkeypatch, tmp_path):
-    monkeypatch.setattr(objectives, "JUDGED", ((1, "fixed", 2),))
+def test_recipes_are_scored_alike_and_a_search_goes_on(command, fails, capsys, monkeypatch, tmp_path):
     monkeypatch.setattr(recipes, "VARIANTS", {name: replace(recipe, width=16) for name, recipe in RECIPES.items()})
-    command(recipes, "--seconds", 0.1, "--eval-epochs", 1, "--variants", "dim", "pyramid", "--output", tmp_path / "rows.json")
+    words = ("--eval-epochs", 1, "--scores", "1:fresh:2", "--output", tmp_path / "rows.json")
+    command(recipes, *words, "--seconds", 0.1, "--variants", "dim")
+    first, = read_report(tmp_path / "rows.json")
+    command(recipes, *words, "--seconds", 0.1, "--variants", "pyramid", "dim")  # goes on with what is missing
     rows = read_report(tmp_path / "rows.json")
     assert [(row["source"], row["ipc"], row["scored_on"], row["n"]) for row in rows] == [
         ("dim", 1, "held_out", 2), ("pyramid", 1, "held_out", 2)]
-    assert all(row["recipe"]["width"] == 16 and row["generator_steps"][0] > 0 for row in rows)
+    assert rows[0] == first
+    assert all(row["variant"]["width"] == 16 and row["generator_steps"][0] > 0 for row in rows)
+    table = capsys.readouterr().out.strip().splitlines()[-2:]
+    assert {line.split()[1] for line in table} == {"dim", "pyramid"}
+    error = fails(2, recipes, *words, "--seconds", 0.2, "--variants", "pyramid")
+    assert "rows of another search: train_seconds of dim is 0.1" in error
+    assert read_report(tmp_path / "rows.json") == rows
+
+
+def test_every_variant_differs_from_the_others():
+    values = [tuple(vars(recipe).items()) for recipe in recipes.VARIANTS.values()]
+    assert len(set(values)) == len(values)
 
 
 def save_scores(folder, accuracies):

@@ -13,7 +13,7 @@ from gendistil.sources import index_within_class, load_source
 from generators import NETWORKS, load_weights
 from generators.dim import DiMCritic, DiMGenerator
 from generators.layers import conv_after_doubling, conv_then_halving
-from generators.losses import gradient_penalty
+from generators.losses import LOSSES, PENALTIES, gradient_penalty
 from generators.pyramid import PyramidGenerator
 
 SHAPES = {"cifar10": (32, 3), "mnist": (28, 1)}
@@ -69,8 +69,30 @@ def test_noise_is_the_same_for_a_device_without_float64(monkeypatch):
 def test_gradient_penalty_of_a_linear_critic_is_known():
     weight = torch.randn(1, 2, 4, 4)
     penalty = gradient_penalty(lambda x, y: ((x * weight).sum((1, 2, 3)), None), torch.randn(3, 2, 4, 4),
-                               torch.randn(3, 2, 4, 4), None, torch.rand(3, 1, 1, 1))
+                               torch.randn(3, 2, 4, 4), None, None, torch.rand(3, 1, 1, 1))
     torch.testing.assert_close(penalty, (weight.norm() - 1) ** 2)
+
+
+@pytest.mark.parametrize(("name", "critic", "generator"), [
+    ("hinge", (0 + 0.5) / 2 + (3 + 0) / 2, -0.5),
+    ("wgan", 0.5 - 1.25, -0.5),
+    # Differences real - fake are 0 and 1.5: ln(1 + e^-d) and ln(1 + e^d), by hand.
+    ("relativistic", (0.693147 + 0.201413) / 2, (0.693147 + 1.701413) / 2),
+])
+def test_losses_of_known_scores(name, critic, generator):
+    real, fake = torch.tensor([2.0, 0.5]), torch.tensor([2.0, -1.0])
+    assert LOSSES[name].critic(real, fake).item() == pytest.approx(critic, abs=1e-5)
+    assert LOSSES[name].generator(real, fake).item() == pytest.approx(generator, abs=1e-5)
+
+
+def test_zero_centred_penalties_of_a_quadratic_critic_are_known():
+    """The score is half of |image|² times a factor of the class, so its gradient is the image times that factor."""
+    critic = lambda images, labels: (0.5 * images.square().sum((1, 2, 3)) * (1 + labels), None)
+    real, fake = torch.full((2, 1, 2, 2), 0.5), torch.full((2, 1, 2, 2), 1.0)
+    labels, fake_labels = torch.tensor([0, 1]), torch.tensor([0, 2])
+    r1, r2 = (1 + 4) / 2, (4 + 36) / 2  # a mean over two images of |0.5 · factor|² · 4 and |factor|² · 4
+    assert PENALTIES["r1"](critic, real, fake, labels, fake_labels, None).item() == pytest.approx(r1)
+    assert PENALTIES["r1+r2"](critic, real, fake, labels, fake_labels, None).item() == pytest.approx(r1 + r2)
 
 
 def test_index_within_class():

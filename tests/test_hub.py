@@ -22,7 +22,7 @@ from gendistil.common.errors import UserError
 from gendistil.common.rng import stream
 from gendistil.data import load_dataset
 from gendistil.evaluation.card import card
-from gendistil.sources import LatentSet, PixelSet, balanced_labels, load_source
+from gendistil.sources import LatentSet, PixelSet, Rows, balanced_labels, load_source
 from generators import NETWORKS
 
 
@@ -117,6 +117,17 @@ def test_what_is_pushed_comes_back(server, spec, monkeypatch, make, mode):
     assert facts["image_size"] == 8
     assert facts["held_out"] == 0.2
     assert "data_dir" not in facts
+
+
+def test_rows_of_a_teacher_go_with_the_images(server, spec):
+    source = make_pixels()
+    source.rows = Rows(torch.randn(10, 2, 10, generator=stream(0)).half(), "convnet", 90.0)
+    hub.push(source, NAME, "card", hub.facts_of(source, CONFIG, spec, 0.2))
+    loaded = load_source(f"hub:{NAME}").rows
+    assert torch.equal(loaded.values, source.rows.values)
+    assert (loaded.name, loaded.held_out_accuracy) == ("convnet", 90.0)
+    hub.push(make_pixels(), NAME, "card", hub.facts_of(source, CONFIG, spec, 0.2))
+    assert load_source(f"hub:{NAME}").rows is None
 
 
 def test_the_card_says_what_it_is(spec):

@@ -27,6 +27,8 @@ POOL = ("--pool-members", 1, "--pool-epochs", 1, "--pool-snapshots", 2)
 KINDS = {
     "stage1": (gen_condense, ("--width", 8, "--batch-size", 8, "--save-interval", 3, "--log-interval", 2,
                               "--sample-interval", 5, "--steps", 60 * KILLS)),
+    "auto-stop": (gen_condense, ("--width", 8, "--batch-size", 8, "--save-interval", 3, "--auto-stop", "--patience", 2,
+                                 "--eval-interval", 8, "--eval-epochs", 1, "--eval-ipc", 1, "--steps", 60 * KILLS)),
     "generator": (pool_match, ("--weight", "{gan}", "--batch-size", 8, *POOL, *SCORES)),
     "pixels": (pool_match, ("--method", "dsa", "--ipc", 2, "--outer", 5, "--inner", 2, "--keep", "best", *SCORES)),
     "latents": (pool_match, ("--method", "itgan", "--weight", "{inversion}", *SCORES)),

@@ -1,6 +1,7 @@
 """Labels of a teacher: what they are, what they cost, which snapshot answers, and how a report keeps them apart."""
 
 import json
+import shutil
 from types import SimpleNamespace
 
 import pytest
@@ -10,6 +11,7 @@ from prototypes import Prototypes
 from safetensors.torch import load_file
 from torch.nn import functional as F
 
+import gen_condense
 import pool_match
 import sample
 import validate
@@ -18,8 +20,8 @@ from gendistil.common.errors import UserError
 from gendistil.common.rng import stream
 from gendistil.data import load_dataset, standardise, to_signed, to_uint8
 from gendistil.evaluation import PROTOCOLS, teachers
-from gendistil.evaluation.teachers import Teachers
-from gendistil.sources import Taught, Teacher, draw_set
+from gendistil.evaluation.teachers import Labels, Teachers
+from gendistil.sources import ROWS, Taught, Teacher, draw_set, load_source
 from pools import ClassifierPool, build_classifier, train_classifier
 
 SETTINGS = {"members": 1, "epochs": 2, "snapshots": 2, "options": {"convnet": {"width": 8}}}
@@ -89,8 +91,8 @@ def test_the_snapshot_that_answers(digits, pool, monkeypatch, choice):
 
     monkeypatch.setattr(teachers, "evaluate", evaluate)
     first, second = Prototypes(), Prototypes()
-    chosen = Teachers(pool.dir, [], first, digits, choice=choice, temperature=2.0, engine=EAGER, protocol=PROTOCOLS["default"],
-                      seed=0)
+    labels = Labels(labels=("hard", "rows"), teacher=pool.dir, teacher_snapshots=choice)
+    chosen = Teachers(labels, [], [first, second], digits, engine=EAGER, protocol=PROTOCOLS["default"], seed=0)
     answers = [chosen.teach(source, "rows", 1, "fixed").teacher.networks for source in (first, second)]
     assert answers == [[chosen.pool[0 if choice == "auto" else 1]]] * 2
     assert tried == ([(first, "held_out", 1)] * 2 if choice == "auto" else [])
@@ -120,7 +122,7 @@ def test_a_report_keeps_kinds_of_labels_apart(command, run):
     text = (run.parent / "test" / "report.md").read_text()
     parts = text.split("**labels of a teacher** (convnet of step ")
     assert len(parts) == 3
-    assert "% of the test images, temperature 3; a row is kept with every image)" in parts[1]
+    assert "% of the held-out images, temperature 3; a row is kept with every image)" in parts[1]
     assert "it answers to every image that is drawn" in parts[2]
 
 
@@ -129,7 +131,9 @@ def test_a_report_keeps_kinds_of_labels_apart(command, run):
     (("--labels", "teacher", "--sampling", "fixed"), "--labels teacher needs --sampling fresh"),
     (("--labels", "teacher", "--held-out", "0.2"), "--teacher"),
     (("--labels", "teacher", "--teacher", "nowhere"), "nowhere"),
-    (("--teacher", "nowhere"), "--teacher is for labels that it gives"),
+    (("--teacher", "nowhere"), "--teacher is for labels of a teacher: add --labels"),
+    (("--temperature", "2"), "--temperature is for labels of a teacher: add --labels"),
+    (("--labels", "hard", "--teacher-snapshots", "last"), "--teacher-snapshots is for labels of a teacher: add --labels"),
     (("--labels", "teacher", "--compare", "random", "--data", "digits", "--pretrain-weight"), "--teacher"),
 ])
 def test_labels_that_nobody_can_give(fails, run, words, named):
@@ -152,3 +156,123 @@ def test_a_file_that_describes_no_pool_is_named(tmp_path):
     (tmp_path / "pool.json").write_text("{}")
     with pytest.raises(UserError, match="does not describe a pool"):
         ClassifierPool.open(tmp_path)
+
+
+@pytest.fixture(scope="module")
+def students(command, run):
+    """The folder of the students that an evaluation of the run, of random real images and of all of them kept."""
+    command(validate, "--output-dir", run.parent, "--tag", "kept", "--ipc", 1, "--pretrain-weight", run, "--compare",
+            "--sampling", "fixed", "--epochs", 1, "--min-steps", 2, "--num-eval", 2, "--full-epochs", 2, "--keep-students")
+    return run.parent / "kept" / "students"
+
+
+def test_the_first_student_of_every_row_is_kept(digits, students):
+    rows = json.loads((students.parent / "report.json").read_text())
+    assert [row["student"] for row in rows] == [
+        "00-pixels-fixed-ipc1-convnet-hard", "01-random_real_images-fixed-ipc1-convnet-hard",
+        "02-training_set_without_its_held-out_images-all-convnet-hard"]
+    assert sorted(path.name for path in students.iterdir()) == sorted(row["student"] for row in rows)
+    assert rows[2]["images"] == len(digits.train)
+    for row in rows:
+        pool = ClassifierPool.open(students / row["student"])
+        teacher = Teacher.of(pool)
+        assert pool.learned_from(digits.train)
+        assert teacher.name == f"convnet of step {row['steps']}, a student of {row['source']}"
+        assert teacher.accuracy(digits.test) == pytest.approx(row["accuracies"][0])
+        assert teacher.accuracy(digits.held_out) == pytest.approx(pool.table()[0]["held_out_accuracy"])
+
+
+def test_a_kept_student_is_a_teacher(command, fails, run, students, tmp_path):
+    student = next(students.glob("02-*"))
+    words = ("--output-dir", tmp_path, "--ipc", 1, "--epochs", 1, "--min-steps", 1, "--num-eval", 1, "--labels", "teacher",
+             "--teacher", student, "--pretrain-weight", run)
+    command(validate, *words)
+    row, = json.loads((tmp_path / "test" / "report.json").read_text())
+    assert row["teacher"].startswith("convnet of step ")
+    assert "a student of training set without its held-out images" in row["teacher"]
+    command(sample, "--pretrain-weight", run, "--ipc", 1, "--teacher", student, "--output-dir", tmp_path / "set")
+    kept = load_file(tmp_path / "set" / "set.safetensors")
+    assert torch.equal(kept["logits"], Teacher.of(ClassifierPool.open(student)).logits(kept["images"]).half())
+    assert "and those alone" in fails(2, validate, *words, "--tag", "other", "--held-out", 0.3)
+
+
+def test_a_student_of_unknown_images_is_no_teacher(command, fails, run, tmp_path):
+    shutil.copytree(run / "pixels", tmp_path / "alone")  # without the config that says what it was distilled from
+    words = ("--output-dir", tmp_path, "--ipc", 1, "--epochs", 1, "--min-steps", 1, "--num-eval", 1, "--pretrain-weight",
+             tmp_path / "alone", "--data", "digits")
+    command(validate, *words, "--tag", "kept", "--keep-students")
+    student, = (tmp_path / "kept" / "students").iterdir()
+    error = fails(2, validate, *words, "--tag", "test", "--labels", "teacher", "--teacher", student)
+    assert "has not learned from the training images of digits" in error
+    (student / "weights.safetensors").write_bytes(b"half")
+    assert "holds no weights of a convnet" in fails(2, sample, "--pretrain-weight", run, "--teacher", student, "--output-dir",
+                                                    tmp_path / "set")
+
+
+MATCH = ("--ipc", 2, "--match-batch", 4, "--steps", 2, "--eval-epochs", 1, "--eval-ipc", 1)
+
+
+@pytest.fixture(scope="module", params=["pixels", "latents"])
+def taught_run(command, pool, tmp_path_factory, request):
+    """A run whose stored images have the rows of a pool beside them."""
+    folder = tmp_path_factory.mktemp(request.param)
+    words = ("--method", "dm", "--factor", 2)
+    if request.param == "latents":
+        command(gen_condense, "--output-dir", folder, "--tag", "gan", "--width", 8, "--batch-size", 8, "--steps", 2)
+        words = ("--method", "inversion", "--chunk-steps", 1, "--weight", folder / "gan")
+    command(pool_match, "--output-dir", folder, "--tag", request.param, "--teacher", pool.dir, *words,
+            *(MATCH if request.param == "pixels" else MATCH[:4] + MATCH[6:]))
+    return folder / request.param
+
+
+def test_rows_are_those_of_the_images_beside_them(digits, pool, taught_run):
+    source, teacher = load_source(taught_run), Teacher.of(pool)
+    images, labels = draw_set(source, 2, 0)
+    assert source.rows.values.shape == (10, source.decoded(2), 10)
+    assert source.rows.values.dtype == torch.float16
+    torch.testing.assert_close(source.rows.logits(images, labels), teacher.logits(images), rtol=2e-3, atol=2e-3)
+    order = torch.randperm(20, generator=stream(0, "order"))
+    some = labels[order]
+    assert torch.equal(source.rows.logits(None, some)[some == 3], source.rows.values[3, : (some == 3).sum()].float())
+    assert source.rows.held_out_accuracy == pytest.approx(teacher.accuracy(digits.held_out))
+
+
+def test_stored_rows_need_no_teacher(command, taught_run, pool, monkeypatch):
+    shared = ("--output-dir", taught_run.parent, "--ipc", 1, 2, "--epochs", 1, "--min-steps", 1, "--num-eval", 1, "--labels",
+              "hard", "rows", "--sampling", "fixed", "--pretrain-weight", taught_run)
+    command(validate, *shared, "--tag", "with", "--teacher", pool.dir, "--compare", "random")
+    monkeypatch.setattr(ClassifierPool, "open", lambda *args: pytest.fail("the pool was opened"))
+    command(validate, *shared, "--tag", "without")
+    rows, named = (json.loads((taught_run.parent / tag / "report.json").read_text()) for tag in ("without", "with"))
+    named = [row for row in named if row["source"] == taught_run.name]
+    assert [row["teacher"] for row in rows[2:]] == [row["teacher"] for row in named[2:]]
+    assert "% of the held-out images" in rows[2]["teacher"]
+    assert [row["accuracies"] for row in rows] == [row["accuracies"] for row in named]
+    decoded = load_source(taught_run).decoded
+    assert [rows[2 + place]["bytes"] - rows[place]["bytes"] for place in (0, 1)] == [2 * 100 * decoded(1), 2 * 100 * decoded(2)]
+
+
+def test_stored_rows_are_exported(command, taught_run, tmp_path):
+    command(sample, "--pretrain-weight", taught_run, "--ipc", 1, "--output-dir", tmp_path)
+    kept, source = load_file(tmp_path / "set.safetensors"), load_source(taught_run)
+    assert torch.equal(kept["logits"].unflatten(0, (10, -1)), source.rows.values[:, : source.decoded(1)])
+    assert torch.equal(kept["labels"], torch.arange(10).repeat_interleave(source.decoded(1)))
+
+
+def test_rows_are_those_of_a_finished_run(command, fails, pool, tmp_path):
+    words = ("--output-dir", tmp_path, "--tag", "dm", "--method", "dm", *MATCH)
+    command(pool_match, *words)
+    assert load_source(tmp_path / "dm").rows is None
+    command(pool_match, *words, "--resume", "--teacher", pool.dir)
+    assert load_source(tmp_path / "dm").rows is not None
+    file = tmp_path / "dm" / "pixels" / ROWS
+    file.write_bytes(b"half")
+    assert f"{ROWS} holds no rows of these images" in fails(2, sample, "--pretrain-weight", tmp_path / "dm", "--output-dir",
+                                                            tmp_path / "set")
+    command(pool_match, *words, "--resume")  # goes on without a teacher
+    assert not file.exists()
+    error = fails(2, pool_match, "--output-dir", tmp_path, "--tag", "gen", "--weight", "x", "--teacher", pool.dir)
+    assert "--teacher is not for --method default" in error
+    error = fails(2, pool_match, *words[:2], "--tag", "wrong", *words[4:], "--teacher", pool.dir, "--held-out", 0.3)
+    assert "and those alone" in error
+    assert not (tmp_path / "wrong").exists()

@@ -15,7 +15,7 @@ from gendistil.common.clustering import herding, k_center, kmeans, representativ
 from gendistil.common.engine import EAGER
 from gendistil.common.errors import UserError
 from gendistil.common.rng import counter_normal, stream
-from gendistil.data import load_dataset, to_signed
+from gendistil.data import load_dataset, standardise, to_signed
 from gendistil.matching import (
     METHODS,
     OBJECTIVES,
@@ -29,6 +29,7 @@ from gendistil.matching import (
     methods,
 )
 from gendistil.matching.objectives import (
+    characteristic,
     class_means,
     distance,
     energy,
@@ -113,12 +114,17 @@ def test_gradients_are_each_class_by_itself(differentiable):
             torch.testing.assert_close(one, every[index], atol=1e-5, rtol=1e-4)
 
 
-@pytest.mark.parametrize("criterion", [moments, energy, class_means])
+def characteristic_of_step_0(real, fake):
+    return characteristic(real, fake, stream(0, "frequencies"))
+
+
+@pytest.mark.parametrize("criterion", [moments, energy, class_means, characteristic_of_step_0])
 def test_distribution_criteria_vanish_on_equals_and_see_shift_and_spread(criterion):
     x = torch.randn(2, 200, 12, generator=stream(0, "x"))
     alike = torch.randn(2, 200, 12, generator=stream(1, "x"))
     fake = alike.clone().requires_grad_()
     assert criterion(x, fake).item() < 0.3 * criterion(x, fake + 1).item()
+    assert criterion is energy or float(criterion(x, x)) < 1e-4
     if criterion is not class_means:
         assert criterion(x, fake).item() < 0.3 * criterion(x, 0.2 * fake).item()
     criterion(x, fake).backward()
@@ -219,6 +225,63 @@ def test_every_objective_moves_the_generator_and_nothing_else(digits, match):
     assert loss.detach() > 0 or match == "energy"
     assert all(p.grad is not None and p.grad.isfinite().all() for p in gan.generator.parameters())
     assert all(p.grad is None for p in [*gan.critic.parameters(), *pool.model.parameters()])
+
+
+@pytest.fixture
+def gan(digits):
+    return GAN(Accelerator(cpu=True), digits.spec, dataclasses.replace(RECIPES["pyramid"], width=16), 0)
+
+
+def matcher_of(gan, digits, **settings):
+    pool = settings.pop("pool", None) or Pool(digits)
+    return Matcher(GeneratorLearner(gan, digits), digits, pool, **{
+        "match": "energy", "weight": 1.0, "select": "random", "classes": 2, "per_class": 4, "aug_type": "none", "interval": 5,
+        "candidates": 20, **settings})
+
+
+@pytest.mark.parametrize("match", [name for name, row in OBJECTIVES.items() if row.embeds])
+def test_embeddings_that_a_pool_keeps_stand_for_images(gan, digits, match, monkeypatch):
+    matcher = matcher_of(gan, digits, match=match, kept=10**6)
+    asked = []
+    embed = matcher.pool.embed
+    monkeypatch.setattr(matcher.pool, "embed", lambda network, rows: asked.append(rows) or embed(network, rows))
+    matcher(0).backward()
+    smallest = int(torch.bincount(digits.train.labels).min())
+    (rows,) = asked
+    assert len(rows) == 2 * smallest
+    assert len(rows.unique()) == len(rows)
+    assert all(p.grad.isfinite().all() for p in gan.generator.parameters())
+
+
+@pytest.mark.parametrize(("settings", "message"), [
+    ({"match": "logit"}, "--match mean, moments, energy, characteristic"), ({"aug_type": "crop"}, "add --no-match-aug")])
+def test_embeddings_that_a_pool_keeps_are_refused_where_images_are_compared(gan, digits, settings, message):
+    with pytest.raises(UserError, match=message):
+        matcher_of(gan, digits, kept=50, **settings)
+
+
+def test_calibration_adds_the_cross_entropy_of_synthetic_images(gan, digits):
+    matcher = matcher_of(gan, digits)
+    plain, calibrated = (float(matcher_of(gan, digits, pool=matcher.pool, options={"calibration": weight})(0).detach())
+                         for weight in (0.0, 0.5))
+    labels = matcher.shuffle.indices(0)
+    fake = matcher.learner.images(labels, torch.arange(2), (2, 4), 0).flatten(0, 1)
+    logits = matcher.pool.model(standardise(fake, digits.spec))
+    expected = F.cross_entropy(logits, labels.repeat_interleave(4))
+    assert calibrated - plain == pytest.approx(0.5 * float(expected.detach()), rel=1e-4)
+
+
+@pytest.mark.parametrize("recipe", ["pyramid", "dim", "biggan"])
+def test_norms_and_class_embeddings_alone_are_learned(digits, recipe):
+    settings = {"width": 16, "dim_noise": 20, "batch_size": 8, "tune": "norms"}
+    gan = GAN(Accelerator(cpu=True), digits.spec, dataclasses.replace(RECIPES[recipe], **settings), 0)
+    before = {name: value.clone() for name, value in gan.generator.named_parameters()}
+    gan.step(to_signed(digits.train.images[:8]), digits.train.labels[:8], 0)
+    moved = {name for name, value in gan.generator.named_parameters() if not torch.equal(value, before[name])}
+    assert moved
+    assert moved == {name for name, value in gan.generator.named_parameters() if value.requires_grad}
+    assert all(before[name].dim() < 4 for name in moved)  # no convolution
+    assert {name.split(".")[0] for name, value in gan.critic.named_parameters() if not value.requires_grad} == set()
 
 
 class Replay:

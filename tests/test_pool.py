@@ -10,7 +10,7 @@ from accelerate import Accelerator
 import pools.pool
 from gendistil.common.errors import UserError
 from gendistil.common.rng import stream
-from gendistil.data import load_dataset
+from gendistil.data import load_dataset, standardise, to_signed
 from pools import ClassifierPool, accuracy, embed_images
 from pools.pool import snapshot_steps
 
@@ -53,6 +53,27 @@ def trained(monkeypatch):
 
 def weights(model):
     return torch.cat([value.flatten().float() for value in model.state_dict().values()])
+
+
+def test_networks_between_snapshots_are_drawn_from_the_line_that_joins_them(digits, folder, pool):
+    between = ClassifierPool(digits, folder, cpu(), **SETTINGS, between=True)
+    assert between.dir == pool.dir
+    shares = set()
+    for draw in range(30):
+        network, index = (which.draw(stream(draw, "draw")) for which in (between, pool))
+        start = weights(index)
+        if torch.equal(weights(network), start):  # the last of a member has none after it
+            continue
+        later = next(i for i in range(len(pool)) if pool[i] is index) + 1
+        step, line = weights(network) - start, weights(pool[later]) - start
+        share = float(step @ line / line.square().sum())
+        torch.testing.assert_close(step, share * line, atol=1e-5, rtol=1e-4)
+        assert 0 < share < 1
+        shares.add(round(share, 3))
+    assert len(shares) > 10
+    rows = torch.arange(6)
+    torch.testing.assert_close(between.embed(network, rows), network.embed(
+        standardise(to_signed(digits.train.images[rows]), digits.spec)), atol=1e-2, rtol=1e-2)
 
 
 def test_snapshots_are_kept_from_early_to_late_and_scored_on_held_out_images(pool, digits):

@@ -9,17 +9,9 @@ import pytest
 
 from gendistil.common.errors import UserError
 from gendistil.evaluation import PROTOCOLS, Result
-from gendistil.evaluation.report import (
-    KEYS,
-    LEGEND,
-    main,
-    markdown,
-    plot,
-    read_report,
-    rewrite,
-    rewrite_document,
-    tables,
-)
+from gendistil.evaluation.plots import plot
+from gendistil.evaluation.report import LEGEND, main, markdown, rewrite, rewrite_document, tables
+from gendistil.evaluation.rows import KEYS, read_report
 
 ROOT = Path(__file__).parents[1]
 

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import re
 import shutil
 import sys
 
@@ -17,7 +18,7 @@ import sample
 import validate
 from gendistil.common.cli import run_script
 from gendistil.evaluation import PROTOCOLS, Result, students
-from gendistil.evaluation.report import KEYS
+from gendistil.evaluation.rows import KEYS, read_report
 from gendistil.sources import CHOICES, MODEL, DistilledDataset
 from generators import NETWORKS
 
@@ -63,7 +64,10 @@ def test_report(call, gan, tmp_path, capsys):
     table = (folder / "report.md").read_text()
     assert "--full-epochs 1" in table
     assert table.split("\n`")[0].strip() in capsys.readouterr().out
-    assert (folder / "accuracy.png").stat().st_size > 1000
+    assert all((folder / name).stat().st_size > 1000 for name in ("accuracy.png", "bytes.png"))
+    page = (folder / "report.html").read_text()
+    assert page.count("<img ") == 4  # two plots, and a sheet of each source that stores or draws images
+    assert "<strong>gan</strong>, a row for each of the classes of digits: 0, 1, 2" in page
     assert (folder / "config.json").exists()
 
 
@@ -105,7 +109,8 @@ def test_a_field_of_the_protocol_is_a_flag(call, gan, tmp_path, monkeypatch):
     asked = []
     monkeypatch.setattr(validate, "evaluate", lambda *_, protocol, **__: asked.append(protocol) or RESULT)
     call(validate, "--pretrain-weight", gan, "--ipc", 1, "--protocol", "idc", "--cutmix", 0, "--aug-single", "--momentum", 0.5,
-         "--schedule", "half", "--weight-decay", 0, "--lr", 0.1, "--batch-size", 32, "--min-steps", 7, "--aug-type", "crop")
+         "--schedule", "half", "--weight-decay", 0, "--lr", 0.1, "--batch-size", 32, "--min-steps", 7, "--aug-type", "crop",
+         "--num-eval", 1)
     assert asked == [dataclasses.replace(PROTOCOLS["idc"], cutmix=0.0, aug_single=True, schedule="half", momentum=0.5,
                                          weight_decay=0.0, lr=0.1, batch_size=32, min_steps=7, aug_type="crop")]
 
@@ -115,7 +120,7 @@ def test_a_protocol_knows_its_data_sets(call, gan, monkeypatch, tmp_path):
     monkeypatch.setattr(validate, "evaluate", lambda *_, protocol, **__: asked.append(protocol) or RESULT)
     monkeypatch.setitem(students.PUBLISHED["dc"], "digits", students.PUBLISHED["dc"]["mnist"])
     for tag, words in (("a", ()), ("b", ("--epochs", 9))):
-        call(validate, "--tag", tag, "--pretrain-weight", gan, "--ipc", 1, "--protocol", "dc", *words)
+        call(validate, "--tag", tag, "--pretrain-weight", gan, "--ipc", 1, "--protocol", "dc", "--num-eval", 1, *words)
     mnist = students.protocol_for("dc", "mnist")
     assert asked == [mnist, dataclasses.replace(mnist, epochs=9)]
 
@@ -239,3 +244,42 @@ def test_bad_input_gives_one_line_and_exit_code_2(call, gan, capsys, tmp_path, s
     assert message in error
     assert error.count("\n") == 1
     assert not (tmp_path / "results").exists()
+
+
+def test_an_evaluation_that_was_stopped_goes_on_student_by_student(call, gan, tmp_path, monkeypatch):
+    words = ("--pretrain-weight", f"g={gan}", "--ipc", 2, *QUICK)
+    call(validate, "--tag", "whole", *words, "--num-eval", 3, "--sampling", "fixed", "fresh", "--compare", "random")
+    trained = []
+    train = students.train_students
+
+    def interrupted(*args, **kwargs):
+        if len(trained) == 4:
+            raise KeyboardInterrupt
+        trained.append(args)
+        return train(*args, **kwargs)
+
+    monkeypatch.setattr(students, "train_students", interrupted)
+    with pytest.raises(SystemExit):
+        call(validate, "--tag", "parts", *words, "--num-eval", 3, "--sampling", "fixed", "fresh", "--compare", "random")
+    rows = read_report(tmp_path / "results" / "parts" / "report.json")
+    assert [row["n"] for row in rows] == [3, 1]
+    monkeypatch.setattr(students, "train_students", train)
+    call(validate, "--tag", "parts", *words, "--num-eval", 2, "--sampling", "fixed", "fresh", "--resume")
+    call(validate, "--tag", "parts", *words, "--num-eval", 3, "--sampling", "fixed", "fresh", "--compare", "random", "--resume")
+    same = ("source", "sampling", "ipc", "accuracies", "mean", "std", "ci95", "n", "steps", "bytes", "diversity")
+    parts, whole = ([{key: row[key] for key in same} for row in read_report(tmp_path / "results" / tag / "report.json")]
+                    for tag in ("parts", "whole"))
+    assert parts == whole
+
+
+def test_an_evaluation_is_not_continued_with_what_would_not_fit_its_rows(call, gan, tmp_path, capsys):
+    words = ("--tag", "t", "--pretrain-weight", f"g={gan}", "--ipc", 1, *QUICK)
+    call(validate, *words)
+    other = shutil.copytree(gan, tmp_path / "other")
+    for change, message in ((("--lr", 0.01), "--lr is not what the run was started with"),
+                            (("--seed", 4), "--seed is not what the run was started with"),
+                            (("--pretrain-weight", f"g={other}"), "give .*other another name, NAME=PATH")):
+        with pytest.raises(SystemExit) as error:
+            call(validate, *words, *change, "--resume")
+        assert error.value.code == 2
+        assert re.search(message, capsys.readouterr().err)

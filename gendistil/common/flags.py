@@ -21,10 +21,11 @@ def fields(kind):
     return [field for field in dataclasses.fields(kind) if "help" in field.metadata]
 
 
-def add_flags(parser, *kinds, defaults=False):
+def add_flags(parser, *kinds, defaults=False, told=False):
     """A flag for every option of the dataclasses `kinds`, under its group; one that several have is made once.
 
-    A flag that is not given is None, or with `defaults` the default of its field.
+    A flag that is not given is None, or with `defaults` the default of its field. With `told` it is None too, and its help says
+    the default that `from_flags` will give it.
     """
     groups = {group.title: group for group in parser._action_groups}
     made = {action.dest for action in parser._actions}
@@ -32,6 +33,8 @@ def add_flags(parser, *kinds, defaults=False):
         facts = {key: field.metadata[key] for key in ("help", "type", "choices", "nargs", "metavar") if key in field.metadata}
         if callable(facts.get("choices")):
             facts["choices"] = facts["choices"]()
+        if told and field.default:
+            facts["help"] += f" (default: {field.default})"
         if field.type is bool:
             facts["action"] = argparse.BooleanOptionalAction
         title = field.metadata.get("group", "options")

@@ -27,14 +27,15 @@ from huggingface_hub.utils import (
 from huggingface_hub.utils import logging as hub_logging
 
 from gendistil.common.errors import UserError
+from gendistil.common.source import ROWS
 
 PREFIX, FACTS, CARD = "hub:", "gendistil.json", "README.md"
 TIMEOUT = 10
 """Seconds that a hub may take to answer before it counts as out of reach."""
 
 # A model by itself, or in one of the folders of a run.
-_WANTED = [FACTS, *(folder + file for folder in ("", "generator/", "pixels/", "latents/")
-                    for file in ("config.json", "diffusion_pytorch_model*.safetensors", "diffusion_pytorch_model*.index.json"))]
+_FILES = ("config.json", "diffusion_pytorch_model*.safetensors", "diffusion_pytorch_model*.index.json", ROWS)
+_WANTED = [FACTS, *(folder + file for folder in ("", "generator/", "pixels/", "latents/") for file in _FILES)]
 
 _KINDS = {"command": str, "argv": list, "method": str, "data": str, "image_size": int, "held_out": float, "dataset": dict,
           "versions": dict, "commit": str, "kind": str}
@@ -153,6 +154,8 @@ def push(source, name, card, facts):
     api = make_repository(name)
     with tempfile.TemporaryDirectory() as folder:
         source.save_pretrained(folder)
+        if source.rows:
+            source.rows.save(folder)
         files = {file.name: file for file in sorted(Path(folder).iterdir())}
         files |= {FACTS: (json.dumps(facts, indent=1, default=str) + "\n").encode(), CARD: card.encode()}
         try:

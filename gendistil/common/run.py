@@ -95,7 +95,8 @@ def save_model(model, folder):
 
 # What --resume may be given anew; everything else decides the weights and stays as the run was started.
 _MAY_CHANGE = {"resume", "overwrite", "output_dir", "tag", "data_dir", "steps", "epochs", "precision", "compile", "lr",
-               "lr_critic", "log_interval", "sample_interval", "save_interval", "eval_interval"}
+               "lr_critic", "log_interval", "sample_interval", "save_interval", "eval_interval", "auto_stop", "patience",
+               "teacher"}
 
 
 def check_folder(options):
@@ -112,6 +113,15 @@ def check_folder(options):
     return folder
 
 
+def check_options(options, may_change=_MAY_CHANGE):
+    """Raise UserError if a flag, other than those of `may_change`, is not what the run that --resume continues began with."""
+    config = read_json(check_folder(options) / CONFIG)
+    now = json.loads(json.dumps(options, default=str))
+    for name in now:
+        if name not in may_change and config.get(name) != now[name]:
+            raise UserError(f"--resume: --{name.replace('_', '-')} is not what the run was started with ({config.get(name)})")
+
+
 def resume_state(options):
     """The checkpoint from which `--resume` continues, or None without that flag.
 
@@ -120,11 +130,7 @@ def resume_state(options):
     folder = check_folder(options)
     if not options["resume"]:
         return None
-    config = read_json(folder / CONFIG)
-    now = json.loads(json.dumps(options, default=str))
-    for name in now:
-        if name not in _MAY_CHANGE and config.get(name) != now[name]:
-            raise UserError(f"--resume: --{name.replace('_', '-')} is not what the run was started with ({config.get(name)})")
+    check_options(options)
     if not (folder / CHECKPOINT).exists():
         raise UserError(f"--resume: {folder} was stopped before its first checkpoint: start again with --overwrite")
     return training_state(folder / CHECKPOINT)
@@ -179,7 +185,7 @@ class Run:
         """Write signed images [N, C, H, W] as one grid to samples/<name>-<step>.png and to TensorBoard."""
         if not self.is_main:
             return
-        path = self.dir / "samples" / f"{name}-{step:06d}.png"
+        path = sample_path(self.dir, name, step)
         partial = path.with_name(f".{path.name}")
         save_image(images.float().cpu(), partial, nrow=columns, normalize=True, value_range=(-1, 1), padding=1)
         os.replace(partial, path)
@@ -200,6 +206,11 @@ class Run:
     def close(self):
         if self._writer is not None:
             self._writer.close()
+
+
+def sample_path(folder, name, step):
+    """Where the run in `folder` keeps the images called `name` of a step; a slash in a name becomes a minus."""
+    return Path(folder) / "samples" / f"{name.replace('/', '-')}-{step:06d}.png"
 
 
 def _forget(path, step):
@@ -240,6 +251,11 @@ def made_by(path):
     """How the model at `path` was made: its run's config, or what was uploaded beside it to a hub; a dict, empty if neither."""
     folder = find_run(path) if path else None
     return read_json(folder / CONFIG) if folder else read_facts(path)
+
+
+def amend(run, **facts):
+    """Add `facts` to the config.json of a run's folder, which is replaced whole."""
+    write_json(run / CONFIG, {**read_json(run / CONFIG), **facts})
 
 
 def inherit_data(args, weight):

@@ -2,6 +2,9 @@
 
 import torch
 
+ROWS = "rows.safetensors"
+"""The file beside the weights of stored images that holds a row of a teacher's logits for each of them."""
+
 
 def index_within_class(labels):
     """How many earlier entries of `labels` [B] equal each entry: int64 [B]."""
@@ -21,6 +24,10 @@ class Source:
 
     max_ipc = None
     """How many images of every class are stored; None where any number can be drawn."""
+    rows = None
+    """The `Rows` of a teacher that were kept with its images, if any were."""
+    classifiers = ()
+    """Digests of the weights of classifiers that are kept with it."""
     temperature = 1.0
     """At which its soft labels were taken, and at which students answer to them."""
 

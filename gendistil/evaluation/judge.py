@@ -1,9 +1,10 @@
-"""What keeps the best of a run, by the score of a student on held-out images."""
+"""What keeps the best of a run, by the score of a student on held-out images, and what ends a run by it."""
 
 from dataclasses import dataclass, replace
 
 from gendistil.common.cli import COUNT
 from gendistil.common.flags import option
+from gendistil.common.loop import any_process
 from gendistil.evaluation.students import PROTOCOLS, evaluate
 from pools import CLASSIFIERS
 
@@ -18,6 +19,16 @@ class Judging:
     eval_model: str = option("student that is scored", "convnet", choices=CLASSIFIERS, group=_GROUP)
     eval_ipc: int = option("fresh images of each class in an epoch of that student", 10, type=COUNT, group=_GROUP)
     eval_epochs: int = option("epochs of that student", 60, type=COUNT, group=_GROUP)
+
+
+@dataclass(frozen=True)
+class Stopping(Judging):
+    """The same for a run that ends by its scores."""
+
+    auto_stop: bool = option("keep the generator with the best held-out score, and end when scores no longer rise", False,
+                             group=_GROUP)
+    patience: int = option("scores in a row without a rise above the best, after which --auto-stop ends the run", 3, type=COUNT,
+                           group=_GROUP)
 
 
 class Judge:
@@ -44,5 +55,43 @@ class Judge:
             if self.keep == "last" or score >= self.summary["held_out_accuracy"]:
                 self.summary.update(held_out_accuracy=score, best_step=step)
                 self.run.save_model(source, learner.folder)
+            if step == 0:
+                self.summary["held_out_accuracy_before"] = score
             self.run.images(learner.folder, *learner.grid(), step)
         self.run.accelerator.wait_for_everyone()
+
+    def gain(self, control):
+        """What a run of a generator has gained, in words; `control` says that it has not matched."""
+        before, after = self.summary.get("held_out_accuracy_before"), self.summary["held_out_accuracy"]
+        words = "" if before is None else f"{before:.1f} % of the held-out images before, "
+        words += f"{after:.1f} % with what is kept" if self.summary["best_step"] else "no step scored more, so that is kept"
+        return words if control else f"{words}. What matching gained, its control alone can tell: --control-of {self.run.dir}"
+
+
+class StoppingJudge(Judge):
+    """A `Judge` that keeps the best and says when a run has stopped gaining; `judging` is a `Stopping`.
+
+    The student is the same at every score, so equal generators score alike, and every rise counts. The summary, which is kept
+    in the checkpoint, counts the scores since the last one.
+    """
+
+    def __init__(self, run, engine, dataset, judging, seed, summary=None):
+        summary = summary or {"held_out_accuracy": 0.0, "best_step": 0, "scores_without_rise": 0}
+        super().__init__(run, engine, dataset, judging, seed, "best", summary)
+
+    def score(self, learner, step):
+        best = self.summary["held_out_accuracy"]
+        super().score(learner, step)
+        if self.run.is_main:  # the others know no score
+            rose = self.summary["held_out_accuracy"] > best
+            self.summary["scores_without_rise"] = 0 if rose else self.summary["scores_without_rise"] + 1
+
+    def over(self):
+        """Whether the run ends here; every process calls it, and all get the same answer."""
+        return any_process(self.run.accelerator, self.summary["scores_without_rise"] >= self.judging.patience)
+
+    def verdict(self, step, over):
+        """One line: at which step the run ended, why, and what is kept."""
+        best, patience = self.summary["held_out_accuracy"], self.judging.patience
+        why = f"no rise above {best:.2f} % in {patience} held-out scores" if over else "its length"
+        return f"ended at step {step} ({why}); the generator of step {self.summary['best_step']} is kept"

@@ -1,6 +1,7 @@
-"""Rows of measured accuracy as tables, a plot and files, and the tables of documents.
+"""Rows of measured accuracy as tables, plots and files, and the tables of documents.
 
     python -m gendistil.evaluation.report results/a/report.json results/b/report.json    # prints one table of several reports
+    python -m gendistil.evaluation.report results/*/report.json --output-dir both        # also as a page, with plots
     python -m gendistil.evaluation.report --document docs/results.md                     # rewrites every table of a document
 
 A document marks the place of a table, and the files that it is made from, by the lines `<!-- table: a.json b.json -->` and
@@ -8,18 +9,17 @@ A document marks the place of a table, and the files that it is made from, by th
 the document's nearest parent with a pyproject.toml.
 """
 
-import json
 import re
 import shlex
+import sys
 from pathlib import Path
 
 from gendistil.common.cli import Parser, run_script
 from gendistil.common.errors import UserError
-from gendistil.common.run import write_json
-
-KEYS = ("source", "data", "sampling", "ipc", "model", "mean", "std", "ci95", "n", "seconds")
-"""What every row has at least. Accuracies are in per cent, seconds those of all n students together. Rows may also say how many
-bytes their source keeps, and its `diversity`."""
+from gendistil.common.run import CONFIG, write_json
+from gendistil.evaluation.page import Picture, find_sheets, page
+from gendistil.evaluation.plots import PLOTS, caption, plot
+from gendistil.evaluation.rows import REPORT, kind_of, read_report, unique
 
 LEGEND = """\
 Mean ± standard deviation over students with different seeds (± half the width of the mean's 95 % interval, Student's t).
@@ -29,12 +29,12 @@ trained where it is not the default of `validate.py`.
 """
 """What the words and numbers of a table mean, as markdown: once for all tables of a document."""
 
+_FACTS = {"data set": "data", "students": "model", "protocol": "protocol", "scored on": "scored_on", "device": "device",
+          "torch": "torch"}
+"""What a page says below its tables, by the row's key for it."""
+
 _PUBLISHED = {"dc": "DC", "dsa": "DSA and DM", "idc": "IDC and DREAM"}
 _SCORED = {"test": "test set", "held_out": "held-out images"}
-
-
-def _unique(values):
-    return list(dict.fromkeys(values))
 
 
 def _cell(row):
@@ -66,30 +66,36 @@ def _how(protocol, scored_on, labels="hard", teacher=None):
     return how + "scored once at the last step"
 
 
-def tables(rows):
-    """The rows (dicts with `KEYS`) as markdown: one table per data set, student and protocol, one column per IPC."""
-    parts = []
-    kind = lambda row: (row["data"], row["model"], row.get("protocol", "default"), row.get("scored_on", "test"),
-                        row.get("labels", "hard"), row.get("teacher"))
-    for group in sorted(_unique(map(kind, rows)), key=lambda group: group[4] != "hard"):  # hard labels first
+def grids(rows):
+    """The rows (dicts with `KEYS`) as tables, each a tuple of its heading, its header and its lines of text.
+
+    One table per data set, student and protocol, one column per IPC; then one per data set of what its sources keep.
+    """
+    for group in sorted(unique(map(kind_of, rows)), key=lambda group: group[4] != "hard"):  # hard labels first
         data, model, protocol, scored_on, labels, teacher = group
-        chosen = [row for row in rows if kind(row) == group]
+        chosen = [row for row in rows if kind_of(row) == group]
         budgets = sorted({row["ipc"] for row in chosen}, key=lambda ipc: (ipc is None, ipc))
         lines = []
-        for source, sampling in _unique((row["source"], row["sampling"]) for row in chosen):
+        for source, sampling in unique((row["source"], row["sampling"]) for row in chosen):
             # A later row replaces an earlier one of the same name.
             cells = {row["ipc"]: row for row in chosen if (row["source"], row["sampling"]) == (source, sampling)}
             counts = "-".join(str(n) for n in sorted({row["n"] for row in cells.values()}))
             lines.append([source, sampling, counts, *(_cell(cells[ipc]) if ipc in cells else "" for ipc in budgets)])
         header = ["source", "sampling", "students", *("all images" if ipc is None else f"IPC {ipc}" for ipc in budgets)]
-        parts.append(f"**{model} on {data}**, {_how(protocol, scored_on, labels, teacher)}\n\n{_grid(header, lines)}")
-    for data in _unique(row["data"] for row in rows if row.get("bytes") is not None):
-        kept = {(row["source"], row["ipc"]): row for row in rows if row["data"] == data and row.get("bytes") is not None}
-        lines = [[source, str(ipc), f"{row['bytes']:,}", "" if row.get("diversity") is None else f"{row['diversity']:.3f}"]
-                 for (source, ipc), row in kept.items()]
-        parts.append(f"What the sources of {data} keep, and how far apart two images of a class are\n\n"
-                     f"{_grid(['source', 'IPC', 'bytes', 'diversity'], lines)}")
-    return "\n\n".join(parts) + "\n"
+        yield f"**{model} on {data}**, {_how(protocol, scored_on, labels, teacher)}", header, lines
+    for data in unique(row["data"] for row in rows if row.get("bytes") is not None):
+        kept = {(row["source"], row["ipc"], row.get("labels", "hard")): row for row in rows
+                if row["data"] == data and row.get("bytes") is not None}
+        lines = [[source if labels == "hard" else f"{source}, labels: {labels}", str(ipc), f"{row['bytes']:,}",
+                  "" if row.get("diversity") is None else f"{row['diversity']:.3f}"]
+                 for (source, ipc, labels), row in kept.items()]
+        yield (f"What the sources of {data} keep, and how far apart two images of a class are",
+               ["source", "IPC", "bytes", "diversity"], lines)
+
+
+def tables(rows):
+    """The tables of the rows as markdown."""
+    return "\n\n".join(f"{heading}\n\n{_grid(header, lines)}" for heading, header, lines in grids(rows)) + "\n"
 
 
 def markdown(rows):
@@ -97,53 +103,22 @@ def markdown(rows):
     return f"{tables(rows)}\n{LEGEND}"
 
 
-def plot(rows, path):
-    """Accuracy against images per class as a PNG: a line per source, student and sampling, bars for the 95 % interval."""
-    import matplotlib
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
+def write_report(rows, folder, command, sheets):
+    """report.json, report.md, report.html and the plots in `folder`, of the rows so far.
 
-    figure, axes = pyplot.subplots(figsize=(7, 4.5), layout="constrained")
-    colours = {source: f"C{i}" for i, source in enumerate(_unique(row["source"] for row in rows))}
-    markers = dict(zip(_unique(row["model"] for row in rows), "osD^vP*X" * len(rows)))
-    budgets = sorted({row["ipc"] for row in rows if row["ipc"] is not None})
-    for source, model, sampling in _unique((row["source"], row["model"], row["sampling"]) for row in rows):
-        line = [row for row in rows if (row["source"], row["model"], row["sampling"]) == (source, model, sampling)]
-        name = ", ".join([source, *([model] if len(markers) > 1 else [])])
-        if sampling == "all":
-            axes.axhline(line[0]["mean"], color=colours[source], linestyle=":", label=name)
-            continue
-        line.sort(key=lambda row: row["ipc"])
-        axes.errorbar([row["ipc"] for row in line], [row["mean"] for row in line], [row["ci95"] or 0 for row in line],
-                      color=colours[source], marker=markers[model], markersize=4, capsize=3, linewidth=1.2,
-                      linestyle={"fresh": "-", "fixed": "--"}.get(sampling, "-."), label=f"{name}, {sampling}")
-    if budgets:
-        axes.set_xscale("log")
-        axes.set_xticks(budgets, [str(ipc) for ipc in budgets])
-        axes.minorticks_off()
-    axes.set(xlabel="images per class", ylabel="accuracy (%)", title=", ".join(_unique(row["data"] for row in rows)))
-    axes.grid(alpha=0.3)
-    axes.legend(fontsize=8)
-    figure.savefig(path, dpi=150)
-    pyplot.close(figure)
-
-
-def write_report(rows, folder, command):
-    """report.json, report.md and accuracy.png in `folder`, of the rows so far; `command` is a list of words."""
-    write_json(folder / "report.json", rows)
+    Args: command, a list of words; sheets, those of `find_sheets`. Without a row that says its bytes there is no bytes.png.
+    """
+    write_json(folder / REPORT, rows)
     (folder / "report.md").write_text(f"{markdown(rows)}\n`{shlex.join(command)}`\n", encoding="utf-8")
-    plot(rows, folder / "accuracy.png")
-
-
-def read_report(path):
-    """The rows of a report.json. Raises UserError if it is missing or is something else."""
-    try:
-        rows = json.loads(Path(path).read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path} cannot be read as a report.json of validate.py: {error}")
-    if not isinstance(rows, list) or not rows or not all(isinstance(row, dict) and set(KEYS) <= set(row) for row in rows):
-        raise UserError(f"{path} is not a report.json of validate.py: it must be a list of rows with {', '.join(KEYS)}")
-    return rows
+    plots = []
+    for over, (name, axis) in PLOTS.items():
+        if over == "ipc" or any(row.get(over) for row in rows):
+            plot(rows, folder / name, over)
+            plots.append(Picture(folder / name, f"Accuracy against {axis}, as the tables have it", caption(rows, over)))
+    data = ", ".join(unique(row["data"] for row in rows))
+    facts = {words: "; ".join(unique(str(row[key]) for row in rows if key in row)) for words, key in _FACTS.items()}
+    text = page(f"Accuracy of students on {data}", shlex.join(command), grids(rows), LEGEND, plots, sheets.values(), facts)
+    (folder / "report.html").write_text(text, encoding="utf-8")
 
 
 def rewrite(text, root, sections=None):
@@ -191,17 +166,40 @@ def rewrite_document(path, sections=None):
         raise UserError(f"--document {path}: {error}")
 
 
+def _join(reports, rows, folder, command):
+    """Write the report of several in a folder that is no run's, with the sheets that lie beside each of them."""
+    if (folder / CONFIG).exists() or folder.resolve() in [path.resolve().parent for path in reports]:
+        raise UserError(f"--output-dir {folder} holds a run or one of the reports: name another folder")
+    sheets = {}
+    for path, part in reports.items():
+        sheets |= find_sheets(part, path.parent)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        write_report(rows, folder, command, sheets)
+    except OSError as error:
+        raise UserError(f"--output-dir {folder} cannot be written ({error.strerror}): name another folder")
+    print(f"\nreport: {folder / 'report.html'}")
+
+
 def main():
-    parser = Parser(prog="python -m gendistil.evaluation.report", description="One table of several reports, or all tables "
-                    "of documents.")
+    parser = Parser(prog="python -m gendistil.evaluation.report", description="One report of several, or all tables of "
+                    "documents.")
     parser.add_argument("reports", type=Path, nargs="*", metavar="REPORT", help="report.json files, in the table's order")
+    parser.add_argument("--output-dir", type=Path, metavar="DIR", help="also write their report there: report.html, report.md, "
+                        "report.json, accuracy.png and, if the rows say their bytes, bytes.png")
     parser.add_argument("--document", type=Path, nargs="+", metavar="FILE", default=[],
                         help="markdown files in which every marked table and legend is written anew")
     args = parser.parse_args()
     if bool(args.reports) == bool(args.document):
         parser.error("name either reports, or documents by --document")
+    if args.output_dir and args.document:
+        parser.error("--output-dir is for the report of several: name reports")
     if args.reports:
-        print(markdown([row for path in args.reports for row in read_report(path)]), end="")
+        reports = {path: read_report(path) for path in args.reports}
+        rows = [row for part in reports.values() for row in part]
+        print(markdown(rows), end="")
+        if args.output_dir:
+            _join(reports, rows, args.output_dir, [*shlex.split(parser.prog), *sys.argv[1:]])
     written = {path: rewrite_document(path) for path in args.document}  # all are read before the first is changed
     for path, text in written.items():
         try:

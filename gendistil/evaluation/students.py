@@ -86,6 +86,7 @@ class Result:
     epochs: int
     steps: int         # of each student
     seconds: float     # wall-clock, all students together, the drawing of their images included
+    student: object = None  # the first of them, trained
 
     @property
     def n(self):
@@ -106,6 +107,13 @@ class Result:
         """Half the width of the 95 % confidence interval of the mean, by Student's t; None for a single student."""
         if self.n > 1:
             return float(stdtrit(self.n - 1, 0.975)) * self.std / math.sqrt(self.n)
+
+    @classmethod
+    def of_rows(cls, *rows):
+        """The students of rows that differ in nothing but the seeds, as one result."""
+        first = rows[0]
+        scores = tuple(value for row in rows for value in row["accuracies"])
+        return cls(scores, first["images"], first["epochs"], first["steps"], math.fsum(row["seconds"] for row in rows))
 
     def row(self):
         """The numbers of a report's row."""
@@ -157,10 +165,11 @@ def evaluate(source, dataset, model_name="convnet", ipc=50, sampling="fresh", *,
                      source.temperature)
 
 
-def evaluate_full(dataset, model_name="convnet", *, num_eval=3, seed=0, protocol=PROTOCOLS["default"], scored_on="test",
-                  engine=EAGER, together=None):
-    """As `evaluate`, but each epoch is one pass over the whole training set (without the held-out part if that is scored)."""
-    split = dataset.full_train if scored_on == "test" else dataset.train
+def evaluate_full(dataset, model_name="convnet", *, split=None, num_eval=3, seed=0, protocol=PROTOCOLS["default"],
+                  scored_on="test", engine=EAGER, together=None):
+    """As `evaluate`, but each epoch is one pass over the real images of `split` (default: the whole training set, without the
+    held-out part if that is scored)."""
+    split = split or (dataset.full_train if scored_on == "test" else dataset.train)
 
     def batches_of(seed):
         return student_batches(lambda epoch: (split.images, split.labels), dataset.spec, protocol, seed)
@@ -174,15 +183,16 @@ def _evaluate(make_batches, images, dataset, model_name, num_eval, seed, protoco
     start = time.perf_counter()
     spec, scored = dataset.spec, getattr(dataset, scored_on)
     protocol = long_enough(protocol, images)
-    scores, device = [], scored.images.device
+    scores, device, student = [], scored.images.device, None
     for seeds in torch.arange(seed, seed + num_eval).split(together or (num_eval if device.type == "cuda" else 1)):
         models = [build_classifier(model_name, spec.channels, spec.size, spec.num_classes,
                                    generator=stream(student_seed, "student's weights")).to(device)
                   for student_seed in seeds.tolist()]
         batches = [make_batches(student_seed) for student_seed in seeds.tolist()]
         scores += train_students(models, batches, scored, spec, protocol, engine=engine, temperature=temperature).tolist()
+        student = models[0] if student is None else student
     steps = protocol.epochs * steps_per_epoch(images, protocol.batch_size)
-    return Result(tuple(scores), images, protocol.epochs, steps, time.perf_counter() - start)
+    return Result(tuple(scores), images, protocol.epochs, steps, time.perf_counter() - start, student)
 
 
 def train_student(model, batches, split, spec, protocol, *, engine=EAGER, temperature=1.0):

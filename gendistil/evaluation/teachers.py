@@ -1,19 +1,52 @@
-"""Which teacher labels the images of an evaluation."""
+"""Which teacher labels the images of an evaluation, and the students that are kept to be teachers."""
 
-from dataclasses import replace
+import json
+import re
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
+from gendistil.common.cli import POSITIVE
 from gendistil.common.errors import UserError
+from gendistil.common.flags import from_flags, option, refuse
 from gendistil.common.run import made_by
 from gendistil.evaluation.students import evaluate
-from gendistil.sources import CHOICES, KINDS, RealImages, Taught, Teacher
-from pools import ClassifierPool
+from gendistil.sources import CHOICES, KINDS, RealImages, Rows, Taught, Teacher, draw_set, load_source
+from pools import ClassifierPool, accuracy, keep_classifier
 
 SNAPSHOTS = ("last", "auto")
 """last: the mean logits of a pool's members at the end of their training; auto: for each number of images, the one snapshot
 whose students score best on held-out images, because few images want a teacher that knows less."""
 
 _TRIAL_EPOCHS = 60  # at most, of the student that tries a snapshot
+_GROUP = "labels"
+
+
+@dataclass(frozen=True)
+class Labels:
+    """What students learn to answer, and whose answers these are."""
+
+    labels: tuple = option("hard: the classes' own (the default); rows: with --sampling fixed or representative, one row of a "
+                           "teacher's logits for every image; teacher: with fresh, its answer to every image", ("hard",),
+                           choices=KINDS, nargs="+", group=_GROUP)
+    teacher: Path | None = option("the folder of a pool of pretrained classifiers, whose mean logits are the labels, or of a "
+                                  "student that --keep-students kept (default: the rows that a run keeps with its images, "
+                                  "else the pool that it was matched with)", None, type=Path, metavar="FOLDER", group=_GROUP)
+    teacher_snapshots: str = option("last (the default): a pool's members at the end of their training; auto: for each --ipc "
+                                    "the one snapshot that is best on held-out images", "last", choices=SNAPSHOTS, group=_GROUP)
+    temperature: float = option("by which a teacher's logits are divided (default: 2)", 2.0, type=POSITIVE, group=_GROUP)
+
+
+def labels_of(args):
+    """The `Labels` that the flags name, hard ones first. Raises UserError for flags that do not go together."""
+    labels = from_flags(Labels, args)
+    for kind in labels.labels:
+        if not any(fits(kind, sampling) for sampling in args.sampling):
+            raise UserError(f"--labels {kind} needs --sampling {'fresh' if kind == 'teacher' else 'fixed or representative'}")
+    if set(labels.labels) == {"hard"}:
+        used = ("labels",) if args.keep_above is None else ("labels", "teacher")
+        why = "is for labels of a teacher: add --labels rows or teacher"
+        refuse(args, (Labels,), lambda field: field.name not in used, why)
+    return replace(labels, labels=tuple(kind for kind in KINDS if kind in labels.labels))
 
 
 def fits(kind, sampling):
@@ -21,42 +54,76 @@ def fits(kind, sampling):
     return kind == "hard" or (kind == "rows") == (sampling in CHOICES)
 
 
-class Teachers:
-    """The pool whose members label images, and which of them does.
+def open_teacher(path, dataset):
+    """The pool, or the student as a pool of one, in the folder `path`, on the device of a `Dataset`.
 
-    Args: path, the folder of a pool, None for the one that the first of `runs` (paths) was matched with; source, whose images
-    the snapshots are tried on, for all sources alike; dataset; choice, one of `SNAPSHOTS`; temperature, of the labels; engine,
-    an `Engine`; protocol and seed, of the students that try the snapshots.
-    Raises UserError where there is no such pool, or one of other images.
+    Raises UserError unless there is one that has learned from the training images alone. One that has also seen held-out images
+    could not be chosen by them, nor choose by them.
+    """
+    pool = ClassifierPool.open(path, dataset.train.images.device)
+    if not pool.learned_from(dataset.train):
+        raise UserError(f"--teacher {path} has not learned from the training images of {dataset.spec.name} with this "
+                        "--held-out, and those alone: name a pool, or a student, that has")
+    return pool
+
+
+def keep_rows(folder, teacher, dataset):
+    """Keep what a `Teacher` answers to each of the stored images of the model in `folder`, beside its weights."""
+    device = dataset.train.images.device
+    source = load_source(folder, device)
+    images, _ = draw_set(source, source.max_ipc, 0, device)
+    values = teacher.logits(images).half().unflatten(0, (source.num_classes, -1))
+    Rows(values, teacher.name, teacher.accuracy(dataset.held_out)).save(folder)
+
+
+class Teachers:
+    """The classifiers that label images, and which of them does.
+
+    Args: labels, a `Labels`; runs, paths, the first of which that names a pool says the default one; sources, to be labelled,
+    on the first of which the snapshots are tried, for all alike; dataset; engine, an `Engine`; protocol and seed, of the
+    students that try the snapshots.
+    Rows that a source keeps label it unless `labels` names a teacher or wants one chosen. Raises UserError where a pool is
+    needed and there is none, or one of other images.
     """
 
-    def __init__(self, path, runs, source, dataset, *, choice, temperature, engine, protocol, seed):
-        path = path or next((made["pool_folder"] for made in map(made_by, runs) if made.get("pool_folder")), None)
+    def __init__(self, labels, runs, sources, dataset, *, engine, protocol, seed):
+        self.labels, self.dataset, self.engine = labels, dataset, engine
+        self.protocol, self.seed = replace(protocol, epochs=min(protocol.epochs, _TRIAL_EPOCHS)), seed
+        self._chosen, self._teachers, self._scores = {}, {}, {}
+        source = next(iter(sources), None)
+        # Held-out images are no training images of a trial.
+        self.tried_on = RealImages(dataset.train, dataset.spec.num_classes) if isinstance(source, RealImages) else source
+        if "teacher" not in labels.labels and all(self._keeps_rows(source) for source in sources):
+            return
+        named = (made.get(name) for made in map(made_by, runs) for name in ("teacher", "pool_folder"))
+        path = labels.teacher or next(filter(None, named), None)
         if path is None:
             raise UserError("--labels: no run of --pretrain-weight names a pool of pretrained classifiers: give --teacher, the "
                             "folder of one (results/pools/...)")
-        self.pool, self.path = ClassifierPool.open(path, dataset.train.images.device), Path(path)
-        # Held-out images are no training images of a trial.
-        self.tried_on = RealImages(dataset.train, dataset.spec.num_classes) if isinstance(source, RealImages) else source
-        self.dataset, self.choice, self.temperature, self.engine = dataset, choice, temperature, engine
-        self.protocol, self.seed = replace(protocol, epochs=min(protocol.epochs, _TRIAL_EPOCHS)), seed
-        if not self.pool.learned_from(dataset.train):
-            raise UserError(f"--teacher {path} has not learned from the training images of {dataset.spec.name} with this "
-                            "--held-out, and those alone: name a pool that has")
-        self._chosen, self._teachers, self._scores = {}, {}, {}
+        self.pool = open_teacher(path, dataset)
 
     def teach(self, source, kind, ipc, sampling):
         """`source` with labels of a kind, as students of `ipc` images of a class see it."""
         if kind == "hard":
             return source
-        return Taught(source, self._teacher(self._choose(kind, ipc, sampling)), self.temperature, kind == "rows")
+        kept = kind == "rows" and self._keeps_rows(source)
+        teacher = source.rows if kept else self._teacher(self._choose(kind, ipc, sampling))
+        return Taught(source, teacher, self.labels.temperature, kind == "rows")
 
     def describe(self, source):
-        """A taught source's teacher in words: its networks, what they score on the test images, and the temperature."""
+        """A taught source's teacher in words: its networks, what they score on the held-out images, and the temperature."""
         teacher = source.teacher
-        if teacher.name not in self._scores:
-            self._scores[teacher.name] = teacher.accuracy(self.dataset.test)
-        return f"{teacher.name}, {self._scores[teacher.name]:.1f} % of the test images, temperature {self.temperature:g}"
+        if isinstance(teacher, Rows):
+            score = teacher.held_out_accuracy
+        else:
+            if teacher.name not in self._scores:
+                self._scores[teacher.name] = teacher.accuracy(self.dataset.held_out)
+            score = self._scores[teacher.name]
+        return f"{teacher.name}, {score:.1f} % of the held-out images, temperature {self.labels.temperature:g}"
+
+    def _keeps_rows(self, source):
+        """Whether the rows that a source keeps are its labels."""
+        return source.rows is not None and self.labels.teacher is None and self.labels.teacher_snapshots == "last"
 
     def _teacher(self, indices):
         if indices not in self._teachers:
@@ -65,7 +132,7 @@ class Teachers:
 
     def _choose(self, kind, ipc, sampling):
         """Indices of the snapshots that answer."""
-        if self.choice == "last":
+        if self.labels.teacher_snapshots == "last":
             return tuple(self.pool.finished())
         if (kind, ipc) not in self._chosen:
             scores = {index: self._score(index, kind, ipc, sampling) for index in range(len(self.pool))}
@@ -73,11 +140,29 @@ class Teachers:
         return self._chosen[kind, ipc]
 
     def _score(self, index, kind, ipc, sampling):
-        taught = Taught(self.tried_on, self._teacher((index,)), self.temperature, kind == "rows")
+        taught = Taught(self.tried_on, self._teacher((index,)), self.labels.temperature, kind == "rows")
         return evaluate(taught, self.dataset, "convnet", ipc, sampling, num_eval=1, seed=self.seed, scored_on="held_out",
                         protocol=self.protocol, engine=self.engine).mean
 
 
-def kinds_of(names):
-    """`names` of labels in the order in which a report shows them, hard ones first."""
-    return [kind for kind in KINDS if kind in names]
+def distilled_from(path, dataset, held_out):
+    """The real images that the run at `path` learned from, a `Split`: those of `dataset.train`, held_out being their fraction
+    that is left out, or None where its config does not say that it is they."""
+    made, spec = made_by(path), json.loads(json.dumps(asdict(dataset.spec)))
+    return dataset.train if (made.get("dataset"), made.get("held_out")) == (spec, held_out) else None
+
+
+def keep_student(folder, place, row, result, dataset, real, *, seed, engine):
+    """Keep the first student of a row of a report, a dict, in a folder of its own inside `folder`, and return its name.
+
+    Args: place, the row's in the report; result, its `Result`; real, the `Split` that the student's images come from, None
+    where that is not known.
+    """
+    words = (f"{place:02d}", row["source"], row["sampling"], row["ipc"] and f"ipc{row['ipc']}", row["model"], row["labels"])
+    name = re.sub(r"[^\w.-]+", "_", "-".join(filter(None, words)))
+    split = dataset.held_out
+    score = float(accuracy(result.student, split.images, split.labels, dataset.spec, engine=engine))
+    facts = {"student_of": row["source"], **{key: row[key] for key in ("sampling", "ipc", "labels")}}
+    keep_classifier(folder / name, result.student, row["model"], dataset, seed=seed, step=result.steps,
+                    held_out_accuracy=score, real=real, **facts)
+    return name

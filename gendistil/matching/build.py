@@ -34,6 +34,9 @@ class Start:
                                      None, type=Path, metavar="RUN", group="a generator", learns=(GENERATOR,))
     ipc: int | None = option("stored images per class (default: 10; of latents, as many as the smallest class has)", None,
                              type=COUNT, group="pixels and latents", learns=STORED)
+    teacher: Path | None = option("the folder of a pool of pretrained classifiers, or of a student that validate.py kept: the "
+                                  "mean logits for every stored image are kept with it, for validate.py --labels rows", None,
+                                  type=Path, metavar="FOLDER", group="pixels and latents", learns=STORED)
 
 
 def read_weight(path):
@@ -76,15 +79,17 @@ def holds_latents(path):
 
 def make_pool(method, folder, seed, dataset, engine):
     """The networks that compare the images; pretrained ones are made in `folder`, or found there."""
+    given = {"batch_size": method.pool_batch, "lr": method.pool_lr, "aug_type": method.pool_aug}
+    given = {name: value for name, value in given.items() if value is not None}
     if method.pool_training == "pretrained":
         return ClassifierPool(dataset, folder, engine.accelerator, names=method.pool, members=method.pool_members,
-                              epochs=method.pool_epochs, snapshots=method.pool_snapshots, engine=engine)
+                              epochs=method.pool_epochs, snapshots=method.pool_snapshots, between=method.pool_between,
+                              engine=engine, **given)
     if method.pool_training == "random":
         return RandomPool(dataset, names=method.pool, engine=engine)
     return OnlinePool(dataset, teacher=method.pool_training, outer=method.outer, inner=method.inner, names=method.pool,
-                      images=method.pool_images, batch_size=method.pool_batch, lr=method.pool_lr, momentum=method.pool_momentum,
-                      weight_decay=method.pool_decay, aug_type=method.pool_aug, aug_single=method.aug_single,
-                      cutmix=method.pool_cutmix, seed=seed, engine=engine)
+                      images=method.pool_images, momentum=method.pool_momentum, weight_decay=method.pool_decay,
+                      aug_single=method.aug_single, cutmix=method.pool_cutmix, seed=seed, engine=engine, **given)
 
 
 @dataclass(frozen=True)
@@ -120,9 +125,10 @@ class Begin:
 def _generator(begin):
     method, state, file, accelerator = begin.method, begin.state, begin.file, begin.accelerator
     recipe = recipe_of(state, file)
-    values = {name: getattr(method, name) for name in ("lr", "lr_critic", "batch_size")}
+    values = {name: getattr(method, name) for name in ("lr", "lr_critic", "batch_size", "ema", "tune")}
     known = {field.name for field in dataclasses.fields(recipe)}
-    recipe = dataclasses.replace(recipe, **{name: value for name, value in values.items() if value and name in known})
+    values = {name: value for name, value in values.items() if value is not None and name in known}
+    recipe = dataclasses.replace(recipe, **values)
     if recipe.batch_size % accelerator.num_processes:
         raise UserError(f"--batch-size {recipe.batch_size} must be a multiple of the {accelerator.num_processes} processes")
     trainer = make_trainer(accelerator, begin.dataset.spec, recipe, begin.seed, begin.engine)
@@ -192,7 +198,8 @@ def make_matcher(method, learner, dataset, pool):
         names = ", ".join(name for name, row in OBJECTIVES.items() if "paired_weight" in row.options)
         raise UserError(f"--own-weight (--paired-weight) is for an objective that compares embeddings: --match {names}")
     return Matcher(learner, dataset, pool, match=method.match, options={name: getattr(method, name) for name in taken},
-                   weight=method.match_weight, select=method.select, classes=method.match_classes, per_class=method.match_batch,
+                   weight=method.match_weight, select=method.select, classes=method.match_classes,
+                   per_class=method.match_batch, kept=method.match_real,
                    aug_type=method.aug_type if method.match_aug else "none", aug_single=method.aug_single,
                    aug_setting=method.aug_setting, interval=method.select_interval, candidates=method.select_candidates,
                    at_once=method.class_batch)

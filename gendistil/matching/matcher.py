@@ -22,6 +22,8 @@ class Matcher:
         weight: of the term (None: the objective's own).
         classes: compared in one step, shared out evenly over the processes; 0 for all.
         per_class: real images of each class. A generator makes as many; a pixel set gives all that it has.
+        kept: instead, so many real images of each class (at most as many as the smallest has), of which the pool keeps the
+            embeddings: seen once and without augmentation; 0 for none.
         at_once: classes of a process that are in memory together; 0 for all. The sum over the parts is the same.
         aug_type: siamese augmentation, "none" for none; aug_single, one of its operations a step;
             aug_setting, one of `SETTINGS`.
@@ -30,14 +32,16 @@ class Matcher:
     """
 
     def __init__(self, learner, dataset, pool, *, match, weight, select, classes, per_class, aug_type, interval, candidates,
-                 aug_single=False, aug_setting="image", at_once=0, options=None):
+                 kept=0, aug_single=False, aug_setting="image", at_once=0, options=None):
         spec = dataset.spec
         self.learner, self.dataset, self.pool, self.per_class, self.at_once = learner, dataset, pool, per_class, at_once
         self.objective, self.options = OBJECTIVES[match], dict(options or {})
         self.weight = self.objective.weight if weight is None else weight
         self.classes = min(classes or spec.num_classes, spec.num_classes)
-        self._check(match, spec)
-        self.selector = SELECTORS[select](dataset.train, spec.num_classes, per_class, learner.seed, pool=pool,
+        fewest = int(torch.bincount(dataset.train.labels, minlength=spec.num_classes).min())
+        self.kept = min(kept, fewest)
+        self._check(match, spec, aug_type)
+        self.selector = SELECTORS[select](dataset.train, spec.num_classes, self.kept or per_class, learner.seed, pool=pool,
                                           interval=interval, candidates=candidates)
         self.augment, self.aug_setting = Augment(aug_type, spec, aug_single), aug_setting
         synthetic = learner.images_per_class(per_class)
@@ -46,7 +50,7 @@ class Matcher:
                             f"{synthetic} of each class: use --aug-setting class")
         self.shuffle = Shuffle(spec.num_classes, self.classes, learner.seed, "classes")
 
-    def _check(self, match, spec):
+    def _check(self, match, spec, aug_type):
         """Raise UserError where the objective, the learner and the processes do not go together."""
         processes, objective = self.learner.accelerator.num_processes, self.objective
         self.paired = objective.paired == "real" or (objective.paired and self.options.get("paired_weight", 0.0) > 0)
@@ -55,6 +59,11 @@ class Matcher:
         if objective.per == "set" and (processes > 1 or self.at_once):
             raise UserError(f"--match {match} looks at all classes of a step together: launch one process, and give no "
                             "--class-batch")
+        if self.kept and not objective.embeds:
+            names = ", ".join(name for name, row in OBJECTIVES.items() if row.embeds)
+            raise UserError(f"--match-real is for an objective that compares embeddings: --match {names}")
+        if self.kept and aug_type != "none":
+            raise UserError("--match-real compares images as they are: add --no-match-aug")
         if self.classes % processes:
             shared = range(processes, spec.num_classes + 1, processes)
             remedy = f"give --match-classes {' or '.join(map(str, shared))}" if shared else "launch fewer processes"
@@ -80,20 +89,26 @@ class Matcher:
         setting = self.augment.draw(self.classes * each, learner.stream("augment", "matching", step))
         uniform = setting.uniform.unflatten(0, (self.classes, each))
         self.pool.prepare(step, learner)
-        eyes = Eyes(self.pool.draw(learner.stream("member", step)), learner.engine)
+        network = self.pool.draw(learner.stream("member", step))
+        eyes = Eyes(network, learner.engine)
         for positions in shard.split(self.at_once or len(shard)):
             chosen = plan[positions]  # k, read by the host
             pairs = learner.pairs(chosen, step) if self.paired else None  # k,m
             rows = pairs if self.objective.paired == "real" else self.selector.indices(chosen, step)  # k,n
-            real = self._real(rows)  # k,n,C,H,W
             labels, drawn, positions = (send(x, device) for x in (chosen, uniform[positions], positions))
+            if self.kept:
+                real = self.pool.embed(network, rows.flatten()).unflatten(0, rows.shape)  # k,n,D
+            else:
+                real = self._look(self._real(rows), setting, drawn)  # k,n,C,H,W
             with learner.engine.autocast():
                 fake = learner.images(labels, positions, (self.classes, self.per_class), step).float()  # k,m,C,H,W
             options = dict(self.options)
+            if self.objective.draws:
+                options["generator"] = learner.stream("objective", step)
             if self.paired and self.objective.paired == "beside":
                 options["paired"] = self._look(self._real(pairs), setting, drawn)
-            seen = (self._look(images, setting, drawn) for images in (real, fake))
-            yield self.weight * len(positions) / len(shard) * self.objective.function(eyes, *seen, labels, **options)
+            fake = self._look(fake, setting, drawn)
+            yield self.weight * len(positions) / len(shard) * self.objective.function(eyes, real, fake, labels, **options)
 
     def _real(self, rows):
         images = self.dataset.train.images

@@ -10,6 +10,7 @@ from gendistil.matching.matcher import SETTINGS
 from gendistil.matching.objectives import METRICS, OBJECTIVES
 from gendistil.matching.selectors import SELECTORS
 from gendistil.sources import DECODERS, LATENT_SPACES
+from generators.trainer import TUNED
 from pools import CLASSIFIERS
 
 GENERATOR, PIXELS, LATENTS = "generator", "pixels", "latents"
@@ -18,6 +19,7 @@ GENERATOR, PIXELS, LATENTS = "generator", "pixels", "latents"
 STORED = (PIXELS, LATENTS)
 POOL_TRAININGS = ("pretrained", "random", "synthetic", "real")
 ONLINE = ("synthetic", "real")
+TRAINED = ("pretrained", *ONLINE)
 KEEPS = ("best", "last")
 DEFAULT_IPC = 10
 
@@ -48,6 +50,11 @@ class Method:
                                         group=_METHOD)
     match_classes: int = option("classes compared in one step, 0 for all", 0, type=NATURAL, group=_METHOD)
     match_batch: int = option("real images of each class (and generated ones)", 64, type=number(int, 2), group=_METHOD)
+    match_real: int = option("instead, so many real images of each class, or all, by the embeddings that the pool keeps: "
+                             "of images as they are, so give --no-match-aug; 0 for none", 0, type=NATURAL, group=_METHOD,
+                             pools=("pretrained",))
+    calibration: float = option("weight of the pool's cross-entropy on synthetic images, beside that of their embeddings", 0.0,
+                                type=WEIGHT, group=_METHOD, pools=TRAINED)
     match_aug: bool = option("compare through siamese augmentation: the same for real and synthetic images", True,
                              group=_METHOD)
     aug_type: str = option("augmentations, joined by _, or none", "color_crop_cutout", group=_METHOD)
@@ -64,6 +71,11 @@ class Method:
                                      group="a generator", learns=(GENERATOR,))
     batch_size: int | None = option("images of the generator's own step (default: the recipe's)", None, type=number(int, 2),
                                     group="a generator", learns=(GENERATOR,))
+
+    ema: float | None = option("decay of its averaged weights, 0 for none (default: the recipe's)", None, type=FRACTION,
+                               group="a generator", learns=(GENERATOR,))
+    tune: str = option("which of its weights are learned: all, or those of norms and class embeddings alone", "all",
+                       choices=TUNED, group="a generator", learns=(GENERATOR,))
 
     syn_batch: int = option("images of a class compared in one step, 0 for all", 0, type=NATURAL, group="pixels and latents",
                             learns=STORED, first=True)
@@ -100,13 +112,17 @@ class Method:
                         pools=ONLINE)
     pool_images: int = option("real images in each pass that trains the online network", 500, type=COUNT, group="pool",
                               pools=("real",))
-    pool_batch: int = option("images a step of its training", 256, type=number(int, 2), group="pool", pools=ONLINE)
-    pool_lr: float = option("learning rate of its training (SGD)", 0.01, type=POSITIVE, group="pool", pools=ONLINE)
+    pool_batch: int | None = option("images a step of its training, or of the pretraining", None, type=number(int, 2),
+                                    group="pool", pools=TRAINED)
+    pool_lr: float | None = option("learning rate of its training, or of the pretraining (SGD)", None, type=POSITIVE,
+                                   group="pool", pools=TRAINED)
     pool_momentum: float = option("momentum of its training", 0.0, type=number(float, 0, 0.999), group="pool", pools=ONLINE)
     pool_decay: float = option("weight decay of its training", 0.0, type=WEIGHT, group="pool", pools=ONLINE)
-    pool_aug: str = option("augmentation of its training", "none", group="pool", pools=ONLINE)
+    pool_aug: str | None = option("augmentation of its training, or of the pretraining", None, group="pool", pools=TRAINED)
     pool_cutmix: float = option("probability that CutMix mixes a batch of its training", 0.0, type=FRACTION, group="pool",
                                 pools=ONLINE)
+    pool_between: bool = option("also networks between two snapshots of a member, by interpolated weights (NCFM)", False,
+                                group="pool", pools=("pretrained",))
     pool_members: int = option("pretrained networks of each classifier (default: 4)", 4, type=COUNT, group="pool",
                                pools=("pretrained",))
     pool_epochs: int = option("epochs of their pretraining on the real images (default: 20)", 20, type=COUNT, group="pool",
@@ -132,10 +148,11 @@ _DEFAULT = Method(GENERATOR, "DiM on DREAM's batches, with what held-out images 
 _DM = Method(PIXELS, "DM, arXiv 2110.04181", match="mean", match_weight=1.0, match_batch=256, aug_type=DSA, aug_single=True,
              lr=1.0, steps=20_000, keep="last")
 _DC = Method(PIXELS, "DC, ICLR 2021", match="grad", metric="dc", match_weight=1.0, match_batch=256, match_aug=False,
-             pool_training="synthetic", init="noise", lr=0.1, keep="last")
+             pool_training="synthetic", pool_batch=256, pool_lr=0.01, pool_aug="none", init="noise", lr=0.1,
+             keep="last")
 _IDC = Method(PIXELS, "IDC, ICML 2022", match="grad", metric="mse", match_weight=1.0, syn_batch=128, pool_training="real",
-              outer=100, pool_batch=64, pool_momentum=0.9, pool_decay=5e-4, pool_images=500, pool_aug="color_crop",
-              pool_cutmix=0.5, factor=2, lr=5e-3, space="unit", steps=200_000, keep="last")
+              outer=100, pool_batch=64, pool_lr=0.01, pool_momentum=0.9, pool_decay=5e-4, pool_images=500,
+              pool_aug="color_crop", pool_cutmix=0.5, factor=2, lr=5e-3, space="unit", steps=200_000, keep="last")
 _LATENTS = Method(LATENTS, "IT-GAN, arXiv 2204.07513", first="inversion", match="mean", match_weight=1.0, match_batch=256,
                   syn_batch=256, aug_type=DSA, aug_single=True, paired_weight=0.1, lr=1.0, momentum=0.0, steps=2000)
 _CORESET = Method(PIXELS, "images at random", match_weight=1.0, steps=0, lr=1.0)

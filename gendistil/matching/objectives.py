@@ -12,9 +12,10 @@ import torch
 from torch.func import functional_call, grad, vmap
 from torch.nn import functional as F
 
-from gendistil.common.device import process_mean
+from gendistil.common.device import process_mean, send
 from gendistil.common.engine import EAGER
 
+_ENOUGH = 512  # real embeddings of a class that tell how far apart they are
 _PIECE = 256  # real images that a network sees at once where no gradient is asked for
 
 
@@ -35,6 +36,11 @@ class Eyes:
     def features(self, images):
         """Standardised images [B, C, H, W] -> the maps from first to last, each float32."""
         return [maps.float() for maps in self.engine(self.classifier, images, view="features")]
+
+    def classify(self, embeddings):
+        """What the classifier's last layer answers to embeddings [B, D]: float32 [B, K]."""
+        with self.engine.autocast():
+            return self.classifier.classifier(embeddings).float()
 
     def gradients(self, images, labels):
         """See `gradients`."""
@@ -68,8 +74,24 @@ def energy(real, fake):
 
     2 E|x-y| - E|x-x'| - E|y-y'| (Székely and Rizzo, 2013), which is zero only where the distributions agree.
     """
-    spread = _mean_distance(real)
+    spread = _mean_distance(real[:, :_ENOUGH])
     return ((2 * torch.cdist(real, fake).mean((1, 2)) - spread - _mean_distance(fake)) / spread).mean()
+
+
+def characteristic(real, fake, generator, count=1024):
+    """Distance of each class's two characteristic functions at `count` frequencies: real, fake [k, n, D].
+
+    The root of half the squared differences of amplitude and of phase, averaged (NCFM, arXiv 2502.20653, default weights).
+    Frequencies are drawn from `generator`, normal, in units of the real samples' spread around their class mean.
+    """
+    centre = real.mean(1, keepdim=True)
+    spread = process_mean(real.var(dim=1, correction=0).sum(-1).mean()).sqrt() + 1e-6  # of whole vectors
+    frequencies = send(torch.randn(count, real.shape[-1], generator=generator), real.device) / spread
+    angles = ((x - centre) @ frequencies.T for x in (real, fake))
+    target, seen = (torch.stack([x.cos().mean(1), x.sin().mean(1)]) for x in angles)  # 2,k,F
+    length, seen_length = target.square().sum(0).sqrt(), (seen.square().sum(0) + 1e-12).sqrt()
+    phase = 2 * (length * seen_length - (target * seen).sum(0)).clamp_min(0)
+    return (((length - seen_length).square() + phase) / 2 + 1e-12).sqrt().mean()
 
 
 def _mean_distance(x):
@@ -145,9 +167,12 @@ def _match_logit(eyes, real, fake, labels):
 
 
 def _match_embeddings(criterion):
-    def objective(eyes, real, fake, labels, paired=None, paired_weight=0.0):
+    def objective(eyes, real, fake, labels, paired=None, paired_weight=0.0, calibration=0.0, **draws):
         target, seen = _see(eyes.embed, real, fake)
-        loss = criterion(target, seen)
+        loss = criterion(target, seen, **draws)
+        if calibration:
+            logits = eyes.classify(seen.flatten(0, 1))
+            loss = loss + calibration * F.cross_entropy(logits, labels.repeat_interleave(seen.shape[1]))
         if paired is not None:
             loss = loss + paired_weight * (_see_real(eyes.embed, paired) - seen).square().sum(-1).mean()
         return loss
@@ -173,7 +198,12 @@ def _see(view, real, fake):
 
 @torch.no_grad()
 def _see_real(view, real):
-    """`view` of real images [k, n, C, H, W] in pieces, of which each uses the memory of the one before: [k, n, ...]."""
+    """`view` of real images [k, n, C, H, W] in pieces, of which each uses the memory of the one before: [k, n, ...].
+
+    What the network has seen already, [k, n, D], is what is returned.
+    """
+    if real.dim() == 3:
+        return real
     return torch.cat([view(piece) for piece in real.flatten(0, 1).split(_PIECE)]).unflatten(0, real.shape[:2])
 
 
@@ -202,6 +232,8 @@ class Objective:
     paired: for latents, each of which is paired with one real image: "beside", the function also takes those images as
     `paired` [k, n, C, H, W], where the option paired_weight is above 0; "real", they are its real images; None, it has no use
     for them.
+    embeds: whether it compares embeddings, so that `real` may be those, [k, n, D]. draws: whether the function also takes a
+    `generator`, of the step's random draws.
     """
 
     function: Callable
@@ -210,10 +242,13 @@ class Objective:
     options: tuple = ()
     per: str = "class"
     paired: str | None = None
+    embeds: bool = False
+    draws: bool = False
 
 
-def _embeddings(criterion, source):
-    return Objective(_match_embeddings(criterion), 1.0, source, options=("paired_weight",), paired="beside")
+def _embeddings(criterion, source, **facts):
+    return Objective(_match_embeddings(criterion), 1.0, source, options=("paired_weight", "calibration"), paired="beside",
+                     embeds=True, **facts)
 
 
 OBJECTIVES = {
@@ -223,6 +258,7 @@ OBJECTIVES = {
     "mean": _embeddings(class_means, "DM"),
     "moments": _embeddings(moments, "mean and standard deviation of embeddings, per class"),
     "energy": _embeddings(energy, "energy distance of embeddings, per class"),
+    "characteristic": _embeddings(characteristic, "characteristic functions of embeddings, per class: NCFM", draws=True),
     "paired": Objective(_match_paired, 1.0, "GAN inversion: pixels and embeddings of each latent's paired real image",
                         paired="real"),
 }

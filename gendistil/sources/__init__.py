@@ -1,13 +1,15 @@
 """Sources: whatever returns images for labels and a seed, where it is kept, and the sets that are drawn from it."""
 
-from gendistil.common.source import Source, index_within_class
+from gendistil.common.source import ROWS, Source, index_within_class
 from gendistil.sources.draw import CHOICES, DistilledDataset, balanced_labels, diversity, draw_set
 from gendistil.sources.latents import LATENT_SPACES, LatentSet
 from gendistil.sources.load import LATENTS, MODEL, PIXELS, STORED, check_fits, load_source
 from gendistil.sources.pixels import DECODERS, PixelSet
 from gendistil.sources.real import RealImages
-from gendistil.sources.taught import KINDS, Taught, Teacher
+from gendistil.sources.refined import Refined, Refinement, TooFewAccepted, refine
+from gendistil.sources.taught import KINDS, Rows, Taught, Teacher
 
-__all__ = ["CHOICES", "DECODERS", "KINDS", "LATENTS", "LATENT_SPACES", "MODEL", "PIXELS", "STORED", "DistilledDataset",
-           "LatentSet", "PixelSet", "RealImages", "Source", "Taught", "Teacher", "balanced_labels", "check_fits", "diversity",
-           "draw_set", "index_within_class", "load_source"]
+__all__ = ["CHOICES", "DECODERS", "KINDS", "LATENTS", "LATENT_SPACES", "MODEL", "PIXELS", "ROWS", "STORED",
+           "DistilledDataset", "LatentSet", "PixelSet", "RealImages", "Refined", "Refinement", "Rows", "Source", "Taught",
+           "Teacher", "TooFewAccepted", "balanced_labels", "check_fits", "diversity", "draw_set", "index_within_class",
+           "load_source", "refine"]

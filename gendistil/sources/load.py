@@ -11,6 +11,7 @@ from gendistil.common.hub import is_hub, local_copy
 from gendistil.common.run import load_checkpoint
 from gendistil.sources.latents import LatentSet
 from gendistil.sources.pixels import PixelSet
+from gendistil.sources.taught import Rows
 from generators import NETWORKS, load_published
 
 MODEL, PIXELS, LATENTS = "generator", "pixels", "latents"
@@ -50,6 +51,7 @@ def load_source(path, device="cpu"):
     for module in source.modules():
         if getattr(module, "channels_last", False):  # loading forgets the format, and with it the last bits of an image
             module.to(memory_format=torch.channels_last)
+    source.rows = Rows.load(folder, source, device)
     return source.eval().to(device)
 
 

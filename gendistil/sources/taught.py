@@ -1,9 +1,16 @@
 """Labels of a teacher in place of the classes' own: what a classifier of the real images answers to the images of a source."""
 
+import json
+import os
+from pathlib import Path
+
 import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
 
 from gendistil.common.engine import EAGER
-from gendistil.common.source import Source
+from gendistil.common.errors import UserError
+from gendistil.common.source import ROWS, Source, index_within_class
 from gendistil.data import standardise, to_signed, to_uint8
 
 KINDS = ("hard", "rows", "teacher")
@@ -17,23 +24,25 @@ class Teacher:
     """Classifiers of a data set whose mean logits are the labels of whatever images they are shown.
 
     Args: networks, a list, in eval mode and frozen; spec, the data set's `Spec`; name, what a report calls it; engine, an
-    `Engine`.
+    `Engine`; digests, of the networks' weights. `weights` holds the bytes of each network by its digest.
     """
 
-    def __init__(self, networks, spec, name, engine=EAGER):
+    def __init__(self, networks, spec, name, engine=EAGER, digests=None):
         self.networks, self.spec, self.name, self.engine = networks, spec, name, engine
-        self.bytes = sum(value.nbytes for network in networks for value in network.state_dict().values())
+        sizes = [sum(value.nbytes for value in network.state_dict().values()) for network in networks]
+        self.weights = dict(zip(digests or map(id, networks), sizes))
 
     @classmethod
     def of(cls, pool, indices=None, engine=EAGER):
         """The members of a `ClassifierPool` at the end of their training, or those at `indices`."""
         indices, table = pool.finished() if indices is None else indices, pool.table()
         words = " and ".join(f"{table[index]['name']} of step {table[index]['step']}" for index in indices)
-        return cls([pool[index] for index in indices], pool.spec, words, engine)
+        words += f", a student of {pool.definition['student_of']}" if "student_of" in pool.definition else ""
+        return cls([pool[index] for index in indices], pool.spec, words, engine, [table[index]["digest"] for index in indices])
 
     @torch.no_grad()
-    def logits(self, images):
-        """uint8 images [N, C, H, W] -> float32 [N, K]."""
+    def logits(self, images, labels=None):
+        """uint8 images [N, C, H, W] -> float32 [N, K], whatever their labels."""
         parts = []
         for batch in images.split(_AT_ONCE):
             batch = standardise(to_signed(batch), self.spec)
@@ -45,11 +54,51 @@ class Teacher:
         return float((self.logits(split.images).argmax(1) == split.labels).float().mean() * 100)
 
 
+class Rows:
+    """A teacher's logits that were kept with stored images: what a `Teacher` is, for these images alone.
+
+    Args: values, float16 [K, m, K], of the m decoded images of every class in their order; name, what a report calls the
+    teacher; held_out_accuracy, the percentage of the held-out images that it classified as it should.
+    """
+
+    def __init__(self, values, name, held_out_accuracy):
+        self.values, self.name, self.held_out_accuracy = values, name, held_out_accuracy
+
+    @classmethod
+    def load(cls, folder, source, device="cpu"):
+        """Those in the folder that `source` was saved in, or None. Raises UserError for a file without rows of its images."""
+        path = Path(folder) / ROWS
+        if not path.exists():
+            return None
+        try:
+            with safe_open(path, "pt", device=str(device)) as file:
+                rows = cls(file.get_tensor("logits"), **json.loads(file.metadata()["teacher"]))
+            if rows.values.shape != (source.num_classes, source.decoded(source.max_ipc), source.num_classes):
+                raise ValueError("rows of other images")
+            return rows
+        except (OSError, SafetensorError, KeyError, TypeError, ValueError) as error:
+            raise UserError(f"{path} holds no rows of these images ({type(error).__name__}): remove it, and name a "
+                            "--teacher") from None
+
+    def save(self, folder):
+        """Write them beside the weights in `folder`; a reader sees the whole file or none."""
+        path = Path(folder) / ROWS
+        partial = path.with_name(path.name + ".partial")
+        facts = {"name": self.name, "held_out_accuracy": self.held_out_accuracy}
+        save_file({"logits": self.values.cpu().contiguous()}, partial, metadata={"teacher": json.dumps(facts)})
+        os.replace(partial, path)
+
+    def logits(self, images, labels):
+        """The rows of the stored images of `labels` int64 [N], each its class's next one: float32 [N, K]."""
+        return self.values[labels, index_within_class(labels)].float()
+
+
 class Taught(Source):
     """A source whose targets are a teacher's answers to its images, softened by a temperature: float [B, K] that sum to 1.
 
     Hinton et al., "Distilling the Knowledge in a Neural Network" (2015). Images are those of `source`, and so is every other
-    answer; stored says that what is kept of the teacher is a float16 row of logits for every image, and not the teacher itself.
+    answer; teacher is a `Teacher` or `Rows`; temperature None leaves the logits as they are; stored says that what is kept of
+    the teacher is a float16 row of logits for every image, and not the teacher itself.
     """
 
     def __init__(self, source, teacher, temperature, stored):
@@ -61,13 +110,16 @@ class Taught(Source):
         return self.source.sample(labels, seed)
 
     def targets(self, labels, seed=0, images=None):
-        logits = self.teacher.logits(to_uint8(self.sample(labels, seed)) if images is None else images)
-        return ((logits.half().float() if self.stored else logits) / self.temperature).softmax(1)
+        logits = self.teacher.logits(to_uint8(self.sample(labels, seed)) if images is None else images, labels)
+        logits = logits.half().float() if self.stored else logits
+        return logits if self.temperature is None else (logits / self.temperature).softmax(1)
 
     def decoded(self, ipc):
         return self.source.decoded(ipc)
 
     def stored_bytes(self, ipc):
-        """Those of the source, and the rows or the teacher."""
-        rows = 2 * self.num_classes * self.num_classes * self.decoded(ipc)
-        return self.source.stored_bytes(ipc) + (rows if self.stored else self.teacher.bytes)
+        """Those of the source, and the rows or the teacher, unless the source keeps it already."""
+        if self.stored:
+            return self.source.stored_bytes(ipc) + 2 * self.num_classes * self.num_classes * self.decoded(ipc)
+        new = [size for digest, size in self.teacher.weights.items() if digest not in self.source.classifiers]
+        return self.source.stored_bytes(ipc) + sum(new)

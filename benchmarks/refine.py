@@ -1,0 +1,114 @@
+"""Which noise and which threshold refine a generator best? A greedy search on held-out images, whose choice its run keeps.
+
+    python benchmarks/refine.py --pretrain-weight results/match --output refine.json
+    python -m gendistil.evaluation.report refine.json
+
+As GaFi searches (arXiv 2305.10118), but on images held out of the training set: first the noise, with every image kept that
+the classifier assigns to its class, then the threshold at the best noise. What scored best of all that was measured, the
+generator as it is included, goes into the run's config.json, from where validate.py and sample.py take it. Run again, it goes
+on with what the file lacks.
+"""
+
+import sys
+from dataclasses import asdict
+from pathlib import Path
+
+import torch
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+from benchmarks.search import kept_rows, student_protocol
+from gendistil.common.cli import COUNT, FRACTION, POSITIVE, SEED, Parser, add_data_arguments, run_script
+from gendistil.common.device import make_accelerator
+from gendistil.common.engine import Engine
+from gendistil.common.errors import UserError
+from gendistil.common.run import CONFIG, amend, device_name, find_run, inherit_data, made_by, write_json
+from gendistil.data import load_dataset
+from gendistil.evaluation import SAMPLINGS, evaluate
+from gendistil.evaluation.teachers import open_teacher
+from gendistil.sources import Refined, Refinement, Teacher, TooFewAccepted, check_fits, load_source
+
+
+def search(measure, noises, thresholds):
+    """The best `Refinement` of a greedy search: its held-out score is the highest, and the first of equals.
+
+    `measure(refinement)` gives that score, or None where too few images are accepted.
+    """
+    scores = {}
+
+    def best_of(refinements):
+        scores.update({refinement: measure(refinement) for refinement in refinements if refinement not in scores})
+        scored = {refinement: scores[refinement] for refinement in refinements if scores[refinement] is not None}
+        return max(scored, key=scored.get, default=Refinement())
+
+    best_of([Refinement()])
+    noise = best_of([Refinement(noise, 0.0) for noise in noises]).noise_std
+    best_of([Refinement(noise, threshold) for threshold in thresholds])
+    return best_of(list(scores))
+
+
+def main():
+    parser = Parser(description=__doc__.split("\n")[0])
+    parser.add_argument("--pretrain-weight", type=Path, required=True, metavar="RUN", help="folder of a generator's run")
+    parser.add_argument("--teacher", type=Path, metavar="FOLDER", help="the pool of pretrained classifiers, or the student "
+                        "that validate.py kept, which accepts images (default: the pool that the run was matched with)")
+    parser.add_argument("--noise-std", type=POSITIVE, nargs="+", default=[0.7, 0.85, 1.0, 1.15, 1.3],
+                        help="standard deviations of the noise to try")
+    parser.add_argument("--keep-above", type=FRACTION, nargs="+", default=[0.1, 0.3, 0.5, 0.7, 0.9], help="thresholds to try")
+    parser.add_argument("--ipc", type=COUNT, default=50, help="images per class")
+    parser.add_argument("--sampling", choices=SAMPLINGS, default="fresh", help="as validate.py has it")
+    parser.add_argument("--students", type=COUNT, default=3, help="students of each score, which differ in their seed")
+    parser.add_argument("--eval-epochs", type=COUNT, default=40, help="epochs of a student")
+    parser.add_argument("--seed", type=SEED, default=0, help="seed of the first student")
+    parser.add_argument("--compile", choices=("on", "off"), default="off", help="compile the networks")
+    parser.add_argument("--output", type=Path, help="JSON file of the rows (default: benchmarks/results/refine-RUN.json)")
+    add_data_arguments(parser)
+    args = parser.parse_args()
+    run = find_run(args.pretrain_weight)
+    if run is None:
+        raise UserError(f"--pretrain-weight {args.pretrain_weight} is no run's folder, and only a run can keep what is found: "
+                        "name one")
+    output = args.output or Path(__file__).parent / "results" / f"refine-{run.resolve().name}.json"
+    folder = args.teacher or made_by(run).get("pool_folder")
+    if not folder:
+        raise UserError(f"--pretrain-weight {run} names no pool of pretrained classifiers: give --teacher, the folder of one")
+    inherit_data(args, run)
+    accelerator = make_accelerator("auto")
+    dataset = load_dataset(args.data, args.data_dir, args.image_size, args.held_out).to(accelerator.device)
+    source = load_source(run, accelerator.device)
+    check_fits(source, dataset.spec, f"--pretrain-weight {run}")
+    if not hasattr(source, "images_at"):
+        raise UserError(f"--pretrain-weight {run} holds images that are stored: name the run of a generator")
+    teacher, engine = Teacher.of(open_teacher(folder, dataset)), Engine(accelerator)
+    settings = {"data": dataset.spec.name, "sampling": args.sampling, "ipc": args.ipc, "refined_by": teacher.name,
+                "students": args.students, "eval_epochs": args.eval_epochs, "seed": args.seed}
+    engine.choose(args.compile)
+    rows = kept_rows(output, lambda row: settings)
+
+    def measure(refinement):
+        known = next((row for row in rows if row["source"] == refinement.words), None)
+        if known:
+            return known["mean"]
+        refined = source
+        if refinement != Refinement():
+            refined = Refined(source, refinement, None if refinement.keep_above is None else teacher)
+        try:
+            result = evaluate(refined, dataset, "convnet", args.ipc, args.sampling, num_eval=args.students, seed=args.seed,
+                              protocol=student_protocol(args.eval_epochs), scored_on="held_out", engine=engine)
+        except TooFewAccepted as refusal:
+            print(f"{refinement.words}: left out, {refusal}", flush=True)
+            return None
+        rows.append({"source": refinement.words, "model": "convnet", "scored_on": "held_out", "protocol": "default", **settings,
+                     "torch": torch.__version__, "device": device_name(accelerator.device),
+                     "refinement": asdict(refinement), **result.row()})
+        print(f"{refinement.words}: {result.mean:.2f}", flush=True)
+        write_json(output, rows)
+        return result.mean
+
+    best = search(measure, args.noise_std, args.keep_above)
+    amend(run, refinement={**asdict(best), "teacher": str(folder)})
+    print(f"{run / CONFIG} keeps: {best.words}")
+
+
+if __name__ == "__main__":
+    run_script(main)

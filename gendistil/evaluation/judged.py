@@ -1,0 +1,94 @@
+"""What an evaluation judges: sources by the names that its report gives them, and the rows that it will hold."""
+
+import functools
+from pathlib import Path
+
+from gendistil.common.errors import UserError
+from gendistil.common.flags import given
+from gendistil.common.run import CONFIG, check_options, read_json
+from gendistil.evaluation.rows import REPORT, read_report, row_key, unique
+from gendistil.evaluation.students import Result
+from gendistil.evaluation.teachers import fits, open_teacher
+from gendistil.sources import RealImages, Refined, Refinement, check_fits, load_source, refine
+
+REAL, WHOLE, TRAIN = "random real images", "whole training set", "training set without its held-out images"
+
+
+# What --resume may be given anew: rows that are there stay, and others and more students are added.
+_MAY_CHANGE = {"resume", "overwrite", "output_dir", "tag", "data_dir", "precision", "compile", "pretrain_weight", "compare",
+               "ipc", "sampling", "labels", "eval_model", "num_eval", "together", "push_to_hub"}
+
+
+def resumed(args, paths):
+    """What the evaluation that --resume continues has already: rows by their `row_key`, and the paths of sources by name.
+
+    Both are empty without that flag. Raises UserError for flags that do not fit what is there.
+    """
+    if not args.resume:
+        return {}, {}
+    check_options(vars(args), _MAY_CHANGE)
+    folder = args.output_dir / args.tag
+    known = read_json(folder / CONFIG).get("sources", {})
+    for name, path in paths.items():
+        if known.get(name, str(path)) != str(path):
+            raise UserError(f"--resume: '{name}' was {known[name]} when the evaluation was started: give {path} another name, "
+                            "NAME=PATH")
+    rows = read_report(folder / REPORT) if (folder / REPORT).exists() else []
+    return {row_key(row): row for row in rows}, known
+
+
+def joined(earlier, row):
+    """The row of a report for the students of `earlier`, None for none, and those of `row`, who have the next seeds."""
+    if earlier is None:
+        return row
+    devices = unique([*earlier["device"].split("; "), row["device"]])
+    return {**earlier, **row, **Result.of_rows(earlier, row).row(), "device": "; ".join(devices)}
+
+
+def named_paths(args):
+    """The paths of --pretrain-weight by the names that the report gives them."""
+    paths = {}
+    for text in args.pretrain_weight:
+        name, _, path = ("", "", text) if Path(text).exists() else text.rpartition("=")
+        path = Path(path)
+        name = name or path.resolve().name
+        if name in paths or name in (REAL, WHOLE, TRAIN):
+            raise UserError(f"--pretrain-weight: two sources are called '{name}': name them apart, NAME=PATH")
+        if (args.output_dir / args.tag).resolve() in (path.resolve(), *path.resolve().parents):
+            raise UserError(f"--pretrain-weight {path} lies in the folder that --tag {args.tag} writes: choose another --tag")
+        paths[name] = path
+    return paths
+
+
+def load_sources(args, paths, dataset, real):
+    """The sources of the report and the paths of the distilled ones, by their names; that of a refined one says how.
+
+    Args: paths, by the names that they were given; real, the `Split` of --compare.
+    Raises UserError for a source that does not fit the data set or its flags.
+    """
+    for flag in given(Refinement, args) if not paths else ():
+        raise UserError(f"--{flag.replace('_', '-')} is for generators, not for real images: give --pretrain-weight")
+    device, sources, named = dataset.train.images.device, {}, {}
+    for name, path in paths.items():
+        source = load_source(path, device)
+        check_fits(source, dataset.spec, f"--pretrain-weight {path}")
+        source = refine(source, path, args, functools.partial(open_teacher, dataset=dataset), device)
+        name += f", {source.refinement.words}" if isinstance(source, Refined) else ""
+        sources[name], named[name] = source, path
+    if "random" in args.compare:
+        sources[REAL] = RealImages(real, dataset.spec.num_classes)
+    return sources, named
+
+
+def list_rows(args, sources):
+    """What the report will hold: dicts of source, sampling, ipc, model and labels."""
+    filters = {name: {"refined_by": source.teacher.name} if isinstance(source, Refined) and source.teacher else {}
+               for name, source in sources.items()}
+    rows = [{"source": name, "sampling": sampling, "ipc": ipc, "model": model, "labels": kind, **filters[name]}
+            for model in args.eval_model for kind in args.labels for name in sources for sampling in args.sampling
+            for ipc in args.ipc if fits(kind, sampling) and (name != REAL or ipc <= sources[REAL].max_ipc)]
+    if "whole" in args.compare:
+        name = TRAIN if args.keep_students else WHOLE
+        rows += [{"source": name, "sampling": "all", "ipc": None, "model": model, "labels": "hard"}
+                 for model in args.eval_model]
+    return rows

@@ -1,0 +1,101 @@
+"""Accuracy against images per class, and against the bytes that are kept, as pictures."""
+
+import math
+
+from gendistil.evaluation.published import VARIANTS, published
+from gendistil.evaluation.rows import DEFAULT, KIND, kind_of, unique
+
+PLOTS = {"ipc": ("accuracy.png", "images per class"), "bytes": ("bytes.png", "bytes that are kept")}
+"""Accuracy is plotted against each of these: the file, and the name of its axis."""
+
+_COLOURS = (0, 1, 2, 3, 4, 5, 6, 8, 9)  # of matplotlib's ten, without its grey
+
+_TOLD = {"protocol": "protocol {}", "scored_on": "scored on {}", "labels": "labels: {}"}
+"""How a legend tells what is not the same for all lines, or not as usual."""
+
+
+def _line_name(row, kinds):
+    """What a legend calls the line of a row: its source, what `kinds`, those of all rows, do not share, and its sampling."""
+    told = [_TOLD.get(key, "{}").format(value) for key, value, values in zip(KIND, kind_of(row), zip(*kinds))
+            if value is not None and (len({*values} - {None}) > 1 or value != DEFAULT.get(key, value))]
+    name = ", ".join([row["source"], *told, *([row["sampling"]] if row["sampling"] != "all" else [])])
+    return name.replace("$", r"\$")  # no formula
+
+
+def _beside(rows):
+    """What others published on the data sets of the rows with the same students, and how a legend and a caption call it."""
+    found, title = [], "published by others, not measured here"
+    for data in unique(row["data"] for row in rows):
+        points = published(data, {row["model"] for row in rows if row["data"] == data})
+        found += points
+        if points and data in VARIANTS:
+            title += f", for the original images of {VARIANTS[data]}"
+    return found, title
+
+
+def caption(rows, over):
+    """What a reader of the plot needs to know besides, as markdown."""
+    words = f"Accuracy against {PLOTS[over][1]}. Bars are 95 % intervals."
+    if over == "bytes":
+        words += " A number beside a point is its IPC."
+        others, title = _beside(rows)
+        if others:
+            words += f" Hollow: {title}: {', '.join(unique(f'{entry.method} ({entry.source})' for entry in others))}."
+    return words
+
+
+def plot(rows, path, over="ipc"):
+    """Accuracy against a key of `PLOTS` as a PNG, with bars for the 95 % interval.
+
+    Colours tell source, labels and protocol apart, markers students, dashes samplings. Against bytes, a number beside a point
+    is its IPC, and hollow grey points are what others published.
+    """
+    import matplotlib
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+    from matplotlib.ticker import EngFormatter
+
+    figure, axes = pyplot.subplots(layout="constrained")
+    kinds, lines = unique(map(kind_of, rows)), {}
+    for row in rows:
+        if row["sampling"] == "all" or row.get(over):  # a later row replaces an earlier one of the same name
+            lines.setdefault((row["source"], row["sampling"], kind_of(row)), {})[row["ipc"]] = row
+    markers = dict(zip(unique(row["model"] for row in rows), "osD^vP*X" * len(rows)))
+    colours, handles = {}, []
+    for (source, sampling, (data, model, *how)), line in lines.items():
+        colour = colours.setdefault((source, data, *how), f"C{_COLOURS[len(colours) % len(_COLOURS)]}")
+        line = sorted(line.values(), key=lambda row: row["ipc"] or 0)
+        name = _line_name(line[0], kinds)
+        if sampling == "all":
+            handles.append(axes.axhline(line[0]["mean"], color=colour, marker=markers[model], markersize=4, linestyle=":",
+                                        label=name))
+            continue
+        handles.append(axes.errorbar([row[over] for row in line], [row["mean"] for row in line],
+                                     [row["ci95"] or 0 for row in line], color=colour, marker=markers[model], markersize=4,
+                                     capsize=3, linewidth=1.2, linestyle={"fresh": "-", "fixed": "--"}.get(sampling, "-."),
+                                     label=name))
+        for row in line if over == "bytes" else ():
+            axes.annotate(row["ipc"], (row[over], row["mean"]), (4, 4), textcoords="offset points", fontsize=6, color=colour)
+    others, title = _beside(rows) if over == "bytes" else ([], "")
+    if others:
+        handles += axes.plot([], [], linestyle="none", label=f"{title}:")
+    for entry, marker in zip(others, "osD^vP*Xph<>d8" * len(others)):
+        handles += axes.plot(*zip(*entry.points), color="0.45", marker=marker, markersize=6, markerfacecolor="none",
+                             linestyle=":", linewidth=0.6, zorder=3, label=entry.name)
+    values = sorted({row[over] for line in lines.values() for row in line.values() if row.get(over)})
+    if values:
+        axes.set_xscale("log")
+    if values and over == "ipc":
+        axes.set_xticks(values, [str(ipc) for ipc in values])
+        axes.minorticks_off()
+    elif values:
+        values = sorted([*values, *(size for entry in others for size, _ in entry.points)])
+        axes.set_xlim(10 ** math.floor(math.log10(values[0])), 10 ** (math.floor(math.log10(values[-1])) + 1))
+        axes.xaxis.set_major_formatter(EngFormatter("B"))
+    axes.set(xlabel=PLOTS[over][1], ylabel="accuracy (%)", title=", ".join(unique(row["data"] for row in rows)))
+    axes.grid(alpha=0.3)
+    columns = 2 if max(len(handle.get_label()) for handle in handles) < 45 else 1
+    figure.set_size_inches(7, 4.5 + 0.17 * math.ceil(len(handles) / columns))
+    figure.legend(handles=handles, loc="outside lower left", ncols=columns, fontsize=8)
+    figure.savefig(path, dpi=150)
+    pyplot.close(figure)

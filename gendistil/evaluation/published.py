@@ -1,0 +1,106 @@
+"""Accuracies that others published, beside which a report draws its own: none of them was measured by this suite.
+
+A row is here if three things about it are known: its accuracy, what has to be stored for it, and how its students were trained
+and scored.
+"""
+
+from dataclasses import dataclass
+
+STUDENTS = {"convnet": "ConvNet-3", "resnet18": "ResNet-18"}
+"""What the papers call the students that the suite calls so."""
+
+VARIANTS = {"cifar10-jpeg": "cifar10"}
+"""Data sets that hold the images of another one in another form, and whose points are therefore only near."""
+
+_IMAGES = {"mnist": 10 * 28**2, "fashion": 10 * 28**2, "svhn": 10 * 3 * 32**2, "cifar10": 10 * 3 * 32**2,
+           "cifar100": 100 * 3 * 32**2}
+"""Bytes of one image of every class, as uint8. Several images in one (IDC, NCFM) take no more than that one."""
+
+_DIM = 14_273_580
+"""Bytes of DiM's generator of 32×32 colour images: its weights and the statistics of its batch norms, as float32."""
+
+
+@dataclass(frozen=True)
+class Method:
+    """Where a method was published, and how its students learned: their labels, hard or soft, and their protocol.
+
+    `weights` are the bytes of its generator, None where images are stored.
+    """
+
+    source: str
+    protocol: str
+    labels: str = "hard"
+    weights: int | None = None
+
+
+METHODS = {
+    "DC": Method("arXiv 2006.05929", "300 epochs, scored at the last"),
+    "DSA": Method("arXiv 2102.08259", "1000 epochs, scored at the last"),
+    "DM": Method("arXiv 2110.04181", "1000 epochs, scored at the last"),
+    "IDC-I": Method("arXiv 2205.14959", "1000 epochs, best on the test set"),
+    "IDC": Method("arXiv 2205.14959", "1000 epochs, best on the test set"),
+    "NCFM": Method("arXiv 2502.20653", "2000 epochs, best on the test set"),
+    "DiM": Method("arXiv 2303.04707", "1000 epochs of new images, best of five looks at the test set",
+                  weights=_DIM),
+}
+
+# Data set, method, student, and accuracy in per cent by images per class. DC, DSA and DM: as their common repository has them;
+# IDC: as its repository has them; NCFM: its tables 1 and 4; DiM: its abstract, whose ten images are new ones in every epoch.
+_ROWS = (
+    ("mnist", "DC", "convnet", {1: 91.7, 10: 97.4, 50: 98.8}),
+    ("mnist", "DSA", "convnet", {1: 88.7, 10: 97.8, 50: 99.2}),
+    ("mnist", "IDC-I", "convnet", {10: 98.0}),
+    ("mnist", "IDC", "convnet", {10: 98.4}),
+    ("fashion", "DC", "convnet", {1: 70.5, 10: 82.3, 50: 83.6}),
+    ("fashion", "DSA", "convnet", {1: 70.6, 10: 84.6, 50: 88.7}),
+    ("fashion", "IDC-I", "convnet", {10: 85.3}),
+    ("fashion", "IDC", "convnet", {10: 86.0}),
+    ("svhn", "DC", "convnet", {1: 31.2, 10: 76.1, 50: 82.3}),
+    ("svhn", "DSA", "convnet", {1: 27.5, 10: 79.2, 50: 84.4}),
+    ("svhn", "IDC-I", "convnet", {10: 77.0}),
+    ("svhn", "IDC", "convnet", {10: 87.5}),
+    ("cifar10", "DC", "convnet", {1: 28.3, 10: 44.9, 50: 53.9}),
+    ("cifar10", "DSA", "convnet", {1: 28.8, 10: 52.1, 50: 60.6}),
+    ("cifar10", "DM", "convnet", {1: 26.0, 10: 48.9, 50: 63.0, 100: 67.0, 200: 71.2, 500: 76.1,
+                                 1000: 79.8, 1250: 80.8}),
+    ("cifar10", "IDC-I", "convnet", {10: 58.3}),
+    ("cifar10", "IDC", "convnet", {10: 67.5}),
+    ("cifar10", "NCFM", "convnet", {1: 49.5, 10: 71.8, 50: 77.4}),
+    ("cifar10", "NCFM", "resnet18", {10: 67.7, 50: 73.8}),
+    ("cifar10", "DiM", "convnet", {10: 72.6}),
+    ("cifar10", "DiM", "resnet18", {10: 75.1}),
+    ("cifar100", "DC", "convnet", {1: 12.8, 10: 25.2}),
+    ("cifar100", "DSA", "convnet", {1: 13.9, 10: 32.3, 50: 42.8}),
+    ("cifar100", "DM", "convnet", {1: 11.4, 10: 29.7, 50: 43.6}),
+    ("cifar100", "NCFM", "convnet", {1: 34.4, 10: 48.7, 50: 54.7}),
+)
+
+
+@dataclass(frozen=True)
+class Published:
+    """What one method reached on one data set with one student.
+
+    `name` also tells the data set, the student, the labels and the protocol; `points` are (bytes, accuracy in per cent), the
+    fewest bytes first.
+    """
+
+    method: str
+    name: str
+    source: str
+    points: tuple[tuple[int, float], ...]
+
+
+def published(data, students):
+    """The `Published` of a data set, or of the one whose images it holds in another form.
+
+    Args: data, its name; students, keys of `CLASSIFIERS` that stand beside them. A list, empty where nothing is known.
+    """
+    original = VARIANTS.get(data, data)
+    found = []
+    for name, method, student, accuracies in _ROWS:
+        if name == original and student in students:
+            how = METHODS[method]
+            points = tuple((how.weights or ipc * _IMAGES[name], accuracy) for ipc, accuracy in accuracies.items())
+            words = f"{method} on {name}, {STUDENTS[student]}, {how.labels} labels, {how.protocol}"
+            found.append(Published(method, words, how.source, points))
+    return found

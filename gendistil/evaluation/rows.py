@@ -1,0 +1,46 @@
+"""Rows of measured accuracy, as `validate.py` writes them: one for each source, student, sampling and number of images."""
+
+import json
+from pathlib import Path
+
+from gendistil.common.errors import UserError
+
+KEYS = ("source", "data", "sampling", "ipc", "model", "mean", "std", "ci95", "n", "seconds")
+"""What every row has at least. Accuracies are in per cent, seconds those of all n students together. Rows may also say how many
+bytes their source keeps, and its `diversity`."""
+
+KIND = ("data", "model", "protocol", "scored_on", "labels", "teacher")
+"""What tells one table from another; rows of one table differ in source, sampling and IPC."""
+
+DEFAULT = {"protocol": "default", "scored_on": "test", "labels": "hard"}
+"""What a row means that does not say so."""
+
+
+REPORT = "report.json"
+"""The file of an evaluation's folder that holds its rows."""
+
+
+def row_key(row):
+    """What tells a row of one evaluation from its others: a tuple."""
+    return tuple(row.get(key, DEFAULT.get(key)) for key in ("source", "sampling", "ipc", "model", "labels"))
+
+
+def unique(values):
+    """The different ones among hashable values, in order: a list."""
+    return list(dict.fromkeys(values))
+
+
+def kind_of(row):
+    """The values of `KIND` in a row: a tuple."""
+    return tuple(row.get(key, DEFAULT.get(key)) for key in KIND)
+
+
+def read_report(path):
+    """The rows of a report.json. Raises UserError if it is missing or is something else."""
+    try:
+        rows = json.loads(Path(path).read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path} cannot be read as a report.json of validate.py: {error}")
+    if not isinstance(rows, list) or not rows or not all(isinstance(row, dict) and set(KEYS) <= set(row) for row in rows):
+        raise UserError(f"{path} is not a report.json of validate.py: it must be a list of rows with {', '.join(KEYS)}")
+    return rows

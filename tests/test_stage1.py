@@ -1,0 +1,197 @@
+"""Stage 1: what its recipes can change, and that a run ends by its scores, resumes to the bit and reads older checkpoints."""
+
+import json
+from dataclasses import MISSING, fields, replace
+from types import SimpleNamespace
+
+import pytest
+import torch
+from accelerate import Accelerator
+
+import gen_condense
+import pool_match
+from gendistil.common.loop import Interruptible
+from gendistil.common.run import load_checkpoint, save_checkpoint, write_json
+from gendistil.data import load_dataset, to_signed
+from gendistil.evaluation import judge
+from generators import GAN, RECIPES, GANRecipe
+from generators.losses import PENALTIES
+from generators.trainer import DECAYS
+
+SMALL = ("--width", 8, "--batch-size", 8, "--log-interval", 1, "--sample-interval", 100)
+TINY = replace(RECIPES["pyramid"], width=8, batch_size=16)
+
+
+@pytest.fixture(scope="module")
+def digits():
+    return load_dataset("digits")
+
+
+@pytest.fixture
+def batch(digits):
+    return to_signed(digits.train.images[:16]), digits.train.labels[:16]
+
+
+@pytest.fixture(autouse=True)
+def on_the_cpu(monkeypatch):
+    monkeypatch.setenv("ACCELERATE_USE_CPU", "1")
+
+
+def trainer(spec, **values):
+    return GAN(Accelerator(cpu=True), spec, replace(TINY, **values), seed=0)
+
+
+def weights(run):
+    """The tensors of a run's checkpoint that training moves, and the bytes of its model."""
+    state = load_checkpoint(run / "checkpoint.pt")
+    tensors = [value for name in ("generator", "ema", "discriminator") for value in state[name].values()]
+    moments = [values for name in ("optim_g", "optim_d") for values in state[name]["state"].values()]
+    tensors += [value for values in moments for value in values.values()]
+    return tensors, [path.read_bytes() for path in sorted((run / "generator").iterdir())]
+
+
+def assert_same(run, other):
+    (ours, model), (theirs, their_model) = weights(run), weights(other)
+    assert all(torch.equal(a, b) for a, b in zip(ours, theirs, strict=True))
+    assert model == their_model
+
+
+def scores(run):
+    entries = map(json.loads, (run / "metrics.jsonl").read_text().splitlines())
+    return [(entry["step"], entry["held_out_accuracy"]) for entry in entries if "held_out_accuracy" in entry]
+
+
+@pytest.mark.parametrize("loss", ["hinge", "relativistic"])
+def test_only_a_loss_of_pairs_shows_the_generator_real_images(digits, batch, loss):
+    images, labels = batch
+    made = []
+    for real in (images, -images):
+        gan = trainer(digits.spec, loss=loss)
+        gan.generator_step(real, labels, 0)
+        made.append(gan.source.sample(labels, 0))
+    assert torch.equal(*made) == (loss == "hinge")
+
+
+def test_pairs_are_of_one_class(digits, batch, monkeypatch):
+    seen = []
+    monkeypatch.setitem(PENALTIES, "r1+r2", lambda critic, real, fake, labels, fake_labels, alpha: (
+        seen.append((labels, fake_labels)), real.new_zeros(()))[1])
+    for loss in ("relativistic", "hinge"):
+        trainer(digits.spec, loss=loss, penalty="r1+r2").critic_step(*batch, 0)
+    assert torch.equal(*seen[0])
+    assert not torch.equal(*seen[1])
+
+
+@pytest.mark.parametrize("precision", ["no", "bf16"])
+def test_pairs_and_both_penalties_train(digits, batch, precision):
+    recipe = replace(TINY, loss="relativistic", penalty="r1+r2", penalty_interval=2, gan_aug="color_crop_cutout")
+    gan = GAN(Accelerator(cpu=True, mixed_precision=precision), digits.spec, recipe, seed=0)
+    reports = [gan.step(*batch, step) for step in range(3)]
+    assert ["penalty" in report for report in reports] == [True, False, True]
+    assert all(value.isfinite() for report in reports for value in report.values())
+    gan.check(3)
+
+
+def test_flips_mirror_some_real_images_by_draws_of_their_own(digits, batch, monkeypatch):
+    images, labels = batch
+    seen = []
+    monkeypatch.setattr(GAN, "critic_step", lambda self, real, labels, step: seen.append(real) or {})
+    may = replace(digits.spec, flip=True)
+    for spec, flip, step in ((may, True, 0), (may, True, 0), (may, True, 1), (may, False, 0), (digits.spec, True, 0)):
+        trainer(spec, flip=flip).step(images, labels, step)
+    first, again, later, without, digit = seen
+    mirrored = torch.tensor([torch.equal(a, b.flip(2)) for a, b in zip(first, images)])
+    assert torch.equal(first, torch.where(mirrored[:, None, None, None], images.flip(3), images))
+    assert 0 < mirrored.sum() < len(images)
+    assert torch.equal(first, again)
+    assert not torch.equal(first, later)
+    assert torch.equal(without, images)
+    assert torch.equal(digit, images)  # a mirrored digit is another one
+
+
+@pytest.mark.parametrize(("name", "expected"), [("none", [1, 1, 1, 1]), ("linear", [1, 1, 0.5, 0.1]),
+                                                ("cosine", [1, 1, 0.5, 0.0244717])])
+def test_rates_fall_over_the_second_half(digits, name, expected):
+    gan = trainer(digits.spec, lr_decay=name)
+    rates = []
+    for progress in (0, 0.5, 0.75, 0.95):
+        gan.pace(progress)
+        rates.append((gan.optim_g.param_groups[0]["lr"] / TINY.lr, gan.optim_d.param_groups[0]["lr"] / TINY.lr_critic))
+    assert rates == [pytest.approx((value, value), rel=1e-5) for value in expected]
+
+
+@pytest.mark.parametrize("decay", sorted(set(DECAYS) - {"none"}))
+def test_a_decay_resumes_exactly_and_stage_2_has_none(command, fails, tmp_path, monkeypatch, decay):
+    words = (*SMALL, "--output-dir", tmp_path, "--lr-decay", decay, "--steps", 6, "--tag")
+    command(gen_condense, *words, "whole")
+    with monkeypatch.context() as patch:
+        patch.setattr(Interruptible, "requested", lambda self, step: step == 4)
+        fails(130, gen_condense, *words, "cut")
+    command(gen_condense, *words, "cut", "--resume")
+    assert_same(tmp_path / "whole", tmp_path / "cut")
+    state = load_checkpoint(tmp_path / "cut" / "checkpoint.pt")
+    rate = DECAYS[decay](2 * 5 / 6 - 1)
+    assert state["optim_g"]["param_groups"][0]["lr"] == pytest.approx(RECIPES["pyramid"].lr * rate)
+    command(pool_match, "--output-dir", tmp_path, "--weight", tmp_path / "cut", "--match", "none", "--steps", 1,
+            "--eval-epochs", 1, "--eval-ipc", 1)
+    state = load_checkpoint(tmp_path / "match" / "checkpoint.pt")
+    assert state["optim_g"]["param_groups"][0]["lr"] == RECIPES["pyramid"].lr
+
+
+def test_checkpoints_without_the_newer_values_go_on(command, tmp_path):
+    words = (*SMALL, "--output-dir", tmp_path, "--tag")
+    command(gen_condense, *words, "whole", "--steps", 4)
+    command(gen_condense, *words, "old", "--steps", 2)
+    newer = {field.name for field in fields(GANRecipe) if field.default is not MISSING}
+    assert newer >= {"lr_decay", "flip"}
+    state = load_checkpoint(tmp_path / "old" / "checkpoint.pt")
+    state["recipe"] = {name: value for name, value in state["recipe"].items() if name not in newer}
+    save_checkpoint(tmp_path / "old" / "checkpoint.pt", state)
+    config = json.loads((tmp_path / "old" / "config.json").read_text())
+    later = {*newer, *(field.name for field in fields(judge.Stopping))}
+    write_json(tmp_path / "old" / "config.json", {name: value for name, value in config.items() if name not in later})
+    command(gen_condense, *words, "old", "--steps", 4, "--resume")
+    assert_same(tmp_path / "whole", tmp_path / "old")
+
+
+@pytest.fixture
+def scripted(monkeypatch):
+    """Let the students of a run have these accuracies, one after another: `scripted(*accuracies)`."""
+
+    def script(*accuracies):
+        left = iter(accuracies)
+        monkeypatch.setattr(judge, "evaluate", lambda *args, **options: SimpleNamespace(mean=next(left)))
+
+    return script
+
+
+def test_a_run_ends_when_scores_no_longer_rise(command, fails, tmp_path, monkeypatch, capsys, scripted):
+    words = (*SMALL, "--output-dir", tmp_path, "--steps", 40, "--auto-stop", "--eval-interval", 2, "--save-interval", 3,
+             "--tag")
+    accuracies = (20.0, 30.0, 25.0, 30.0, 10.0)  # an equal score replaces what is kept and is no rise
+    scripted(*accuracies)
+    command(gen_condense, *words, "whole")
+    line = "ended at step 10 (no rise above 30.00 % in 3 held-out scores); the generator of step 8 is kept"
+    assert line in capsys.readouterr().out
+    assert scores(tmp_path / "whole") == [*zip((2, 4, 6, 8, 10), accuracies)]
+    assert load_checkpoint(tmp_path / "whole" / "checkpoint.pt")["step"] == 10
+
+    scripted(*accuracies)
+    with monkeypatch.context() as patch:
+        patch.setattr(Interruptible, "requested", lambda self, step: step == 7)
+        fails(130, gen_condense, *words, "cut")
+    command(gen_condense, *words, "cut", "--resume")
+    assert_same(tmp_path / "whole", tmp_path / "cut")
+    assert scores(tmp_path / "cut") == scores(tmp_path / "whole")
+
+    capsys.readouterr()
+    command(gen_condense, *words, "cut", "--resume")  # nothing left to do
+    assert line in capsys.readouterr().out
+    scripted(40.0, 35.0)
+    command(gen_condense, *words, "cut", "--resume", "--patience", 4, "--steps", 14)
+    assert "ended at step 14 (its length); the generator of step 12 is kept" in capsys.readouterr().out
+
+    command(gen_condense, *SMALL, "--output-dir", tmp_path, "--steps", 8, "--tag", "unjudged")
+    assert weights(tmp_path / "unjudged")[1] == weights(tmp_path / "whole")[1]
+    assert not scores(tmp_path / "unjudged")
+    assert "summary" not in load_checkpoint(tmp_path / "unjudged" / "checkpoint.pt")
