@@ -254,7 +254,7 @@ def test_embeddings_that_a_pool_keeps_stand_for_images(gan, digits, match, monke
 
 
 @pytest.mark.parametrize(("settings", "message"), [
-    ({"match": "logit"}, "--match mean, moments, energy, characteristic"), ({"aug_type": "crop"}, "add --no-match-aug")])
+    ({"match": "logit"}, "--match mean, moments, energy, cf"), ({"aug_type": "crop"}, "add --no-match-aug")])
 def test_embeddings_that_a_pool_keeps_are_refused_where_images_are_compared(gan, digits, settings, message):
     with pytest.raises(UserError, match=message):
         matcher_of(gan, digits, kept=50, **settings)
@@ -262,7 +262,7 @@ def test_embeddings_that_a_pool_keeps_are_refused_where_images_are_compared(gan,
 
 def test_calibration_adds_the_cross_entropy_of_synthetic_images(gan, digits):
     matcher = matcher_of(gan, digits)
-    plain, calibrated = (float(matcher_of(gan, digits, pool=matcher.pool, options={"calibration": weight})(0).detach())
+    plain, calibrated = (float(matcher_of(gan, digits, pool=matcher.pool, options={"calibrate": weight})(0).detach())
                          for weight in (0.0, 0.5))
     labels = matcher.shuffle.indices(0)
     fake = matcher.learner.images(labels, torch.arange(2), (2, 4), 0).flatten(0, 1)

@@ -83,7 +83,7 @@ def make_pool(method, folder, seed, dataset, engine):
     given = {name: value for name, value in given.items() if value is not None}
     if method.pool_training == "pretrained":
         return ClassifierPool(dataset, folder, engine.accelerator, names=method.pool, members=method.pool_members,
-                              epochs=method.pool_epochs, snapshots=method.pool_snapshots, between=method.pool_between,
+                              epochs=method.pool_epochs, snapshots=method.pool_snapshots, between=method.pool_mix,
                               engine=engine, **given)
     if method.pool_training == "random":
         return RandomPool(dataset, names=method.pool, engine=engine)
@@ -194,9 +194,10 @@ def make_matcher(method, learner, dataset, pool):
     if method.match == "none":
         return None
     taken = OBJECTIVES[method.match].options
-    if method.paired_weight and "paired_weight" not in taken:
-        names = ", ".join(name for name, row in OBJECTIVES.items() if "paired_weight" in row.options)
-        raise UserError(f"--own-weight (--paired-weight) is for an objective that compares embeddings: --match {names}")
+    for weight, flag in (("paired_weight", "--own-weight (--paired-weight)"), ("calibrate", "--calibrate")):
+        if getattr(method, weight) and weight not in taken:
+            names = ", ".join(name for name, row in OBJECTIVES.items() if weight in row.options)
+            raise UserError(f"{flag} is for an objective that compares embeddings: --match {names}")
     return Matcher(learner, dataset, pool, match=method.match, options={name: getattr(method, name) for name in taken},
                    weight=method.match_weight, select=method.select, classes=method.match_classes,
                    per_class=method.match_batch, kept=method.match_real,

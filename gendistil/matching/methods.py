@@ -53,7 +53,7 @@ class Method:
     match_real: int = option("instead, so many real images of each class, or all, by the embeddings that the pool keeps: "
                              "of images as they are, so give --no-match-aug; 0 for none", 0, type=NATURAL, group=_METHOD,
                              pools=("pretrained",))
-    calibration: float = option("weight of the pool's cross-entropy on synthetic images, beside that of their embeddings", 0.0,
+    calibrate: float = option("weight of the pool's cross-entropy on synthetic images, beside that of their embeddings", 0.0,
                                 type=WEIGHT, group=_METHOD, pools=TRAINED)
     match_aug: bool = option("compare through siamese augmentation: the same for real and synthetic images", True,
                              group=_METHOD)
@@ -121,7 +121,7 @@ class Method:
     pool_aug: str | None = option("augmentation of its training, or of the pretraining", None, group="pool", pools=TRAINED)
     pool_cutmix: float = option("probability that CutMix mixes a batch of its training", 0.0, type=FRACTION, group="pool",
                                 pools=ONLINE)
-    pool_between: bool = option("also networks between two snapshots of a member, by interpolated weights (NCFM)", False,
+    pool_mix: bool = option("also networks between two snapshots of a member, by interpolated weights (NCFM)", False,
                                 group="pool", pools=("pretrained",))
     pool_members: int = option("pretrained networks of each classifier (default: 4)", 4, type=COUNT, group="pool",
                                pools=("pretrained",))

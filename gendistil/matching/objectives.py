@@ -167,12 +167,12 @@ def _match_logit(eyes, real, fake, labels):
 
 
 def _match_embeddings(criterion):
-    def objective(eyes, real, fake, labels, paired=None, paired_weight=0.0, calibration=0.0, **draws):
+    def objective(eyes, real, fake, labels, paired=None, paired_weight=0.0, calibrate=0.0, **draws):
         target, seen = _see(eyes.embed, real, fake)
         loss = criterion(target, seen, **draws)
-        if calibration:
+        if calibrate:
             logits = eyes.classify(seen.flatten(0, 1))
-            loss = loss + calibration * F.cross_entropy(logits, labels.repeat_interleave(seen.shape[1]))
+            loss = loss + calibrate * F.cross_entropy(logits, labels.repeat_interleave(seen.shape[1]))
         if paired is not None:
             loss = loss + paired_weight * (_see_real(eyes.embed, paired) - seen).square().sum(-1).mean()
         return loss
@@ -247,7 +247,7 @@ class Objective:
 
 
 def _embeddings(criterion, source, **facts):
-    return Objective(_match_embeddings(criterion), 1.0, source, options=("paired_weight", "calibration"), paired="beside",
+    return Objective(_match_embeddings(criterion), 1.0, source, options=("paired_weight", "calibrate"), paired="beside",
                      embeds=True, **facts)
 
 
@@ -258,7 +258,7 @@ OBJECTIVES = {
     "mean": _embeddings(class_means, "DM"),
     "moments": _embeddings(moments, "mean and standard deviation of embeddings, per class"),
     "energy": _embeddings(energy, "energy distance of embeddings, per class"),
-    "characteristic": _embeddings(characteristic, "characteristic functions of embeddings, per class: NCFM", draws=True),
+    "cf": _embeddings(characteristic, "characteristic functions of embeddings, per class: NCFM", draws=True),
     "paired": Objective(_match_paired, 1.0, "GAN inversion: pixels and embeddings of each latent's paired real image",
                         paired="real"),
 }
