@@ -7,11 +7,12 @@ from typing import ClassVar
 import torch
 
 from gendistil.common.cli import COUNT, POSITIVE, WEIGHT
+from gendistil.common.errors import UserError
 from gendistil.common.flags import option
 from gendistil.data import AUGMENTATIONS, Augment
 from generators.losses import LOSSES, PENALTIES, auxiliary
 from generators.networks import NETWORKS
-from generators.trainer import GROUP, Recipe, Trainer
+from generators.trainer import GROUP, Recipe, Trainer, flip_option
 
 
 def augmentations(text):
@@ -39,8 +40,7 @@ class GANRecipe(Recipe):
     lr_critic: float = option("learning rate of the critic (Adam)", type=POSITIVE, group=GROUP)
     gan_aug: str = option("augmentation of what the critic sees, joined by _, or none (Zhao et al., NeurIPS 2020)",
                           type=augmentations, group=GROUP)
-    flip: bool = option("mirror half of the real images, at random; nothing where a mirrored image changes class", False,
-                        group=GROUP)
+    flip: bool = flip_option()
 
 
 class GAN(Trainer):
@@ -54,22 +54,18 @@ class GAN(Trainer):
         super().__init__(accelerator, spec, recipe, seed, engine)
         self.critic, self.optim_d = self.prepare(*self.others, recipe.lr_critic)
         self.loss = LOSSES[recipe.loss]
-        self.augment, self.mirror = Augment(recipe.gan_aug, spec), Augment("flip" if recipe.flip else "none", spec)
+        self.augment = Augment(recipe.gan_aug, spec)
 
     def networks(self, shape):
         _, make_critic = NETWORKS[self.recipe.generator]
+        if make_critic is None:
+            raise UserError(f"--generator {self.recipe.generator} has no critic, so it is not for a GAN: use --recipe flow")
         return [*super().networks(shape), make_critic(**shape, width=self.recipe.width)]
 
     def step(self, images, labels, global_step, term=None):
         """One update of the generator and one of the critic, see `Trainer.step`."""
-        if self.mirror.names:
-            images = self._augment(images, self.mirror, "flip", global_step)
+        images = self.mirrored(images, global_step)
         return {**self.generator_step(images, labels, global_step, term), **self.critic_step(images, labels, global_step)}
-
-    def _augment(self, images, augment, *name):
-        """`images` [n·B, C, H, W] of this process, augmented image by image; the n parts get draws of their own."""
-        params = augment.draw(len(images) * self.accelerator.num_processes, self.stream(*name))
-        return augment.apply(images, params._replace(uniform=self.shard(params.uniform)))
 
     def critic_step(self, real, labels, step):
         """One update of the critic on this process's `real` signed images [B, C, H, W]; a dict of 0-dim losses."""
@@ -78,7 +74,7 @@ class GAN(Trainer):
             fake_labels = self.shard(torch.randint(self.spec.num_classes, (total,), generator=self.stream("labels", step)))
         with torch.no_grad():
             fake = self.engine(self.generator, self.noise((total,), "critic", step), fake_labels)
-        both = self._augment(torch.cat([real, fake.float()]), self.augment, "augment", "critic", step)
+        both = self.augmented(torch.cat([real, fake.float()]), self.augment, "augment", "critic", step)
         scores, logits = self.engine(self.critic, both, torch.cat([labels, fake_labels]))
         on_real, on_fake = scores.float().chunk(2)
         loss = self.loss.critic(on_real, on_fake)
@@ -106,24 +102,18 @@ class GAN(Trainer):
         critic = self.accelerator.unwrap_model(self.critic).requires_grad_(False)
         total = len(labels) * self.accelerator.num_processes
         fake = self.engine(self.generator, self.noise((total,), "generator", step), labels)
-        on_fake, logits = self.engine(critic, self._augment(fake.float(), self.augment, "augment", "generator", step), labels)
+        on_fake, logits = self.engine(critic, self.augmented(fake.float(), self.augment, "augment", "generator", step), labels)
         on_real = None
         if self.loss.paired:
-            on_real, _ = self.engine(critic, self._augment(real, self.augment, "augment", "generator's real", step), labels)
+            on_real, _ = self.engine(critic, self.augmented(real, self.augment, "augment", "generator's real", step), labels)
             on_real = on_real.float()
         loss = self.loss.generator(on_real, on_fake.float())
         report = {"generator": loss}
         if logits is not None:
             report["generator_classes"] = auxiliary(logits, labels)
             loss = loss + report["generator_classes"]
-        if term is not None:
-            report["matching"] = term()
-            loss = loss + report["matching"]
-        self.optim_g.zero_grad()
-        self.accelerator.backward(loss)
-        self.optim_g.step()
+        self.update(loss, report, step, term)
         critic.requires_grad_(True)
-        self.average(step)
         return report
 
     def trained(self):

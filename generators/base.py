@@ -3,6 +3,7 @@
 import torch
 from diffusers import ConfigMixin, ModelMixin
 
+from gendistil.common.errors import UserError
 from gendistil.common.rng import counter_normal
 from gendistil.common.source import Source, index_within_class
 
@@ -38,12 +39,20 @@ class ConditionalGenerator(Source, ModelMixin, ConfigMixin):
         """
         return self.images_at(labels, index_within_class(labels), seed)
 
+    def check_sampling(self, **sampling):
+        """Raise UserError unless its images can be drawn with these options, by the names of their flags: here, without any."""
+        for name in sampling:
+            raise UserError(f"--{name.replace('_', '-')} is for a flow, which {type(self).__name__} is not: leave it out")
+
     @torch.no_grad()
-    def images_at(self, labels, index, seed=0, noise_std=1.0):
-        """As `sample`, but for any indices within the classes, int64 [B], and noise of any standard deviation."""
+    def images_at(self, labels, index, seed=0, noise_std=1.0, **sampling):
+        """As `sample`, but for any indices within the classes, int64 [B], and noise of any standard deviation.
+
+        `sampling` are options of `forward` that `check_sampling` lets pass.
+        """
         was_training = self.training
         self.eval()
         noise = counter_normal(seed, labels, index, self.dim_noise) * noise_std
-        images = [self(z, y) for z, y in zip(noise.split(SAMPLE_BATCH), labels.split(SAMPLE_BATCH))]
+        images = [self(z, y, **sampling) for z, y in zip(noise.split(SAMPLE_BATCH), labels.split(SAMPLE_BATCH))]
         self.train(was_training)
         return torch.cat(images).float()

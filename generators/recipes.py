@@ -4,9 +4,13 @@ from dataclasses import replace
 
 from gendistil.common.errors import UserError
 from generators.adversarial import GAN, GANRecipe
+from generators.flow import FlowRecipe, FlowTrainer, ShortcutRecipe, ShortcutTrainer
 
-TRAINERS = {"gan": GAN}
+TRAINERS = {"gan": GAN, "flow": FlowTrainer, "shortcut": ShortcutTrainer}
 """Kinds of training by the name that a recipe's class and a checkpoint give them."""
+
+_FLOW = {"generator": "unet", "lr": 1e-3, "beta2": 0.999, "batch_size": 128, "width": 64, "dim_noise": None, "ema": 0.999,
+         "epochs": 200, "times": "logit-normal", "label_dropout": 0.1, "warmup": 0.05, "sample_steps": 16, "guidance": 1.0}
 
 RECIPES = {
     "pyramid": GANRecipe(generator="pyramid", loss="hinge", penalty="r1", gradient_penalty=0.5, penalty_interval=4, lr=5e-4,
@@ -17,6 +21,8 @@ RECIPES = {
     "biggan": GANRecipe(generator="biggan", loss="hinge", penalty="r1", gradient_penalty=0.0, penalty_interval=1, lr=2e-4,
                         lr_critic=2e-4, beta2=0.999, batch_size=64, width=256, dim_noise=128, ema=0.999,
                         gan_aug="color_crop_cutout", epochs=500),
+    "flow": FlowRecipe(**_FLOW),
+    "shortcut": ShortcutRecipe(**{**_FLOW, "sample_steps": 4, "guidance": 1.5}, long_steps=0.125),
 }
 """Every recipe by the name that --recipe knows."""
 

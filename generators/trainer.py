@@ -14,6 +14,7 @@ from gendistil.common.engine import Engine
 from gendistil.common.errors import UserError
 from gendistil.common.flags import option
 from gendistil.common.rng import stream
+from gendistil.data import Augment
 from generators.networks import NETWORKS
 
 TUNED = {"all": (nn.Module,), "norms": (nn.Embedding, nn.GroupNorm, nn.LayerNorm, nn.modules.batchnorm._NormBase)}
@@ -43,13 +44,18 @@ class Recipe:
     lr: float = option("learning rate of the generator (Adam)", type=POSITIVE, group=GROUP)
     lr_decay: str = option("how the learning rates fall to 0 over the second half of stage 1", "none", choices=DECAYS,
                            group=GROUP)
-    beta2: float = option("Adam's second beta; the first is 0", type=number(float, 0, 0.999999), group=GROUP)
+    beta2: float = option("Adam's second beta; the first is 0, of a flow 0.9", type=number(float, 0, 0.999999), group=GROUP)
     batch_size: int = option("images a step, over all processes", type=number(int, 2), group=GROUP)
     width: int = option("channels of the widest layer", type=number(int, 8, 2048), group=GROUP)
-    dim_noise: int = option("entries of the noise vector", type=COUNT, group=GROUP)
+    dim_noise: int | None = option("entries of the noise vector; a flow's has those of an image", type=COUNT, group=GROUP)
     ema: float = option("decay of the averaged weights, 0 for none", type=FRACTION, group=GROUP)
     epochs: int = option("passes over the real images", type=COUNT, group="length and reports")
     tune: str = "all"  # a key of TUNED: which of the generator's weights stage 2 learns
+
+
+def flip_option():
+    """The flag of a trainer that shows its networks real images as `mirrored` gives them."""
+    return option("mirror half of the real images, at random; nothing where a mirrored image changes class", False, group=GROUP)
 
 
 class Trainer:
@@ -67,11 +73,14 @@ class Trainer:
     recipe_class = Recipe
     parts = ("generator", "optim_g")
     """The networks and optimisers that its state holds."""
+    beta1, max_norm = 0.0, None
+    """Adam's first beta, and the norm to which the generator's gradient is cut, None for any."""
 
     def __init__(self, accelerator, spec, recipe, seed, engine=None):
         self.accelerator, self.spec, self.recipe, self.seed = accelerator, spec, recipe, seed
         self.engine = engine or Engine(accelerator)
         self.rates = []
+        self.mirror = Augment("flip" if getattr(recipe, "flip", False) else "none", spec)
         shape = {"size": spec.size, "channels": spec.channels, "num_classes": spec.num_classes}
         with torch.random.fork_rng(devices=[]):  # the layers of torch initialise from the global stream only
             torch.manual_seed(stream(seed, "weights").initial_seed())
@@ -91,7 +100,7 @@ class Trainer:
     def prepare(self, network, lr):
         """A network and its Adam, ready for the device and the processes."""
         fused = self.accelerator.device.type in ("cpu", "cuda")
-        optimizer = torch.optim.Adam(network.parameters(), lr, betas=(0.0, self.recipe.beta2), fused=fused)
+        optimizer = torch.optim.Adam(network.parameters(), lr, betas=(self.beta1, self.recipe.beta2), fused=fused)
         self.rates.append((optimizer, lr))
         return self.accelerator.prepare(network, optimizer)
 
@@ -112,6 +121,19 @@ class Trainer:
         without arguments, gives one more 0-dim loss that depends on `images()`, the matching term of stage 2.
         """
         raise NotImplementedError
+
+    def update(self, loss, report, global_step, term=None):
+        """Move the generator against `loss` and the matching `term`, and the averaged weights with it; the report of both."""
+        if term is not None:
+            report["matching"] = term()
+            loss = loss + report["matching"]
+        self.optim_g.zero_grad()
+        self.accelerator.backward(loss)
+        if self.max_norm:
+            self.accelerator.clip_grad_norm_(self.generator.parameters(), self.max_norm)
+        self.optim_g.step()
+        self.average(global_step)
+        return report
 
     def images(self, noise, labels):
         """Images for noise [B, Z] and labels int64 [B], as the generator makes them when it is used: float [B, C, H, W].
@@ -134,7 +156,16 @@ class Trainer:
 
     def noise(self, shape, *name):
         """This process's part of the noise drawn for a global `shape` (n, ...): [n / processes, ..., Z]."""
-        return self.shard(torch.randn(*shape, self.recipe.dim_noise, generator=self.stream("noise", *name)))
+        return self.shard(torch.randn(*shape, self.source.dim_noise, generator=self.stream("noise", *name)))
+
+    def augmented(self, images, augment, *name):
+        """`images` [n·B, C, H, W] of this process, augmented image by image; the n parts get draws of their own."""
+        params = augment.draw(len(images) * self.accelerator.num_processes, self.stream(*name))
+        return augment.apply(images, params._replace(uniform=self.shard(params.uniform)))
+
+    def mirrored(self, images, step):
+        """`images` [B, C, H, W] of this process, half of them mirrored at random where the recipe says so."""
+        return self.augmented(images, self.mirror, "flip", step) if self.mirror.names else images
 
     @torch.no_grad()
     def average(self, global_step):
@@ -172,7 +203,7 @@ class Trainer:
         try:
             self.restore(state)
         except (KeyError, ValueError, RuntimeError, TypeError, AttributeError) as error:
-            raise UserError(f"{path} does not fit this generator and critic ({error}): check --data and --image-size") from None
+            raise UserError(f"{path} does not fit these networks ({error}): check --data and --image-size") from None
 
     def restore(self, state):
         """What `load_state_dict` does with a state that fits."""

@@ -211,6 +211,23 @@ def test_every_process_draws_other_data(runs):
     assert not any(set(ours) & set(theirs) for ours, theirs in zip(first["noises"], second["noises"]))
 
 
+def test_two_processes_train_flows_as_one(command, tmp_path, monkeypatch):
+    monkeypatch.setenv("ACCELERATE_USE_CPU", "1")
+    for recipe in ("flow", "shortcut"):
+        _, *words = stage1(recipe, tmp_path, f"{recipe}1")
+        command(gen_condense, *words)
+    launch(tmp_path, [stage1(recipe, tmp_path, f"{recipe}2") for recipe in ("flow", "shortcut")])
+    for recipe in ("flow", "shortcut"):
+        one, two = (load_checkpoint(tmp_path / f"{recipe}{count}" / "checkpoint.pt") for count in (1, 2))
+        for part in ("generator", "ema"):
+            names = [name for name in one[part] if not name.endswith("to_k.bias")]  # has no gradient but rounding
+            ours, theirs = flat(one[part], names), flat(two[part], names)
+            assert (theirs - ours).norm() < 1e-4 * ours.norm()
+        ours, theirs = (torch.cat([moment["exp_avg"].flatten() for moment in state["optim_g"]["state"].values()])
+                        for state in (one, two))
+        assert (theirs - ours).norm() < 1e-3 * ours.norm()
+
+
 def test_one_process_writes(runs):
     folder, (first, second) = runs
     assert second["written"] == []

@@ -65,7 +65,7 @@ def fill(latents):
 
 
 @pytest.mark.parametrize("space", ["noise", "grid"])
-@pytest.mark.parametrize("name", NETWORKS)
+@pytest.mark.parametrize("name", ["pyramid", "dim", "biggan"])
 def test_a_set_keeps_half_floats_and_gives_back_what_it_scored(name, space, tmp_path):
     generator = NETWORKS[name][0](size=12, channels=3, num_classes=4, dim_noise=9, width=16).eval()
     latents = LatentSet.of(generator, 5, space)

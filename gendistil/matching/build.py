@@ -21,6 +21,7 @@ from generators import TRAINERS, make_trainer, recipe_of
 from pools import ClassifierPool, OnlinePool, RandomPool
 
 SUMMARY = "summary.json"
+_STEPS = 4  # of a flow that are matched through, at most, unless --sample-steps asks for more
 
 
 @dataclass(frozen=True)
@@ -127,6 +128,10 @@ def _generator(begin):
     recipe = recipe_of(state, file)
     values = {name: getattr(method, name) for name in ("lr", "lr_critic", "batch_size", "ema", "tune")}
     known = {field.name for field in dataclasses.fields(recipe)}
+    if "sample_steps" in known:
+        values["sample_steps"] = method.sample_steps or min(recipe.sample_steps, _STEPS)
+    elif method.sample_steps:
+        raise UserError(f"--sample-steps is for a flow, and {file} was trained by '{recipe.trainer}': leave it out")
     values = {name: value for name, value in values.items() if value is not None and name in known}
     recipe = dataclasses.replace(recipe, **values)
     if recipe.batch_size % accelerator.num_processes:

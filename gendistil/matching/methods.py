@@ -74,6 +74,9 @@ class Method:
 
     ema: float | None = option("decay of its averaged weights, 0 for none (default: the recipe's)", None, type=FRACTION,
                                group="a generator", learns=(GENERATOR,))
+    sample_steps: int | None = option("Euler steps of a flow, through which it is matched and which it keeps (default: "
+                                      "its own, at most 4)", None, type=number(int, 1, 1000), group="a generator",
+                                      learns=(GENERATOR,))
     tune: str = option("which of its weights are learned: all, or those of norms and class embeddings alone", "all",
                        choices=TUNED, group="a generator", learns=(GENERATOR,))
 

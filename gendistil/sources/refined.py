@@ -6,17 +6,17 @@ from dataclasses import dataclass
 import torch
 from torch.nn import functional as F
 
-from gendistil.common.cli import FRACTION, POSITIVE, say
+from gendistil.common.cli import FRACTION, POSITIVE, WEIGHT, number, say
 from gendistil.common.device import send
 from gendistil.common.errors import UserError
-from gendistil.common.flags import given, option
+from gendistil.common.flags import fields, given, option
 from gendistil.common.run import made_by
 from gendistil.common.source import Source, index_within_class
 from gendistil.data import to_uint8
 from gendistil.sources.load import check_fits
 from gendistil.sources.taught import Teacher
 
-_GROUP = "refinement of generators (where neither flag is given, what the run's config keeps)"
+_GROUP = "refinement of generators (where none of these is given, what the run's config keeps)"
 _BATCH = 256  # candidates that are judged together, always as many, so that company changes no bit of an answer
 _AT_ONCE = 4096  # candidates that are in memory together, about
 _TRIED, _ONE_IN = 200, 50  # of so many candidates of a class, one in so many must be accepted
@@ -31,12 +31,24 @@ class Refinement:
     keep_above: float | None = option("of each class, take the first images that a classifier assigns to it with a probability "
                                       "above this: that of --teacher (default: the pool that the run was matched with)", None,
                                       type=FRACTION, group=_GROUP)
+    sample_steps: int | None = option("Euler steps of a flow (default: the generator's own)", None, type=number(int, 1, 1000),
+                                      group=_GROUP)
+    guidance: float | None = option("classifier-free guidance of a flow, 1 for none (default: the generator's own)", None,
+                                    type=WEIGHT, group=_GROUP)
+
+    @property
+    def sampling(self):
+        """Its options of a generator's `images_at` that are for a flow: a dict."""
+        return {name: value for name in ("sample_steps", "guidance") if (value := getattr(self, name)) is not None}
 
     @property
     def words(self):
         """What a report says of it."""
-        kept = [] if self.keep_above is None else [f"kept above {self.keep_above:g}"]
-        return ", ".join(kept + ([] if self.noise_std == 1 else [f"noise {self.noise_std:g}"])) or "unrefined"
+        said = [] if self.keep_above is None else [f"kept above {self.keep_above:g}"]
+        said += [] if self.noise_std == 1 else [f"noise {self.noise_std:g}"]
+        said += [] if self.sample_steps is None else [f"{self.sample_steps} steps"]
+        said += [] if self.guidance is None else [f"guidance {self.guidance:g}"]
+        return ", ".join(said) or "unrefined"
 
 
 class TooFewAccepted(UserError):
@@ -73,7 +85,7 @@ class Refined(Source):
     def sample(self, labels, seed=0):
         index = index_within_class(labels)
         if self.teacher is None:
-            return self.source.images_at(labels, index, seed, self.refinement.noise_std)
+            return self._candidates(labels, index, seed)
         classes, place, wanted = labels.unique(return_inverse=True, return_counts=True)
         missing = wanted.tolist()
         images = torch.empty(len(classes), max(missing), self.channels, self.size, self.size, device=labels.device)
@@ -115,22 +127,27 @@ class Refined(Source):
                     "another --noise-std or --teacher")
         return images[kept], owner
 
+    def _candidates(self, labels, index, seed):
+        """The generator's images [B, C, H, W] of these indices within the classes [B]."""
+        return self.source.images_at(labels, index, seed, self.refinement.noise_std, **self.refinement.sampling)
+
     def _judge(self, labels, index, seed):
         """Candidates [B, C, H, W] and whether the classifier accepts each: bool [B]."""
-        images = self.source.images_at(labels, index, seed, self.refinement.noise_std)
+        images = self._candidates(labels, index, seed)
         probability, answer = self.teacher.logits(to_uint8(images)).softmax(1).max(1)
         return images, (answer == labels) & (probability > self.refinement.keep_above)
 
 
 def refine(source, path, args, open_pool, device="cpu"):
-    """`source`, from `path`, as the flags in `args` refine it, or its run's config where neither is given; else as it is.
+    """`source`, from `path`, as the flags in `args` refine it, or its run's config where none is given; else as it is.
 
     Args: open_pool, gives the `ClassifierPool` in a folder.
     Raises UserError for stored images, and where there is no classifier or it accepts next to nothing.
     """
     values, made = given(Refinement, args), made_by(path)
     kept = {} if values else made.get("refinement") or {}
-    refinement = Refinement(**values) if values else Refinement(kept.get("noise_std", 1.0), kept.get("keep_above"))
+    known = {field.name for field in fields(Refinement)}
+    refinement = Refinement(**(values or {name: value for name, value in kept.items() if name in known}))
     if values and not hasattr(source, "images_at"):
         flag = next(iter(values)).replace("_", "-")
         raise UserError(f"--{flag} is for generators, and the images of --pretrain-weight {path} are stored: leave it out")
@@ -138,6 +155,7 @@ def refine(source, path, args, open_pool, device="cpu"):
         return source
     if kept:
         say(f"{path} is refined as its config keeps: {refinement.words} (--noise-std 1 takes it as it is)")
+    source.check_sampling(**refinement.sampling)
     teacher = None
     if refinement.keep_above is not None:
         folder = args.teacher or kept.get("teacher") or made.get("pool_folder")
