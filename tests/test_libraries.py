@@ -106,12 +106,11 @@ def test_what_does_not_fit_is_refused_before_the_work(digits, name, message):
     assert torch.equal(state, torch.get_rng_state())
 
 
-@pytest.mark.parametrize("together", [1, 2])
-def test_students_of_another_library(digits, together):
+@pytest.mark.parametrize(("side", "together"), [(6, 2), (16, 1), (16, 2)])
+def test_students_of_another_library(digits, side, together):
     protocol = Protocol(epochs=2, min_steps=0, batch_size=10, aug_type="none")
-    real = RealImages(digits.train, 10)
-    scores = [evaluate(real, digits, SMALL, 2, "fixed", num_eval=2, protocol=protocol, together=together).accuracies
-              for _ in range(2)]
+    real, settings = RealImages(digits.train, 10), {"num_eval": 2, "protocol": protocol, "together": together}
+    scores = [evaluate(real, digits, f"{SMALL}:side={side}", 2, "fixed", **settings).accuracies for _ in range(2)]
     assert scores[0] == scores[1]
 
 

@@ -14,6 +14,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 from torchvision.datasets import ImageFolder
 
+import pool_match
 import sample
 import validate
 from gendistil.common.cli import run_script
@@ -21,6 +22,7 @@ from gendistil.evaluation import PROTOCOLS, Result, students
 from gendistil.evaluation.rows import KEYS, read_report
 from gendistil.sources import CHOICES, MODEL, DistilledDataset
 from generators import NETWORKS
+from pools import ClassifierPool
 
 
 @pytest.fixture(scope="module")
@@ -145,6 +147,26 @@ def test_students_are_named_with_their_options_and_in_sets(call, gan, tmp_path, 
     call(validate, "--pretrain-weight", gan, "--ipc", 1, "--num-eval", 1, "--eval-model", "mlp", "--overwrite", "--protocol",
          "dc")
     assert asked == [("mlp", 0.3), ("mlp", PROTOCOLS["dc"].lr)]
+
+
+def test_a_student_with_options_is_kept_and_opened(call, gan, tmp_path):
+    call(validate, "--pretrain-weight", gan, "--ipc", 1, "--keep-students", "--eval-model", "convnet:width=8,norm=batch",
+         *QUICK)
+    row, = read_report(tmp_path / "results/test/report.json")
+    pool = ClassifierPool.open(tmp_path / "results/test/students" / row["student"])
+    assert row["model"] == pool.table()[0]["name"] == "convnet:norm=batch,width=8"
+    assert pool[0].norms[0].num_features == 8
+
+
+def test_a_report_marks_what_a_source_was_learned_with(call, tmp_path):
+    call(pool_match, "--tag", "dm", "--method", "dm", "--ipc", 1, "--steps", 1, "--match-batch", 4, "--eval-epochs", 1,
+         "--pool", "convnet:width=8", "lenet", "--eval-model", "convnet:width=8")
+    call(pool_match, "--tag", "random", "--method", "random", "--ipc", 1, "--eval-epochs", 1)
+    call(validate, "--pretrain-weight", "results/dm", "results/random", "--ipc", 1, "--sampling", "fixed",
+         "--eval-model", "mlp", "lenet", "--num-eval", 1, *QUICK[:4])
+    rows = read_report(tmp_path / "results/test/report.json")
+    assert [(row["source"], row["learned_with"]) for row in rows[:2]] == [("dm", ["convnet:width=8", "lenet"]), ("random", [])]
+    assert (tmp_path / "results/test/report.md").read_text().count("†") == 2  # of the heading and of one cell
 
 
 def test_too_small_classes_drop_the_real_rows_only(call, tmp_path, monkeypatch, capsys):
