@@ -19,6 +19,7 @@ from gendistil.matching import GeneratorLearner
 from gendistil.sources import MODEL
 from generators import RECIPES, TRAINERS, make_trainer
 from generators.trainer import GROUP
+from pools import check_classifiers
 
 
 def parse_args(argv=None):
@@ -55,6 +56,7 @@ def main():
     with accelerator.local_main_process_first():  # one process downloads and decodes, the others find its cache
         dataset = load_dataset(args.data, args.data_dir, args.image_size, args.held_out).to(accelerator.device)
     spec, real = dataset.spec, dataset.train
+    check_classifiers([from_flags(Stopping, args).eval_model], spec, "--eval-model")
     steps = args.steps or max(1, recipe.epochs * len(real) // recipe.batch_size)
     engine = Engine(accelerator)
     engine.choose(args.compile, steps * recipe.batch_size * spec.size**2)

@@ -23,6 +23,7 @@ from gendistil.matching import METHODS, OBJECTIVES, Method, build, method_for, m
 from gendistil.matching.build import LEARNED, SUMMARY, Start
 from gendistil.matching.methods import DEFAULT_IPC, GENERATOR, PIXELS
 from gendistil.sources import ROWS, Teacher
+from pools import check_classifiers
 
 
 class ListMethods(argparse.Action):
@@ -128,6 +129,8 @@ def match(args, options):
     if args.steps is not None and method.epochs and not args.epochs:
         method = dataclasses.replace(method, epochs=None)  # the row's passes give way to the steps that were asked for
     Augment(method.aug_type, spec)  # a wrong flag ends here, before a pool is pretrained
+    check_classifiers(method.pool if method.match != "none" else (), spec, "--pool")
+    check_classifiers([args.eval_model], spec, "--eval-model")
     teacher = Teacher.of(open_teacher(start.teacher, dataset), engine=engine) if start.teacher else None
 
     summary = {"train_seconds": 0.0, "held_out_accuracy": 0.0, "best_step": 0, "steps_before": build.steps_taken(state)}

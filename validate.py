@@ -16,20 +16,20 @@ from tqdm import tqdm
 from gendistil.common.cli import COUNT, Parser, add_data_arguments, add_run_arguments, run_script
 from gendistil.common.device import make_accelerator
 from gendistil.common.engine import Engine
-from gendistil.common.flags import add_flags, from_flags, override
+from gendistil.common.flags import Joined, add_flags, from_flags, override
 from gendistil.common.hub import facts_of, make_repository, push, repository
 from gendistil.common.run import Run, check_folder, device_name, inherit_data, made_by
 from gendistil.data import Augment, load_dataset
 from gendistil.evaluation import PROTOCOLS, SAMPLINGS, Protocol, evaluate, evaluate_full, protocol_for
 from gendistil.evaluation.card import card
-from gendistil.evaluation.judged import REAL, WHOLE, joined, list_rows, load_sources, named_paths, resumed
+from gendistil.evaluation.judged import REAL, WHOLE, joined, learned_with, list_rows, load_sources, named_paths, resumed
 from gendistil.evaluation.page import draw_sheets, find_sheets
 from gendistil.evaluation.report import markdown, write_report
 from gendistil.evaluation.rows import row_key
 from gendistil.evaluation.students import GROUP, steps_per_epoch
 from gendistil.evaluation.teachers import Labels, Teachers, distilled_from, keep_student, labels_of
 from gendistil.sources import Refinement, diversity, load_source
-from pools import CLASSIFIERS
+from pools import CLASSIFIERS, SETS, check_classifiers, some_classifiers
 
 
 def parse_args(argv=None):
@@ -52,7 +52,9 @@ def parse_args(argv=None):
                       help="then upload the one model of --pretrain-weight there, with the report as its card")
     add_flags(parser, Labels, Refinement)
     students = parser.add_argument_group(GROUP)
-    students.add_argument("--eval-model", choices=CLASSIFIERS, nargs="+", default=["convnet"], help="kinds of students")
+    students.add_argument("--eval-model", type=some_classifiers, action=Joined, nargs="+", default=["convnet"], metavar="NAME",
+                          help=f"kinds of students: {', '.join(CLASSIFIERS)}, torchvision:NAME or timm:NAME, each with options "
+                               f"if need be (convnet:width=256,norm=batch), or sets of them: {', '.join(SETS)}")
     students.add_argument("--num-eval", type=COUNT, default=3, help="students of each kind, which differ in their seed")
     students.add_argument("--together", type=COUNT, help="students trained side by side (default: all on a GPU, one elsewhere)")
     students.add_argument("--protocol", choices=PROTOCOLS, default="default",
@@ -65,8 +67,7 @@ def parse_args(argv=None):
                                "images stay out of what --compare shows, because a teacher must not have seen them")
     add_flags(parser, Protocol)
     args = parser.parse_args(argv)
-    args.ipc, args.sampling, args.eval_model = (list(dict.fromkeys(values)) for values in
-                                                (sorted(args.ipc), args.sampling, args.eval_model))
+    args.ipc, args.sampling = (list(dict.fromkeys(values)) for values in (sorted(args.ipc), args.sampling))
     vars(args).update(dataclasses.asdict(labels_of(args)))
     args.compare = ["random", "whole"] if args.compare == [] else args.compare or []
     if not args.pretrain_weight and not args.compare:
@@ -85,12 +86,14 @@ def full_protocol(args, protocol, spec, real):
     return dataclasses.replace(protocol, epochs=epochs)
 
 
-def count_pixels(args, plan, protocol, spec):
+def count_pixels(args, plan, protocols, spec):
     """About how many pixels this process shows to students, the whole training set left out."""
-    images = (protocol.batch_size * max(protocol.epochs * steps_per_epoch(spec.num_classes * (row["ipc"] or 0),
-                                                                          protocol.batch_size), protocol.min_steps)
-              for row in plan)
-    return args.num_eval * sum(images) * spec.size**2
+    images = 0
+    for row in plan:
+        protocol = protocols[row["model"]]
+        steps = protocol.epochs * steps_per_epoch(spec.num_classes * (row["ipc"] or 0), protocol.batch_size)
+        images += protocol.batch_size * max(steps, protocol.min_steps)
+    return args.num_eval * images * spec.size**2
 
 
 def main():
@@ -98,25 +101,28 @@ def main():
     paths = named_paths(args)
     inherit_data(args, next(iter(paths.values()), None))
     accelerator = make_accelerator(args.precision)
-    device, protocol = accelerator.device, override(protocol_for(args.protocol, args.data), args)
+    device = accelerator.device
+    protocols = {model: override(protocol_for(args.protocol, args.data, model), args) for model in args.eval_model}
     with accelerator.local_main_process_first():  # one process downloads and decodes, the others find its cache
         dataset = load_dataset(args.data, args.data_dir, args.image_size, args.held_out).to(device)
     real = dataset.train if args.keep_students else dataset.full_train
     sources, paths = load_sources(args, paths, dataset, real)
     if REAL in sources and args.ipc[-1] > sources[REAL].max_ipc:
         accelerator.print(f"no row of {REAL} above --ipc {sources[REAL].max_ipc}: the smallest class has no more")
-    Augment(protocol.aug_type, dataset.spec)  # a wrong name ends here, before the run's folder is made
+    Augment(protocols[args.eval_model[0]].aug_type, dataset.spec)  # a wrong name ends here, before the run's folder is made
+    check_classifiers(args.eval_model, dataset.spec, "--eval-model")
     check_folder(vars(args))
     rows, known = resumed(args, paths)
     plan, words, engine = list_rows(args, sources), [Path(sys.argv[0]).name, *sys.argv[1:]], Engine(accelerator)
-    engine.choose(args.compile, count_pixels(args, plan, protocol, dataset.spec))
+    engine.choose(args.compile, count_pixels(args, plan, protocols, dataset.spec))
     teachers = None
     if args.labels != ("hard",):
         teachers = Teachers(from_flags(Labels, args), paths.values(), sources.values(), dataset, engine=engine,
-                            protocol=protocol, seed=args.seed)
+                            protocol=override(protocol_for(args.protocol, args.data), args), seed=args.seed)
     if args.push_to_hub and accelerator.is_main_process:
         make_repository(args.push_to_hub)  # a refusal comes before the work, and after everything else that may be refused
-    run = Run(vars(args), accelerator, dataset=dataclasses.asdict(dataset.spec), students=dataclasses.asdict(protocol),
+    run = Run(vars(args), accelerator, dataset=dataclasses.asdict(dataset.spec),
+              students={model: dataclasses.asdict(protocol) for model, protocol in protocols.items()},
               sources={**known, **{name: str(path) for name, path in paths.items()}})
 
     facts = {"data": dataset.spec.name, "protocol": args.protocol, "scored_on": "test", "device": device_name(device),
@@ -129,6 +135,7 @@ def main():
     def judge(row, first):
         settings = {"num_eval": min(at_once, args.num_eval - first), "seed": args.seed + first, "engine": engine,
                     "together": at_once}
+        protocol = protocols[row["model"]]
         if row["ipc"] is None:
             whole = full_protocol(args, protocol, dataset.spec, real)
             result = evaluate_full(dataset, row["model"], split=real, protocol=whole, **settings)
@@ -138,7 +145,7 @@ def main():
         result = evaluate(taught, dataset, row["model"], ipc, row["sampling"], protocol=protocol, **settings)
         words = {} if taught is source else {"teacher": teachers.describe(taught)}
         return {**result.row(), **kept(row, first, result), **words, "bytes": taught.stored_bytes(ipc),
-                "diversity": spread(row["source"], ipc)}
+                "learned_with": learned_with(paths.get(row["source"])), "diversity": spread(row["source"], ipc)}
 
     def kept(row, first, result):
         if not args.keep_students or first:

@@ -1,6 +1,15 @@
 """Classifiers, the loop that trains them, and the pool that pretrains, keeps and draws them."""
 
-from pools.classifiers import CLASSIFIERS, build_classifier
+from pools.classifiers import (
+    CLASSIFIERS,
+    SETS,
+    base_name,
+    build_classifier,
+    check_classifiers,
+    full_name,
+    one_classifier,
+    some_classifiers,
+)
 from pools.fresh import OnlinePool, RandomPool
 from pools.pool import ClassifierPool, keep_classifier
 from pools.together import SideBySide
@@ -9,14 +18,20 @@ from pools.training import SCHEDULES, accuracy, embed_images, epoch_batches, tra
 __all__ = [
     "CLASSIFIERS",
     "SCHEDULES",
+    "SETS",
     "ClassifierPool",
     "OnlinePool",
     "RandomPool",
     "SideBySide",
     "accuracy",
+    "base_name",
     "build_classifier",
+    "check_classifiers",
     "embed_images",
     "epoch_batches",
+    "full_name",
     "keep_classifier",
+    "one_classifier",
+    "some_classifiers",
     "train_classifier",
 ]

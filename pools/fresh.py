@@ -18,8 +18,8 @@ _CALIBRATION = 16  # real images of each class
 class RandomPool:
     """A randomly initialised network for every draw (DM, arXiv 2110.04181). Frozen, in eval mode, on the data set's device.
 
-    Batch norms take their statistics from one batch of real images. Args: dataset, a `Dataset`; names, keys of `CLASSIFIERS`,
-    all equally likely; engine, the `Engine` that runs the networks.
+    Batch norms take their statistics from one batch of real images. Args: dataset, a `Dataset`; names, of
+    classifiers, all equally likely; engine, the `Engine` that runs the networks.
     """
 
     def __init__(self, dataset, *, names=("convnet",), engine=EAGER):

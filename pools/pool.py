@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+import re
 from collections import Counter
 from dataclasses import asdict
 from pathlib import Path
@@ -38,7 +39,7 @@ class ClassifierPool:
         folder: the pool lies in a folder of its own inside, named by a hash of all that defines the pool, as pool.json and
             safetensors. A pool that is there already is used as it is; only members that miss a sound file are trained.
         accelerator: the Accelerate `Accelerator`; its main process trains and writes while the others wait.
-        names: keys of `CLASSIFIERS`.
+        names: of classifiers, see `full_name`.
         members: networks of each name, different in weights and in order of the images.
         epochs, batch_size (images), lr, aug_type: of the pretraining.
         snapshots: kept of each member, at steps that grow geometrically from a sixteenth of its training to all of it.
@@ -215,7 +216,8 @@ class ClassifierPool:
         def on_step(step):
             progress.update()
             if step in self._steps:
-                file = f"{member:02d}-{self._members[member]}-{step:06d}.safetensors"
+                name = re.sub(r"[^\w.-]+", "_", self._members[member])  # a name with options is none of a file
+                file = f"{member:02d}-{name}-{step:06d}.safetensors"
                 scored = accuracy(model, dataset.held_out.images, dataset.held_out.labels, spec, engine=self._engine)
                 rows.append({"member": member, "name": self._members[member], "step": step, "held_out_accuracy": scored,
                              "file": file, "digest": _write_weights(self.dir / file, model)})
@@ -250,7 +252,7 @@ class ClassifierPool:
 def keep_classifier(folder, model, name, dataset, *, seed, step, held_out_accuracy, real=None, **facts):
     """Keep a trained classifier in `folder`, as student.json and safetensors, so that `ClassifierPool.open` opens it.
 
-    Args: name, its key in `CLASSIFIERS`, which built it without options; dataset, the `Dataset` of its classes; seed; step, how
+    Args: name, that of the classifier, which built it; dataset, the `Dataset` of its classes; seed; step, how
     many it took; held_out_accuracy, per cent; real, the `Split` that it, or the source of its images, learned from, None where
     that is not known; facts, what student.json also says.
     """

@@ -22,7 +22,18 @@ from gendistil.common.engine import Engine
 from gendistil.common.errors import UserError
 from gendistil.common.rng import stream
 from gendistil.data import Augment, load_dataset, standardise, to_signed
-from pools import CLASSIFIERS, SCHEDULES, accuracy, build_classifier, embed_images, epoch_batches, train_classifier
+from pools import (
+    CLASSIFIERS,
+    SCHEDULES,
+    SETS,
+    accuracy,
+    build_classifier,
+    embed_images,
+    epoch_batches,
+    full_name,
+    train_classifier,
+)
+from pools.classifiers import some_classifiers
 
 FULL = {"width": 64, "stem": "large"}
 CONVNET_OPTIONS = {
@@ -150,6 +161,41 @@ def test_bad_names_and_options():
         build_classifier("resnet18", 3, 8, 10, norm="instance")
     with pytest.raises(UserError, match="activation 'gelu'"):
         build_classifier("convnet", 3, 32, 10, activation="gelu")
+
+
+@pytest.mark.parametrize(("given", "name"), [
+    ("convnet", "convnet"), ("convnet:width=0128", "convnet"), ("convnet4:depth=4", "convnet4"),
+    ("convnet:width=256,norm=batch", "convnet:norm=batch,width=256"), ("resnet18_ap:average=yes,flatten=yes",
+                                                                      "resnet18_ap:flatten=yes"),
+])
+def test_a_name_has_one_spelling(given, name):
+    assert full_name(given) == full_name(name) == name
+
+
+def test_a_name_with_options_builds_what_the_options_do():
+    named = build_classifier("convnet:depth=2,norm=batch,width=8", 1, 8, 10, generator=stream(0))
+    meant = build_classifier("convnet", 1, 8, 10, generator=stream(0), width=8, depth=2, norm="batch").state_dict()
+    assert named.state_dict().keys() == meant.keys()
+    assert all(torch.equal(value, meant[key]) for key, value in named.state_dict().items())
+
+
+@pytest.mark.parametrize(("name", "message"), [
+    ("convnet:", "unknown option of convnet ''"), ("convnet:size=9", "choose from width, depth"),
+    ("convnet:width=wide", "'wide' is no option width of convnet, which is a whole number above 0"),
+    ("convnet:width=0", "whole number above 0"), ("resnet18:flatten=1", "choose from yes, no"),
+    ("mlp:hidden=9", "cannot be given in a name"), ("keras:resnet", "unknown classifier 'keras'"),
+])
+def test_bad_names_with_options(name, message):
+    with pytest.raises(UserError, match=message):
+        full_name(name)
+
+
+def test_sets_hold_names_in_their_one_spelling():
+    for names in SETS.values():
+        assert names == tuple(map(full_name, names)) == tuple(dict.fromkeys(names))
+    assert some_classifiers("IDC") == SETS["IDC"]
+    assert some_classifiers("convnet:norm=instance") == ("convnet",)
+    assert not set(SETS) & set(CLASSIFIERS)
 
 
 def test_the_generator_decides_the_weights():

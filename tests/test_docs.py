@@ -23,7 +23,7 @@ from gendistil.matching import OBJECTIVES, methods
 from gendistil.matching.build import LEARNED
 from gendistil.sources import STORED
 from generators import RECIPES, TRAINERS
-from pools import CLASSIFIERS
+from pools import CLASSIFIERS, SETS
 
 ROOT = Path(__file__).parent.parent
 SCRIPTS = {script.__name__: script for script in (gen_condense, pool_match, validate, sample)}
@@ -149,6 +149,21 @@ def test_the_published_command_lines_are_understood():
     for line in lines:
         words = shlex.split(line)[1:]
         assert pool_match.parse_args(words).method == words[words.index("--method") + 1]
+
+
+def test_the_published_evaluations_are_understood():
+    table = sections(METHODS)["Published commands and ours"]
+    lines = re.findall(r"`validate\.py ([^`]+)`", "".join(row.split("|")[2] for row in table.splitlines() if "|" in row))
+    assert len(lines) >= 3
+    for line in lines:
+        assert validate.parse_args([*shlex.split(line), "--compare"]).eval_model
+
+
+def test_the_table_of_sets_is_that_of_the_code():
+    table = sections(METHODS)["Students of several architectures"]
+    rows = {cells[1].strip(" `"): tuple(re.findall(r"`([^`]+)`", cells[3])) for cells in
+            (line.split("|") for line in table.splitlines() if line.startswith("| `"))}
+    assert rows == SETS
 
 
 def test_the_table_of_methods_is_that_of_the_command():

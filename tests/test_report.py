@@ -9,7 +9,7 @@ import pytest
 
 from gendistil.common.errors import UserError
 from gendistil.evaluation import PROTOCOLS, Result
-from gendistil.evaluation.plots import plot
+from gendistil.evaluation.plots import plot, plot_across
 from gendistil.evaluation.report import LEGEND, main, markdown, rewrite, rewrite_document, tables
 from gendistil.evaluation.rows import KEYS, read_report
 
@@ -64,6 +64,26 @@ def test_a_table_has_one_line_per_source_and_one_column_per_ipc(tmp_path):
     assert text.count("best accuracy seen in five looks at the test set") == 1
     plot(rows, tmp_path / "accuracy.png")
     assert (tmp_path / "accuracy.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_several_students_are_compared_line_by_line(tmp_path):
+    seen = {"learned_with": ["convnet"]}
+    rows = [make_row(mean=80.0, **seen), make_row(mean=70.0, model="resnet18", **seen),
+            make_row(mean=60.0, model="mlp", **seen),
+            make_row(source="other", mean=50.0, std=None, ci95=None), make_row(source="other", model="mlp", mean=52.5),
+            make_row(source="third", model="mlp"), make_row(source="third", model="resnet18"),
+            make_row(source="third", ipc=1, model="mlp"), make_row(labels="rows", teacher="t"), make_row(data="mnist")]
+    text = tables(rows).split("**Students of several architectures on digits**")[1].split("\n\n")[1]
+    lines = [[cell.strip() for cell in line.split("|")[1:-1]] for line in text.splitlines()]
+    assert lines[0] == ["source", "sampling", "IPC", "convnet", "resnet18", "mlp", "mean drop"]
+    assert lines[2:] == [["gan", "fresh", "10", "80.00 ± 1.50 †", "70.00 ± 1.50", "60.00 ± 1.50", "15.00"],
+                         ["other", "fresh", "10", "50.00", "", "52.50 ± 1.50", "-2.50"],
+                         ["third", "fresh", "10", "", "91.00 ± 1.50", "91.00 ± 1.50", ""]]
+    assert tables(rows).count("Students of several") == 1
+    assert "†" not in tables(rows[3:])
+    assert "Students of several" not in tables([make_row(), make_row(model="mlp", protocol="dc")])
+    plot_across(rows, tmp_path / "students.png")
+    assert (tmp_path / "students.png").read_bytes().startswith(b"\x89PNG")
 
 
 @pytest.mark.parametrize("content", [None, "{", "{}", "[]", '[{"source": "gan"}]', "[1]"])

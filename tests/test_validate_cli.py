@@ -14,6 +14,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 from torchvision.datasets import ImageFolder
 
+import pool_match
 import sample
 import validate
 from gendistil.common.cli import run_script
@@ -21,6 +22,7 @@ from gendistil.evaluation import PROTOCOLS, Result, students
 from gendistil.evaluation.rows import KEYS, read_report
 from gendistil.sources import CHOICES, MODEL, DistilledDataset
 from generators import NETWORKS
+from pools import ClassifierPool
 
 
 @pytest.fixture(scope="module")
@@ -101,7 +103,7 @@ def test_published_trainings(call, gan, tmp_path, name):
     row, = json.loads((tmp_path / "results/test/report.json").read_text())
     assert (row["protocol"], row["epochs"], row["steps"]) == (name, 3, 3)
     config = json.loads((tmp_path / "results/test/config.json").read_text())
-    assert config["students"] == dataclasses.asdict(dataclasses.replace(PROTOCOLS[name], epochs=3))
+    assert config["students"] == {"convnet": dataclasses.asdict(dataclasses.replace(PROTOCOLS[name], epochs=3))}
     assert "scored once at the last step" in (tmp_path / "results/test/report.md").read_text()
 
 
@@ -123,6 +125,48 @@ def test_a_protocol_knows_its_data_sets(call, gan, monkeypatch, tmp_path):
         call(validate, "--tag", tag, "--pretrain-weight", gan, "--ipc", 1, "--protocol", "dc", "--num-eval", 1, *words)
     mnist = students.protocol_for("dc", "mnist")
     assert asked == [mnist, dataclasses.replace(mnist, epochs=9)]
+
+
+def test_students_are_named_with_their_options_and_in_sets(call, gan, tmp_path, monkeypatch):
+    asked = []
+    monkeypatch.setitem(students.TRAINED, "mlp", {"lr": 0.2, "min_steps": 9})
+    monkeypatch.setattr(validate, "evaluate", lambda *args, protocol, **_: asked.append((args[2], protocol.lr)) or RESULT)
+    call(validate, "--pretrain-weight", gan, "--ipc", 1, "--num-eval", 1, "--eval-model",
+         "convnet:width=128", "P", "mlp")
+    rows = read_report(tmp_path / "results/test/report.json")
+    names = ["convnet", "convnet:pooling=none", "convnet:pooling=max", "mlp"]
+    assert [row["model"] for row in rows] == names
+    assert [rate for _, rate in asked] == [0.05, 0.05, 0.05, 0.2]
+    assert [name for name, _ in asked] == names
+    config = json.loads((tmp_path / "results/test/config.json").read_text())
+    assert {name: (values["lr"], values["min_steps"]) for name, values in config["students"].items()}["mlp"] == (0.2, 9)
+    assert (tmp_path / "results/test/students.png").stat().st_size > 1000
+    assert "**Students of several architectures on digits**" in (tmp_path / "results/test/report.md").read_text()
+    asked.clear()
+    call(validate, "--pretrain-weight", gan, "--ipc", 1, "--num-eval", 1, "--eval-model", "mlp", "--overwrite", "--lr", 0.3)
+    call(validate, "--pretrain-weight", gan, "--ipc", 1, "--num-eval", 1, "--eval-model", "mlp", "--overwrite", "--protocol",
+         "dc")
+    assert asked == [("mlp", 0.3), ("mlp", PROTOCOLS["dc"].lr)]
+
+
+def test_a_student_with_options_is_kept_and_opened(call, gan, tmp_path):
+    call(validate, "--pretrain-weight", gan, "--ipc", 1, "--keep-students", "--eval-model", "convnet:width=8,norm=batch",
+         *QUICK)
+    row, = read_report(tmp_path / "results/test/report.json")
+    pool = ClassifierPool.open(tmp_path / "results/test/students" / row["student"])
+    assert row["model"] == pool.table()[0]["name"] == "convnet:norm=batch,width=8"
+    assert pool[0].norms[0].num_features == 8
+
+
+def test_a_report_marks_what_a_source_was_learned_with(call, tmp_path):
+    call(pool_match, "--tag", "dm", "--method", "dm", "--ipc", 1, "--steps", 1, "--match-batch", 4, "--eval-epochs", 1,
+         "--pool", "convnet:width=8", "lenet", "--eval-model", "convnet:width=8")
+    call(pool_match, "--tag", "random", "--method", "random", "--ipc", 1, "--eval-epochs", 1)
+    call(validate, "--pretrain-weight", "results/dm", "results/random", "--ipc", 1, "--sampling", "fixed",
+         "--eval-model", "mlp", "lenet", "--num-eval", 1, *QUICK[:4])
+    rows = read_report(tmp_path / "results/test/report.json")
+    assert [(row["source"], row["learned_with"]) for row in rows[:2]] == [("dm", ["convnet:width=8", "lenet"]), ("random", [])]
+    assert (tmp_path / "results/test/report.md").read_text().count("†") == 2  # of the heading and of one cell
 
 
 def test_too_small_classes_drop_the_real_rows_only(call, tmp_path, monkeypatch, capsys):
@@ -214,6 +258,10 @@ BAD = [
     (validate, ["--pretrain-weight", "{gan}", "--lr", "0"], "--lr"),
     (validate, ["--pretrain-weight", "{gan}", "--lr", "nan"], "--lr"),
     (validate, ["--pretrain-weight", "{gan}", "--eval-model", "vgg"], "--eval-model"),
+    (validate, ["--pretrain-weight", "{gan}", "--eval-model", "convnet:wide=9"], "--eval-model: unknown option of convnet"),
+    (validate, ["--pretrain-weight", "{gan}", "--eval-model", "convnet:norm=big"], "--eval-model convnet:norm=big: unknown"),
+    (validate, ["--pretrain-weight", "{gan}", "--eval-model", "timm:no"], "--eval-model: timm"),
+    (validate, ["--pretrain-weight", "{gan}", "--eval-model", "torchvision:vit_b_16:side=30"], "side=30: it does not work"),
     (validate, ["--pretrain-weight", "{gan}", "--sampling", "both"], "--sampling"),
     (validate, ["--pretrain-weight", "{gan}", "--aug-type", "blur"], "'blur'"),
     (validate, ["--pretrain-weight", "{gan}", "--cutmix", "1.5"], "--cutmix: 1.5 is out of range"),

@@ -9,11 +9,21 @@ from gendistil.common.errors import UserError
 def option(help, default=dataclasses.MISSING, **facts):
     """A field that is a flag too: `--` and its name, with dashes.
 
-    Args: help, the flag's text; default, the field's; facts: `type`, `choices` (or a function that gives them), `nargs` and
-    `metavar` as argparse has them; `group`, the heading that the flag stands under; `aliases`, other spellings of it; whatever
-    else a table wants to say.
+    Args: help, the flag's text; default, the field's; facts: `type`, `choices` (or a function that gives them), `nargs`,
+    `metavar` and `action` as argparse has them; `group`, the heading that the flag stands under; `aliases`, other spellings of
+    it; whatever else a table wants to say.
     """
     return dataclasses.field(default=default, metadata={"help": help, **facts})
+
+
+_PASSED = ("help", "type", "choices", "nargs", "metavar", "action")  # to argparse, as they are
+
+
+class Joined(argparse.Action):
+    """Keeps the different values of the tuples that a flag's `type` makes of its words, in order, as one list."""
+
+    def __call__(self, parser, namespace, values, option_string=None):
+        setattr(namespace, self.dest, list(dict.fromkeys(value for several in values for value in several)))
 
 
 def fields(kind):
@@ -30,7 +40,7 @@ def add_flags(parser, *kinds, defaults=False, told=False):
     groups = {group.title: group for group in parser._action_groups}
     made = {action.dest for action in parser._actions}
     for field in (field for kind in kinds for field in fields(kind) if field.name not in made):
-        facts = {key: field.metadata[key] for key in ("help", "type", "choices", "nargs", "metavar") if key in field.metadata}
+        facts = {key: field.metadata[key] for key in _PASSED if key in field.metadata}
         if callable(facts.get("choices")):
             facts["choices"] = facts["choices"]()
         if told and field.default:

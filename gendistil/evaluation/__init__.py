@@ -3,6 +3,7 @@
 from gendistil.evaluation.students import (
     PROTOCOLS,
     SAMPLINGS,
+    TRAINED,
     Protocol,
     Result,
     evaluate,
@@ -17,6 +18,7 @@ from gendistil.evaluation.students import (
 __all__ = [
     "PROTOCOLS",
     "SAMPLINGS",
+    "TRAINED",
     "Protocol",
     "Result",
     "evaluate",

@@ -5,8 +5,8 @@ from dataclasses import dataclass, replace
 from gendistil.common.cli import COUNT
 from gendistil.common.flags import option
 from gendistil.common.loop import any_process
-from gendistil.evaluation.students import PROTOCOLS, evaluate
-from pools import CLASSIFIERS
+from gendistil.evaluation.students import evaluate, protocol_for
+from pools import one_classifier
 
 _GROUP = "length and reports"
 
@@ -16,7 +16,8 @@ class Judging:
     """How often, and by what student, a run is scored while it learns."""
 
     eval_interval: int = option("steps between held-out scores", 250, type=COUNT, group=_GROUP)
-    eval_model: str = option("student that is scored", "convnet", choices=CLASSIFIERS, group=_GROUP)
+    eval_model: str = option("student that is scored, named as for validate.py --eval-model", "convnet", type=one_classifier,
+                             metavar="NAME", group=_GROUP)
     eval_ipc: int = option("fresh images of each class in an epoch of that student", 10, type=COUNT, group=_GROUP)
     eval_epochs: int = option("epochs of that student", 60, type=COUNT, group=_GROUP)
 
@@ -42,7 +43,8 @@ class Judge:
     def __init__(self, run, engine, dataset, judging, seed, keep, summary):
         self.run, self.engine, self.dataset, self.judging = run, engine, dataset, judging
         self.seed, self.keep, self.summary = seed, keep, summary
-        self.protocol = replace(PROTOCOLS["default"], epochs=judging.eval_epochs, min_steps=0)
+        protocol = protocol_for("default", dataset.spec.name, judging.eval_model)
+        self.protocol = replace(protocol, epochs=judging.eval_epochs, min_steps=0)
 
     def score(self, learner, step):
         """Score `learner.source` after `step` steps; every process calls it, the main one works."""

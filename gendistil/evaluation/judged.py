@@ -5,7 +5,7 @@ from pathlib import Path
 
 from gendistil.common.errors import UserError
 from gendistil.common.flags import given
-from gendistil.common.run import CONFIG, check_options, read_json
+from gendistil.common.run import CONFIG, check_options, made_by, read_json
 from gendistil.evaluation.rows import REPORT, read_report, row_key, unique
 from gendistil.evaluation.students import Result
 from gendistil.evaluation.teachers import fits, open_teacher
@@ -78,6 +78,12 @@ def load_sources(args, paths, dataset, real):
     if "random" in args.compare:
         sources[REAL] = RealImages(real, dataset.spec.num_classes)
     return sources, named
+
+
+def learned_with(path):
+    """The classifiers in whose eyes the run at `path` matched its images, a list; empty where there were none."""
+    values = made_by(path).get("method_values") or {}
+    return list(values.get("pool", ())) if values.get("match") != "none" and values.get("steps") != 0 else []
 
 
 def list_rows(args, sources):

@@ -1,13 +1,17 @@
-"""Accuracy against images per class, and against the bytes that are kept, as pictures."""
+"""Accuracy against images per class, against the bytes that are kept and by the students' architecture, as pictures."""
 
 import math
 
 from gendistil.evaluation.published import VARIANTS, published
-from gendistil.evaluation.rows import DEFAULT, KIND, kind_of, unique
+from gendistil.evaluation.rows import DEFAULT, KIND, across_students, kind_of, students_of, unique
 
 PLOTS = {"ipc": ("accuracy.png", "images per class"), "bytes": ("bytes.png", "bytes that are kept")}
 """Accuracy is plotted against each of these: the file, and the name of its axis."""
 
+ACROSS = "students.png"
+"""The file of the plot by the students' architecture."""
+
+_DASHES = {"fresh": "-", "fixed": "--"}
 _COLOURS = (0, 1, 2, 3, 4, 5, 6, 8, 9)  # of matplotlib's ten, without its grey
 
 _TOLD = {"protocol": "protocol {}", "scored_on": "scored on {}", "labels": "labels: {}"}
@@ -50,12 +54,9 @@ def plot(rows, path, over="ipc"):
     Colours tell source, labels and protocol apart, markers students, dashes samplings. Against bytes, a number beside a point
     is its IPC, and hollow grey points are what others published.
     """
-    import matplotlib
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
     from matplotlib.ticker import EngFormatter
 
-    figure, axes = pyplot.subplots(layout="constrained")
+    figure, axes = _figure()
     kinds, lines = unique(map(kind_of, rows)), {}
     for row in rows:
         if row["sampling"] == "all" or row.get(over):  # a later row replaces an earlier one of the same name
@@ -72,7 +73,7 @@ def plot(rows, path, over="ipc"):
             continue
         handles.append(axes.errorbar([row[over] for row in line], [row["mean"] for row in line],
                                      [row["ci95"] or 0 for row in line], color=colour, marker=markers[model], markersize=4,
-                                     capsize=3, linewidth=1.2, linestyle={"fresh": "-", "fixed": "--"}.get(sampling, "-."),
+                                     capsize=3, linewidth=1.2, linestyle=_DASHES.get(sampling, "-."),
                                      label=name))
         for row in line if over == "bytes" else ():
             axes.annotate(row["ipc"], (row[over], row["mean"]), (4, 4), textcoords="offset points", fontsize=6, color=colour)
@@ -92,7 +93,48 @@ def plot(rows, path, over="ipc"):
         values = sorted([*values, *(size for entry in others for size, _ in entry.points)])
         axes.set_xlim(10 ** math.floor(math.log10(values[0])), 10 ** (math.floor(math.log10(values[-1])) + 1))
         axes.xaxis.set_major_formatter(EngFormatter("B"))
-    axes.set(xlabel=PLOTS[over][1], ylabel="accuracy (%)", title=", ".join(unique(row["data"] for row in rows)))
+    axes.set_xlabel(PLOTS[over][1])
+    _finish(figure, axes, rows, handles, path)
+
+
+def plot_across(rows, path):
+    """Accuracy by the student's architecture as a PNG: a line for each source, sampling and IPC that several students have.
+
+    Colours tell lines apart, dashes samplings, and a ring marks the architectures that a source was learned with.
+    """
+    figure, axes = _figure()
+    found = across_students(rows)
+    lines = [item for lines in found.values() for item in lines.items()]
+    students = unique(name for lines in found.values() for name in students_of(lines))
+    kinds, handles = [(data, None, *how) for data, *how in found], []
+    for number, ((_, sampling, ipc), line) in enumerate(lines):
+        colour, shift = f"C{_COLOURS[number % len(_COLOURS)]}", 0.5 * ((number + 0.5) / len(lines) - 0.5)
+        line = sorted(line.values(), key=lambda row: students.index(row["model"]))
+        places = [students.index(row["model"]) + shift for row in line]
+        name = _line_name(line[0], kinds) + (f", IPC {ipc}" if ipc else "")
+        handles.append(axes.errorbar(places, [row["mean"] for row in line], [row["ci95"] or 0 for row in line], color=colour,
+                                     marker="o", markersize=4, capsize=3, linewidth=0.6, label=name,
+                                     linestyle=_DASHES.get(sampling, "-.")))
+        rings = [(place, row["mean"]) for place, row in zip(places, line) if row["model"] in row.get("learned_with", ())]
+        axes.plot(*zip(*rings) if rings else ([], []), linestyle="none", marker="o", markersize=10, markerfacecolor="none",
+                  color=colour)
+    axes.set_xticks(range(len(students)), students, rotation=30, ha="right")
+    _finish(figure, axes, [row for _, line in lines for row in line.values()], handles, path)
+
+
+def _figure():
+    import matplotlib
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    return pyplot.subplots(layout="constrained")
+
+
+def _finish(figure, axes, rows, handles, path):
+    """Name the axes of a plot of `rows`, put its legend below, and write it."""
+    from matplotlib import pyplot
+
+    axes.set(ylabel="accuracy (%)", title=", ".join(unique(row["data"] for row in rows)))
     axes.grid(alpha=0.3)
     columns = 2 if max(len(handle.get_label()) for handle in handles) < 45 else 1
     figure.set_size_inches(7, 4.5 + 0.17 * math.ceil(len(handles) / columns))

@@ -93,7 +93,7 @@ class Published:
 def published(data, students):
     """The `Published` of a data set, or of the one whose images it holds in another form.
 
-    Args: data, its name; students, keys of `CLASSIFIERS` that stand beside them. A list, empty where nothing is known.
+    Args: data, its name; students, names of classifiers that stand beside them. A list, empty where nothing is known.
     """
     original = VARIANTS.get(data, data)
     found = []

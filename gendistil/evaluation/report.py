@@ -13,13 +13,14 @@ import re
 import shlex
 import sys
 from pathlib import Path
+from statistics import fmean
 
 from gendistil.common.cli import Parser, run_script
 from gendistil.common.errors import UserError
 from gendistil.common.run import CONFIG, write_json
 from gendistil.evaluation.page import Picture, find_sheets, page
-from gendistil.evaluation.plots import PLOTS, caption, plot
-from gendistil.evaluation.rows import REPORT, kind_of, read_report, unique
+from gendistil.evaluation.plots import ACROSS, PLOTS, caption, plot, plot_across
+from gendistil.evaluation.rows import REPORT, across_students, kind_of, read_report, students_of, unique
 
 LEGEND = """\
 Mean ± standard deviation over students with different seeds (± half the width of the mean's 95 % interval, Student's t).
@@ -69,7 +70,8 @@ def _how(protocol, scored_on, labels="hard", teacher=None):
 def grids(rows):
     """The rows (dicts with `KEYS`) as tables, each a tuple of its heading, its header and its lines of text.
 
-    One table per data set, student and protocol, one column per IPC; then one per data set of what its sources keep.
+    One table per data set, student and protocol, one column per IPC; then, where there are several students, one column for
+    each of them; then one table per data set of what its sources keep.
     """
     for group in sorted(unique(map(kind_of, rows)), key=lambda group: group[4] != "hard"):  # hard labels first
         data, model, protocol, scored_on, labels, teacher = group
@@ -83,6 +85,8 @@ def grids(rows):
             lines.append([source, sampling, counts, *(_cell(cells[ipc]) if ipc in cells else "" for ipc in budgets)])
         header = ["source", "sampling", "students", *("all images" if ipc is None else f"IPC {ipc}" for ipc in budgets)]
         yield f"**{model} on {data}**, {_how(protocol, scored_on, labels, teacher)}", header, lines
+    for (data, *how), found in across_students(rows).items():
+        yield _across(data, how, found)
     for data in unique(row["data"] for row in rows if row.get("bytes") is not None):
         kept = {(row["source"], row["ipc"], row.get("labels", "hard")): row for row in rows
                 if row["data"] == data and row.get("bytes") is not None}
@@ -91,6 +95,25 @@ def grids(rows):
                  for (source, ipc, labels), row in kept.items()]
         yield (f"What the sources of {data} keep, and how far apart two images of a class are",
                ["source", "IPC", "bytes", "diversity"], lines)
+
+
+def _across(data, how, found):
+    """A table of `across_students` as `grids` yields it."""
+    students, lines = students_of(found), []
+    for (source, sampling, ipc), row in found.items():
+        cells = [_student_cell(row[name]) if name in row else "" for name in students]
+        drops = [row[students[0]]["mean"] - row[name]["mean"] for name in students[1:] if name in row and students[0] in row]
+        lines.append([source, sampling, "all" if ipc is None else str(ipc), *cells, f"{fmean(drops):.2f}" if drops else ""])
+    mark = " †: the images were learned with this one." if any("†" in cell for line in lines for cell in line[3:]) else ""
+    heading = (f"**Students of several architectures on {data}**, {_how(*how)}.{mark} Mean drop: by how many points the others "
+               f"are below {students[0]}, on average")
+    return heading, ["source", "sampling", "IPC", *students, "mean drop"], lines
+
+
+def _student_cell(row):
+    """Mean ± standard deviation, marked where the source was learned with such a network."""
+    text = f"{row['mean']:.2f}" if row["std"] is None else f"{row['mean']:.2f} ± {row['std']:.2f}"
+    return f"{text} †" if row["model"] in row.get("learned_with", ()) else text
 
 
 def tables(rows):
@@ -115,6 +138,11 @@ def write_report(rows, folder, command, sheets):
         if over == "ipc" or any(row.get(over) for row in rows):
             plot(rows, folder / name, over)
             plots.append(Picture(folder / name, f"Accuracy against {axis}, as the tables have it", caption(rows, over)))
+    if across_students(rows):
+        plot_across(rows, folder / ACROSS)
+        plots.append(Picture(folder / ACROSS, "Accuracy by the student's architecture, as the tables have it",
+                             "Accuracy by the student's architecture. Bars are 95 % intervals. A ring: the images were learned "
+                             "with this one."))
     data = ", ".join(unique(row["data"] for row in rows))
     facts = {words: "; ".join(unique(str(row[key]) for row in rows if key in row)) for words, key in _FACTS.items()}
     text = page(f"Accuracy of students on {data}", shlex.join(command), grids(rows), LEGEND, plots, sheets.values(), facts)

@@ -7,7 +7,7 @@ from gendistil.common.errors import UserError
 
 KEYS = ("source", "data", "sampling", "ipc", "model", "mean", "std", "ci95", "n", "seconds")
 """What every row has at least. Accuracies are in per cent, seconds those of all n students together. Rows may also say how many
-bytes their source keeps, and its `diversity`."""
+bytes their source keeps, its `diversity`, and the classifiers that it was `learned_with`."""
 
 KIND = ("data", "model", "protocol", "scored_on", "labels", "teacher")
 """What tells one table from another; rows of one table differ in source, sampling and IPC."""
@@ -33,6 +33,26 @@ def unique(values):
 def kind_of(row):
     """The values of `KIND` in a row: a tuple."""
     return tuple(row.get(key, DEFAULT.get(key)) for key in KIND)
+
+
+def across_students(rows):
+    """The rows in the published form of cross-architecture tables: {what a table shares: {what a line is: {student: row}}}.
+
+    A table shares the values of `KIND` without the student, and a line is (source, sampling, IPC); one is there if it has
+    several students. Of several rows of one cell the last counts.
+    """
+    found = {}
+    for row in rows:
+        data, model, *how = kind_of(row)
+        lines = found.setdefault((data, *how), {})
+        lines.setdefault((row["source"], row["sampling"], row["ipc"]), {})[model] = row
+    several = {shared: {key: line for key, line in lines.items() if len(line) > 1} for shared, lines in found.items()}
+    return {shared: lines for shared, lines in several.items() if lines}
+
+
+def students_of(lines):
+    """The students of a table of `across_students`, in order: a list."""
+    return unique(model for line in lines.values() for model in line)
 
 
 def read_report(path):

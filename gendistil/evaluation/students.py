@@ -15,7 +15,7 @@ from gendistil.common.flags import option
 from gendistil.common.rng import stream
 from gendistil.data import Augment, to_uint8
 from gendistil.sources import CHOICES, check_fits, draw_set
-from pools import SCHEDULES, SideBySide, accuracy, build_classifier, epoch_batches, train_classifier
+from pools import SCHEDULES, SideBySide, accuracy, base_name, build_classifier, epoch_batches, train_classifier
 from pools.training import prepare_batch, split_batches
 
 SAMPLINGS = (*CHOICES, "fresh")
@@ -72,9 +72,28 @@ PUBLISHED = {
 """What a protocol's authors set otherwise for a data set."""
 
 
-def protocol_for(name, data):
-    """The protocol of this name with what its authors set for the data set called `data`."""
-    return replace(PROTOCOLS[name], **PUBLISHED.get(name, {}).get(data, {}))
+TRAINED = {
+    "convnet": {"lr": 0.05, "epochs": 300, "min_steps": 300},
+    "mlp": {"lr": 0.05, "epochs": 300, "min_steps": 300},
+    "lenet": {"lr": 0.05, "epochs": 300, "min_steps": 300},
+    "alexnet": {"lr": 0.05, "epochs": 300, "min_steps": 300},
+    "vgg11": {"lr": 0.05, "epochs": 300, "min_steps": 300},
+    "resnet10": {"lr": 0.05, "epochs": 300, "min_steps": 300},
+    "resnet18": {"lr": 0.05, "epochs": 300, "min_steps": 300},
+    "densenet": {"lr": 0.05, "epochs": 300, "min_steps": 300},
+}
+"""How the default protocol trains an architecture, as fields of a `Protocol`; published ones train all alike.
+
+A row is also that of its variants (`resnet18_full` is trained as `resnet18`) unless they have one of their own, and an
+architecture without a row is trained as the protocol says. All rows still say what it says: none has been measured yet.
+"""
+
+
+def protocol_for(name, data, model="convnet"):
+    """The protocol of this name with what its authors set for the data set called `data`, for students of the name `model`."""
+    base = base_name(model)
+    own = TRAINED.get(base, TRAINED.get(base.partition("_")[0], {})) if name == "default" else {}
+    return replace(PROTOCOLS[name], **own, **PUBLISHED.get(name, {}).get(data, {}))
 
 
 @dataclass(frozen=True)

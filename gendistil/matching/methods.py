@@ -3,7 +3,7 @@
 from dataclasses import asdict, dataclass, replace
 
 from gendistil.common.cli import COUNT, FRACTION, NATURAL, POSITIVE, WEIGHT, number
-from gendistil.common.flags import option
+from gendistil.common.flags import Joined, option
 from gendistil.matching import initial
 from gendistil.matching.learners import SPACES
 from gendistil.matching.matcher import SETTINGS
@@ -11,7 +11,7 @@ from gendistil.matching.objectives import METRICS, OBJECTIVES
 from gendistil.matching.selectors import SELECTORS
 from gendistil.sources import DECODERS, LATENT_SPACES
 from generators.trainer import TUNED
-from pools import CLASSIFIERS
+from pools import some_classifiers
 
 GENERATOR, PIXELS, LATENTS = "generator", "pixels", "latents"
 """What the published methods learn; `build.LEARNED` says how."""
@@ -105,8 +105,8 @@ class Method:
     chunk_steps: int = option("inversion: Adam steps on --syn-batch latents of a class before the next; 0: others each step", 0,
                               type=NATURAL, group="latents", learns=(LATENTS,), first="only")
 
-    pool: tuple = option("classifiers in the pool (default: the method's)", ("convnet",), nargs="+", choices=CLASSIFIERS,
-                         group="pool", first=True)
+    pool: tuple = option("classifiers in the pool, named as for validate.py --eval-model (default: the method's)", ("convnet",),
+                         nargs="+", type=some_classifiers, action=Joined, metavar="NAME", group="pool", first=True)
     pool_training: str = option("pretrained: on the real images, and kept; random: never; synthetic, real: between the steps, "
                                 "on what is learned or on real images", "random", choices=POOL_TRAININGS, group="pool")
     outer: int = option("steps of matching before the online network (synthetic, real) is replaced by a new one", 1, type=COUNT,
