@@ -10,7 +10,7 @@ from gendistil.common.engine import Engine
 from gendistil.data import load_dataset
 from gendistil.matching import GeneratorLearner, Matcher, PixelLearner, initial
 from gendistil.sources import PixelSet
-from generators import GAN, RECIPES
+from generators import RECIPES, make_trainer
 from pools import RandomPool
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")
@@ -25,8 +25,8 @@ def digits():
 @pytest.mark.parametrize("match", [None, "logit", "energy"])
 def test_a_step_of_a_generator_reads_nothing_back(digits, recipe, match):
     engine = Engine(Accelerator(mixed_precision="bf16"))
-    gan = GAN(engine.accelerator, digits.spec, dataclasses.replace(RECIPES[recipe], width=16, batch_size=16), 0, engine)
-    learner = GeneratorLearner(gan, digits)
+    small = dataclasses.replace(RECIPES[recipe], width=16, batch_size=16)
+    learner = GeneratorLearner(make_trainer(engine.accelerator, digits.spec, small, 0, engine), digits)
     term = match and Matcher(learner, digits, RandomPool(digits, engine=engine), match=match, weight=1.0, select="random",
                              classes=2, per_class=8, aug_type="color_crop_cutout", interval=1, candidates=1)
     never_waits(lambda step: learner.step(step, term))
