@@ -162,7 +162,8 @@ def main():
     draw_sheets(run, sources, device)
     for first in tqdm(range(0, len(units), accelerator.num_processes), "validate", unit="part", disable=not run.is_main):
         index = first + accelerator.process_index  # every process judges students of its own
-        judged = [{**row, **facts, **judge(row, first)} for row, first in units[index:index + 1]]
+        judged = [{**row, **facts, "lr": protocols[row["model"]].lr, **judge(row, first)}
+                  for row, first in units[index:index + 1]]
         for row in gather_object(judged):
             rows[row_key(row)] = row = joined(rows.get(row_key(row)), row)
             run.log({f"accuracy/{row['source']}, {row['model']}, {row['sampling']}": row["mean"]}, row["ipc"] or 0)

@@ -216,7 +216,7 @@ class ClassifierPool:
         def on_step(step):
             progress.update()
             if step in self._steps:
-                name = re.sub(r"[^\w.-]+", "_", self._members[member])  # a name with options is none of a file
+                name = re.sub(r"[^\w.-]+", "_", self._members[member])  # a file's name has no colons
                 file = f"{member:02d}-{name}-{step:06d}.safetensors"
                 scored = accuracy(model, dataset.held_out.images, dataset.held_out.labels, spec, engine=self._engine)
                 rows.append({"member": member, "name": self._members[member], "step": step, "held_out_accuracy": scored,
@@ -252,8 +252,8 @@ class ClassifierPool:
 def keep_classifier(folder, model, name, dataset, *, seed, step, held_out_accuracy, real=None, **facts):
     """Keep a trained classifier in `folder`, as student.json and safetensors, so that `ClassifierPool.open` opens it.
 
-    Args: name, that of the classifier, which built it; dataset, the `Dataset` of its classes; seed; step, how
-    many it took; held_out_accuracy, per cent; real, the `Split` that it, or the source of its images, learned from, None where
+    Args: name, by which `build_classifier` made it; dataset, the `Dataset` of its classes; seed; step, how many it took;
+    held_out_accuracy, per cent; real, the `Split` that it, or the source of its images, learned from, None where
     that is not known; facts, what student.json also says.
     """
     folder.mkdir(parents=True)

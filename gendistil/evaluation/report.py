@@ -129,7 +129,8 @@ def markdown(rows):
 def write_report(rows, folder, command, sheets):
     """report.json, report.md, report.html and the plots in `folder`, of the rows so far.
 
-    Args: command, a list of words; sheets, those of `find_sheets`. Without a row that says its bytes there is no bytes.png.
+    Args: command, a list of words; sheets, those of `find_sheets`. Without a row that says its bytes there is no bytes.png,
+    and without several kinds of students no students.png.
     """
     write_json(folder / REPORT, rows)
     (folder / "report.md").write_text(f"{markdown(rows)}\n`{shlex.join(command)}`\n", encoding="utf-8")
@@ -214,7 +215,8 @@ def main():
                     "documents.")
     parser.add_argument("reports", type=Path, nargs="*", metavar="REPORT", help="report.json files, in the table's order")
     parser.add_argument("--output-dir", type=Path, metavar="DIR", help="also write their report there: report.html, report.md, "
-                        "report.json, accuracy.png and, if the rows say their bytes, bytes.png")
+                        "report.json and plots: accuracy.png, bytes.png if the rows say their bytes, students.png if the "
+                        "students are of several kinds")
     parser.add_argument("--document", type=Path, nargs="+", metavar="FILE", default=[],
                         help="markdown files in which every marked table and legend is written anew")
     args = parser.parse_args()
