@@ -9,8 +9,9 @@ KEYS = ("source", "data", "sampling", "ipc", "model", "mean", "std", "ci95", "n"
 """What every row has at least. Accuracies are in per cent, seconds those of all n students together. Rows may also say how many
 bytes their source keeps, and its `diversity`."""
 
-KIND = ("data", "model", "protocol", "scored_on", "labels", "teacher")
-"""What tells one table from another; rows of one table differ in source, sampling and IPC."""
+KIND = ("data", "model", "protocol", "scored_on", "labels", "teacher", "task")
+"""What tells one table from another; rows of one table differ in source, sampling and IPC. Rows of continual learning have a
+`task`, and differ in how many `classes` have been seen too."""
 
 DEFAULT = {"protocol": "default", "scored_on": "test", "labels": "hard"}
 """What a row means that does not say so."""
@@ -22,7 +23,7 @@ REPORT = "report.json"
 
 def row_key(row):
     """What tells a row of one evaluation from its others: a tuple."""
-    return tuple(row.get(key, DEFAULT.get(key)) for key in ("source", "sampling", "ipc", "model", "labels"))
+    return tuple(row.get(key, DEFAULT.get(key)) for key in ("source", "sampling", "ipc", "model", "labels", "classes"))
 
 
 def unique(values):
@@ -33,6 +34,11 @@ def unique(values):
 def kind_of(row):
     """The values of `KIND` in a row: a tuple."""
     return tuple(row.get(key, DEFAULT.get(key)) for key in KIND)
+
+
+def line_of(row):
+    """What a row's line of a table is called: its source, with the IPC where columns do not tell it, and its sampling."""
+    return (f"{row['source']}, IPC {row['ipc']}" if row.get("task") else row["source"]), row["sampling"]
 
 
 def read_report(path):
