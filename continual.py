@@ -66,6 +66,7 @@ def parse_args(argv=None):
     add_flags(parser, Protocol)
     args = parser.parse_args(argv)
     vars(args).update(dataclasses.asdict(from_flags(Continual, args)))
+    args.labels = tuple(dict.fromkeys(args.labels))
     names = [memory.name for memory in args.memory]
     if len({*names}) < len(names):
         parser.error(f"--memory: two memories of {', '.join(names)} have one name: name them apart")
@@ -93,7 +94,7 @@ def main():
     run = Run(vars(args), accelerator, spec.num_classes if args.resume else 0, dataset=dataclasses.asdict(spec),
               students=dataclasses.asdict(protocol), sources={**known, **commands})
     facts = {"data": spec.name, "model": args.eval_model, "protocol": args.protocol, "scored_on": "test",
-             "task": f"learned in {args.steps} steps: of the classes seen so far, mean and interval over orders of the classes",
+             "task": f"{args.steps} steps of new classes, scored on all seen so far; mean and interval over their orders",
              "device": device_name(device), "torch": torch.__version__}
 
     def row_of(memory, kind, seen):

@@ -86,7 +86,7 @@ def grids(rows):
             counts = "-".join(str(n) for n in sorted({row["n"] for row in cells.values()}))
             lines.append([*name, counts, *(_cell(cells[value]) if value in cells else "" for value in values)])
         header = ["source", "sampling", counted, *("all images" if value is None else column.format(value) for value in values)]
-        how = ", ".join(filter(None, [_how(protocol, scored_on, labels, teacher), task]))
+        how = "; ".join(filter(None, [_how(protocol, scored_on, labels, teacher), task]))
         yield f"**{model} on {data}**, {how}", header, lines
     for data in unique(row["data"] for row in rows if row.get("bytes") is not None):
         kept = {(row["source"], row["ipc"], row.get("labels", "hard")): row for row in rows
