@@ -47,14 +47,15 @@ def parse_args(argv=None):
     return args
 
 
-def main():
-    args = parse_args()
+def main(argv=None):
+    args = parse_args(argv)
     accelerator = make_accelerator(args.precision)
     state, recipe = resume_state(vars(args)), override(RECIPES[args.recipe], args)
     if recipe.batch_size % accelerator.num_processes:
         raise UserError(f"--batch-size {recipe.batch_size} must be a multiple of the {accelerator.num_processes} processes")
     with accelerator.local_main_process_first():  # one process downloads and decodes, the others find its cache
-        dataset = load_dataset(args.data, args.data_dir, args.image_size, args.held_out).to(accelerator.device)
+        dataset = load_dataset(args.data, args.data_dir, args.image_size, args.held_out, args.classes,
+                               accelerator.device)
     spec, real = dataset.spec, dataset.train
     check_classifiers([from_flags(Stopping, args).eval_model], spec, "--eval-model")
     steps = args.steps or max(1, recipe.epochs * len(real) // recipe.batch_size)

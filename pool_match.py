@@ -97,8 +97,8 @@ def has_begun(args, tag):
     return (args.output_dir / tag / CONFIG).exists()
 
 
-def main():
-    args = parse_args()
+def main(argv=None):
+    args = parse_args(argv)
     runs, weight = plan(args), args.weight
     if not args.resume:
         check_folder(vars(args))  # before hours of work
@@ -122,7 +122,8 @@ def match(args, options):
         state, file = build.read_weight(args.weight)
     limit = build.read_seconds(args.control_of)
     with accelerator.local_main_process_first():  # one process downloads and decodes, the others find its cache
-        dataset = load_dataset(args.data, args.data_dir, args.image_size, args.held_out).to(accelerator.device)
+        dataset = load_dataset(args.data, args.data_dir, args.image_size, args.held_out, args.classes,
+                               accelerator.device)
     spec = dataset.spec
     row = method_for(name, spec.name, args.ipc or 1, spec.size, args.factor)
     method = override(row, args, functools.partial(takes, args, name))

@@ -104,7 +104,7 @@ def main():
     device = accelerator.device
     protocols = {model: override(protocol_for(args.protocol, args.data, model), args) for model in args.eval_model}
     with accelerator.local_main_process_first():  # one process downloads and decodes, the others find its cache
-        dataset = load_dataset(args.data, args.data_dir, args.image_size, args.held_out).to(device)
+        dataset = load_dataset(args.data, args.data_dir, args.image_size, args.held_out, args.classes, device)
     real = dataset.train if args.keep_students else dataset.full_train
     sources, paths = load_sources(args, paths, dataset, real)
     if REAL in sources and args.ipc[-1] > sources[REAL].max_ipc:

@@ -74,7 +74,7 @@ def main():
         raise UserError(f"--pretrain-weight {run} names no pool of pretrained classifiers: give --teacher, the folder of one")
     inherit_data(args, run)
     accelerator = make_accelerator("auto")
-    dataset = load_dataset(args.data, args.data_dir, args.image_size, args.held_out).to(accelerator.device)
+    dataset = load_dataset(args.data, args.data_dir, args.image_size, args.held_out, args.classes, accelerator.device)
     source = load_source(run, accelerator.device)
     check_fits(source, dataset.spec, f"--pretrain-weight {run}")
     if not hasattr(source, "images_at"):

@@ -51,7 +51,8 @@ def begin(args, weight=None):
     inherit_data(args, weight)
     engine = Engine(make_accelerator("auto"))
     engine.choose(args.compile)
-    return engine, load_dataset(args.data, args.data_dir, args.image_size, args.held_out).to(engine.accelerator.device)
+    return engine, load_dataset(args.data, args.data_dir, args.image_size, args.held_out, args.classes,
+                                engine.accelerator.device)
 
 
 def student_protocol(epochs):

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+import continual
 import gen_condense
 import pool_match
 import sample
@@ -26,7 +27,7 @@ from generators import RECIPES, TRAINERS
 from pools import CLASSIFIERS, SETS
 
 ROOT = Path(__file__).parent.parent
-SCRIPTS = {script.__name__: script for script in (gen_condense, pool_match, validate, sample)}
+SCRIPTS = {script.__name__: script for script in (gen_condense, pool_match, validate, continual, sample)}
 README, METHODS = ((ROOT / name).read_text(encoding="utf-8") for name in ("README.md", "docs/methods.md"))
 EXTENDING = (ROOT / "docs" / "extending.md").read_text(encoding="utf-8")
 
@@ -36,6 +37,7 @@ SHORT = {
     "pool_match": ("--match-batch 4", "--select-candidates 20", "--steps 2", "--eval-epochs 1", "--eval-ipc 1",
                    "--pool convnet"),
     "validate": ("--ipc 1", "--epochs 1", "--min-steps 1", "--num-eval 1", "--full-epochs 1"),
+    "continual": ("--steps 2", "--orders 1", "--ipc 1", "--epochs 1", "--min-steps 1", "--num-eval 1"),
     "sample": (),
 }
 SMALL_POOL = ("--pool-members 1", "--pool-epochs 1", "--pool-snapshots 1")
@@ -56,7 +58,14 @@ def shortened(words):
         flag, *values = flags.split()
         if flag not in words:
             words += [flag, *values]
-    return script, words
+    return script, [memory(word) if script == "continual" and ".py" in word else word for word in words]
+
+
+def memory(text):
+    """A shortened NAME="COMMAND" of continual.py."""
+    name, _, commands = text.partition("=")
+    parts = [shortened(shlex.split(command)) for command in commands.split("&&")]
+    return f"{name}={' && '.join(shlex.join([f'{script}.py', *words]) for script, words in parts)}"
 
 
 def blocks(text):
@@ -64,7 +73,7 @@ def blocks(text):
     return [(found[1], found[2].splitlines()) for found in re.finditer(r"^```(\w*)\n(.*?)^```", text, re.M | re.S)]
 
 
-KNOWN = re.compile(r"(accelerate launch |python )?(gen_condense|pool_match|validate|sample|growing)\b")
+KNOWN = re.compile(r"(accelerate launch |python )?(gen_condense|pool_match|validate|continual|sample|growing)\b")
 
 
 def commands(text):
@@ -149,6 +158,9 @@ def test_the_published_command_lines_are_understood():
     for line in lines:
         words = shlex.split(line)[1:]
         assert pool_match.parse_args(words).method == words[words.index("--method") + 1]
+    line, = re.findall(r"`continual\.py ([^`]+)`", table)
+    made, = continual.parse_args(shlex.split(line)).memory
+    assert made.name == "dm"
 
 
 def test_the_published_evaluations_are_understood():

@@ -106,6 +106,8 @@ def add_data_arguments(parser):
                        help="where named data sets are downloaded and caches kept (default: $DATA_DIR, else a cache folder)")
     group.add_argument("--image-size", type=number(int, 8, 64), default=None,
                        help="side of the square images, in pixels (default: the data set's own; a folder's: 32)")
+    group.add_argument("--classes", type=NATURAL, nargs="+", default=None, metavar="LABEL",
+                       help="only these classes, by their labels, in this order (default: as --data; all)")
     group.add_argument("--held-out", type=number(float, 0.01, 0.5), default=None,
                        help="fraction of the training images held out for model selection (default: as --data; 0.1)")
     return group

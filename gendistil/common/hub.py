@@ -37,8 +37,8 @@ TIMEOUT = 10
 _FILES = ("config.json", "diffusion_pytorch_model*.safetensors", "diffusion_pytorch_model*.index.json", ROWS)
 _WANTED = [FACTS, *(folder + file for folder in ("", "generator/", "pixels/", "latents/") for file in _FILES)]
 
-_KINDS = {"command": str, "argv": list, "method": str, "data": str, "image_size": int, "held_out": float, "dataset": dict,
-          "versions": dict, "commit": str, "kind": str}
+_KINDS = {"command": str, "argv": list, "method": str, "data": str, "image_size": int, "classes": list, "held_out": float,
+          "dataset": dict, "versions": dict, "commit": str, "kind": str}
 """What is uploaded beside a model, by the names that a run's config.json has for it; never a folder of this machine."""
 
 
@@ -102,7 +102,8 @@ def facts_of(source, config, spec, held_out):
 
     Args: source; spec, a `Spec`; held_out, the fraction of the training images that selected it.
     """
-    made = {key: config[key] for key in ("command", "argv", "method", "versions", "commit") if config.get(key) is not None}
+    kept = ("command", "argv", "method", "classes", "versions", "commit")
+    made = {key: config[key] for key in kept if config.get(key) is not None}
     if "argv" in made:
         made["argv"] = public(made["argv"])
     return made | {"kind": type(source).__name__, "data": spec.name, "image_size": spec.size, "held_out": held_out,

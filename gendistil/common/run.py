@@ -259,12 +259,14 @@ def amend(run, **facts):
 
 
 def inherit_data(args, weight):
-    """Fill --data, --data-dir, --image-size and --held-out from the run that made `weight`, where they were not given."""
+    """Fill --data, --data-dir, --image-size, --classes and --held-out where they were not given, from the run of `weight`."""
     config = made_by(weight)
     if args.data is None:
         args.data = config.get("data") or "digits"
         if args.image_size is None:
             args.image_size = config.get("image_size")
+        if args.classes is None:
+            args.classes = config.get("classes")
         if args.data_dir is None and config.get("data_dir"):
             args.data_dir = Path(config["data_dir"])
     if args.held_out is None:

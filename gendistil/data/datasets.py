@@ -76,6 +76,28 @@ class Dataset:
     def to(self, device):
         return replace(self, train=self.train.to(device), held_out=self.held_out.to(device), test=self.test.to(device))
 
+    def of(self, classes):
+        """The data set of some classes alone, on the CPU: label i is for class `classes[i]` of this one.
+
+        Mean and std are those of its own training images, so nothing in it depends on the other classes. Raises UserError where
+        a class is named twice or is not there.
+        """
+        count = self.spec.num_classes
+        if len({*classes}) != len(classes) or not {*classes} <= {*range(count)}:
+            raise UserError(f"--classes {' '.join(map(str, classes))}: {self.spec.name} has classes 0 to {count - 1}, each of "
+                            "which may be named once")
+        place = torch.full((count,), -1)
+        place[list(classes)] = torch.arange(len(classes))
+
+        def part(split):
+            labels = place[split.labels]
+            return Split(split.images[labels >= 0], labels[labels >= 0])
+
+        chosen = Dataset(self.spec, part(self.train), part(self.held_out), part(self.test))
+        mean, std = moments(chosen.full_train.images)
+        spec = replace(self.spec, classes=tuple(self.spec.classes[i] for i in classes), mean=mean, std=std)
+        return replace(chosen, spec=spec)
+
 
 @dataclass(frozen=True)
 class DataRow:
@@ -168,12 +190,13 @@ def default_data_dir():
     return user_cache()
 
 
-def load_dataset(name="digits", data_dir=None, image_size=None, held_out=0.1, device="cpu"):
+def load_dataset(name="digits", data_dir=None, image_size=None, held_out=0.1, classes=None, device="cpu"):
     """The data set called `name` (one of `DATASETS`, or a folder in ImageFolder layout), decoded, split and on `device`.
 
     Args: data_dir, where downloads and caches go (default: `default_data_dir()`); image_size, the side in pixels (default: the
     data set's own, 32 for a folder); held_out, the fraction of each class's training images that are held out, at least one
-    image and at most all but one. The split depends on the labels alone: runs with other seeds select by the same images.
+    image and at most all but one. The split depends on the labels alone: runs with other seeds select by the same images;
+    classes, the labels of those that are wanted, in their new order, see `Dataset.of` (default: all).
     Returns a `Dataset`. Raises UserError for whatever is missing, damaged or unusable.
     """
     name = str(name)
@@ -188,13 +211,14 @@ def load_dataset(name="digits", data_dir=None, image_size=None, held_out=0.1, de
     else:
         raise UserError(f"--data {name}: is neither a folder nor one of the data sets {', '.join(DATASETS)}")
 
-    classes, (images, labels), test = row.load(data_dir, image_size)
+    names, (images, labels), test = row.load(data_dir, image_size)
     size = image_size or images.shape[-1]
     images, test = resize(images, size), Split(resize(test[0], size), test[1])
-    spec = Spec(name, classes, images.shape[1], size, *moments(images), row.flip, row.published_std)
-    selected = _held_out(labels, classes, held_out, name)
+    spec = Spec(name, names, images.shape[1], size, *moments(images), row.flip, row.published_std)
+    selected = _held_out(labels, names, held_out, name)
     whole = Split(images, labels)
-    return Dataset(spec, whole[~selected], whole[selected], test).to(device)
+    dataset = Dataset(spec, whole[~selected], whole[selected], test)
+    return (dataset.of(classes) if classes else dataset).to(device)
 
 
 def _held_out(labels, classes, fraction, name):

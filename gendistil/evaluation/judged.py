@@ -19,20 +19,20 @@ _MAY_CHANGE = {"resume", "overwrite", "output_dir", "tag", "data_dir", "precisio
                "ipc", "sampling", "labels", "eval_model", "num_eval", "together", "push_to_hub"}
 
 
-def resumed(args, paths):
+def resumed(args, paths, may_change=_MAY_CHANGE):
     """What the evaluation that --resume continues has already: rows by their `row_key`, and the paths of sources by name.
 
-    Both are empty without that flag. Raises UserError for flags that do not fit what is there.
+    Both are empty without that flag. `paths` are those that are given now, `may_change` the flags that may be given anew.
+    Raises UserError for flags that do not fit what is there.
     """
     if not args.resume:
         return {}, {}
-    check_options(vars(args), _MAY_CHANGE)
+    check_options(vars(args), may_change)
     folder = args.output_dir / args.tag
     known = read_json(folder / CONFIG).get("sources", {})
     for name, path in paths.items():
         if known.get(name, str(path)) != str(path):
-            raise UserError(f"--resume: '{name}' was {known[name]} when the evaluation was started: give {path} another name, "
-                            "NAME=PATH")
+            raise UserError(f"--resume: '{name}' was {known[name]} when the evaluation was started: give {path} another name")
     rows = read_report(folder / REPORT) if (folder / REPORT).exists() else []
     return {row_key(row): row for row in rows}, known
 

@@ -3,9 +3,10 @@
 import math
 
 from gendistil.evaluation.published import VARIANTS, published
-from gendistil.evaluation.rows import DEFAULT, KIND, across_students, kind_of, students_of, unique
+from gendistil.evaluation.rows import DEFAULT, KIND, across_students, kind_of, line_of, students_of, unique
 
-PLOTS = {"ipc": ("accuracy.png", "images per class"), "bytes": ("bytes.png", "bytes that are kept")}
+PLOTS = {"ipc": ("accuracy.png", "images per class"), "bytes": ("bytes.png", "bytes that are kept"),
+         "classes": ("classes.png", "classes seen")}
 """Accuracy is plotted against each of these: the file, and the name of its axis."""
 
 ACROSS = "students.png"
@@ -22,7 +23,7 @@ def _line_name(row, kinds):
     """What a legend calls the line of a row: its source, what `kinds`, those of all rows, do not share, and its sampling."""
     told = [_TOLD.get(key, "{}").format(value) for key, value, values in zip(KIND, kind_of(row), zip(*kinds))
             if value is not None and (len({*values} - {None}) > 1 or value != DEFAULT.get(key, value))]
-    name = ", ".join([row["source"], *told, *([row["sampling"]] if row["sampling"] != "all" else [])])
+    name = ", ".join([line_of(row)[0], *told, *([row["sampling"]] if row["sampling"] != "all" else [])])
     return name.replace("$", r"\$")  # no formula
 
 
@@ -35,6 +36,13 @@ def _beside(rows):
         if points and data in VARIANTS:
             title += f", for the original images of {VARIANTS[data]}"
     return found, title
+
+
+def plotted(rows, over):
+    """The rows that a plot against a key of `PLOTS` shows, a list; empty where there is nothing to show. Those of continual
+    learning are shown against classes alone."""
+    shown = [row for row in rows if ("classes" in row) == (over == "classes")]
+    return shown if over == "ipc" or any(row.get(over) for row in shown) else []
 
 
 def caption(rows, over):
@@ -57,15 +65,15 @@ def plot(rows, path, over="ipc"):
     from matplotlib.ticker import EngFormatter
 
     figure, axes = _figure()
-    kinds, lines = unique(map(kind_of, rows)), {}
+    kinds, lines, column = unique(map(kind_of, rows)), {}, "classes" if over == "classes" else "ipc"
     for row in rows:
         if row["sampling"] == "all" or row.get(over):  # a later row replaces an earlier one of the same name
-            lines.setdefault((row["source"], row["sampling"], kind_of(row)), {})[row["ipc"]] = row
+            lines.setdefault((*line_of(row), kind_of(row)), {})[row[column]] = row
     markers = dict(zip(unique(row["model"] for row in rows), "osD^vP*X" * len(rows)))
     colours, handles = {}, []
     for (source, sampling, (data, model, *how)), line in lines.items():
         colour = colours.setdefault((source, data, *how), f"C{_COLOURS[len(colours) % len(_COLOURS)]}")
-        line = sorted(line.values(), key=lambda row: row["ipc"] or 0)
+        line = sorted(line.values(), key=lambda row: row[column] or 0)
         name = _line_name(line[0], kinds)
         if sampling == "all":
             handles.append(axes.axhline(line[0]["mean"], color=colour, marker=markers[model], markersize=4, linestyle=":",
@@ -84,10 +92,10 @@ def plot(rows, path, over="ipc"):
         handles += axes.plot(*zip(*entry.points), color="0.45", marker=marker, markersize=6, markerfacecolor="none",
                              linestyle=":", linewidth=0.6, zorder=3, label=entry.name)
     values = sorted({row[over] for line in lines.values() for row in line.values() if row.get(over)})
-    if values:
+    if values and over != "classes":
         axes.set_xscale("log")
-    if values and over == "ipc":
-        axes.set_xticks(values, [str(ipc) for ipc in values])
+    if values and over != "bytes":
+        axes.set_xticks(values, [str(value) for value in values])
         axes.minorticks_off()
     elif values:
         values = sorted([*values, *(size for entry in others for size, _ in entry.points)])

@@ -19,8 +19,8 @@ from gendistil.common.cli import Parser, run_script
 from gendistil.common.errors import UserError
 from gendistil.common.run import CONFIG, write_json
 from gendistil.evaluation.page import Picture, find_sheets, page
-from gendistil.evaluation.plots import ACROSS, PLOTS, caption, plot, plot_across
-from gendistil.evaluation.rows import REPORT, across_students, kind_of, read_report, students_of, unique
+from gendistil.evaluation.plots import ACROSS, PLOTS, caption, plot, plot_across, plotted
+from gendistil.evaluation.rows import REPORT, across_students, kind_of, line_of, read_report, students_of, unique
 
 LEGEND = """\
 Mean ± standard deviation over students with different seeds (± half the width of the mean's 95 % interval, Student's t).
@@ -35,6 +35,8 @@ _FACTS = {"data set": "data", "students": "model", "protocol": "protocol", "scor
 """What a page says below its tables, by the row's key for it."""
 
 _PUBLISHED = {"dc": "DC", "dsa": "DSA and DM", "idc": "IDC and DREAM"}
+_KEPT = {"rows": "; a row is kept with every image", "teacher": "; it answers to every image that is drawn"}
+_COLUMNS = {"ipc": ("students", "IPC {}"), "classes": ("orders", "{} classes")}  # what a cell counts, and a column's name
 _SCORED = {"test": "test set", "held_out": "held-out images"}
 
 
@@ -54,8 +56,7 @@ def _grid(header, lines):
 def _how(protocol, scored_on, labels="hard", teacher=None):
     """What the numbers of a table are, in words."""
     if labels != "hard":
-        kept = "a row is kept with every image" if labels == "rows" else "it answers to every image that is drawn"
-        return f"**labels of a teacher** ({teacher}; {kept}), {_how(protocol, scored_on)}"
+        return f"**labels of a teacher** ({teacher}{_KEPT.get(labels, '')}), {_how(protocol, scored_on)}"
     scored = _SCORED[scored_on]
     if protocol == "dim":  # the only one whose scores are not those of the last step
         return f"published DiM protocol: best accuracy seen in five looks at the {scored}, in per cent"
@@ -70,21 +71,24 @@ def _how(protocol, scored_on, labels="hard", teacher=None):
 def grids(rows):
     """The rows (dicts with `KEYS`) as tables, each a tuple of its heading, its header and its lines of text.
 
-    One table per data set, student and protocol, one column per IPC; then, where there are several students, one column for
-    each of them; then one table per data set of what its sources keep.
+    One table per data set, student and protocol, one column per IPC, or of continual learning per number of classes seen;
+    then, where there are several students, one column for each of them; then one table per data set of what its sources keep.
     """
     for group in sorted(unique(map(kind_of, rows)), key=lambda group: group[4] != "hard"):  # hard labels first
-        data, model, protocol, scored_on, labels, teacher = group
+        data, model, protocol, scored_on, labels, teacher, task = group
         chosen = [row for row in rows if kind_of(row) == group]
-        budgets = sorted({row["ipc"] for row in chosen}, key=lambda ipc: (ipc is None, ipc))
+        over = "classes" if task else "ipc"
+        counted, column = _COLUMNS[over]
+        values = sorted({row[over] for row in chosen}, key=lambda value: (value is None, value))
         lines = []
-        for source, sampling in unique((row["source"], row["sampling"]) for row in chosen):
+        for name in unique(map(line_of, chosen)):
             # A later row replaces an earlier one of the same name.
-            cells = {row["ipc"]: row for row in chosen if (row["source"], row["sampling"]) == (source, sampling)}
+            cells = {row[over]: row for row in chosen if line_of(row) == name}
             counts = "-".join(str(n) for n in sorted({row["n"] for row in cells.values()}))
-            lines.append([source, sampling, counts, *(_cell(cells[ipc]) if ipc in cells else "" for ipc in budgets)])
-        header = ["source", "sampling", "students", *("all images" if ipc is None else f"IPC {ipc}" for ipc in budgets)]
-        yield f"**{model} on {data}**, {_how(protocol, scored_on, labels, teacher)}", header, lines
+            lines.append([*name, counts, *(_cell(cells[value]) if value in cells else "" for value in values)])
+        header = ["source", "sampling", counted, *("all images" if value is None else column.format(value) for value in values)]
+        how = "; ".join(filter(None, [_how(protocol, scored_on, labels, teacher), task]))
+        yield f"**{model} on {data}**, {how}", header, lines
     for (data, *how), found in across_students(rows).items():
         yield _across(data, how, found)
     for data in unique(row["data"] for row in rows if row.get("bytes") is not None):
@@ -136,9 +140,10 @@ def write_report(rows, folder, command, sheets):
     (folder / "report.md").write_text(f"{markdown(rows)}\n`{shlex.join(command)}`\n", encoding="utf-8")
     plots = []
     for over, (name, axis) in PLOTS.items():
-        if over == "ipc" or any(row.get(over) for row in rows):
-            plot(rows, folder / name, over)
-            plots.append(Picture(folder / name, f"Accuracy against {axis}, as the tables have it", caption(rows, over)))
+        shown = plotted(rows, over)
+        if shown:
+            plot(shown, folder / name, over)
+            plots.append(Picture(folder / name, f"Accuracy against {axis}, as the tables have it", caption(shown, over)))
     if across_students(rows):
         plot_across(rows, folder / ACROSS)
         plots.append(Picture(folder / ACROSS, "Accuracy by the student's architecture, as the tables have it",

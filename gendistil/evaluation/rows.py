@@ -9,8 +9,9 @@ KEYS = ("source", "data", "sampling", "ipc", "model", "mean", "std", "ci95", "n"
 """What every row has at least. Accuracies are in per cent, seconds those of all n students together. Rows may also say how many
 bytes their source keeps, its `diversity`, and the classifiers that it was `learned_with`."""
 
-KIND = ("data", "model", "protocol", "scored_on", "labels", "teacher")
-"""What tells one table from another; rows of one table differ in source, sampling and IPC."""
+KIND = ("data", "model", "protocol", "scored_on", "labels", "teacher", "task")
+"""What tells one table from another; rows of one table differ in source, sampling and IPC. Rows of continual learning have a
+`task`, and differ in how many `classes` have been seen too."""
 
 DEFAULT = {"protocol": "default", "scored_on": "test", "labels": "hard"}
 """What a row means that does not say so."""
@@ -22,7 +23,7 @@ REPORT = "report.json"
 
 def row_key(row):
     """What tells a row of one evaluation from its others: a tuple."""
-    return tuple(row.get(key, DEFAULT.get(key)) for key in ("source", "sampling", "ipc", "model", "labels"))
+    return tuple(row.get(key, DEFAULT.get(key)) for key in ("source", "sampling", "ipc", "model", "labels", "classes"))
 
 
 def unique(values):
@@ -43,7 +44,9 @@ def across_students(rows):
     """
     found = {}
     for row in rows:
-        data, model, *how = kind_of(row)
+        if row.get("task"):
+            continue
+        data, model, *how, _ = kind_of(row)
         lines = found.setdefault((data, *how), {})
         lines.setdefault((row["source"], row["sampling"], row["ipc"]), {})[model] = row
     several = {shared: {key: line for key, line in lines.items() if len(line) > 1} for shared, lines in found.items()}
@@ -53,6 +56,11 @@ def across_students(rows):
 def students_of(lines):
     """The students of a table of `across_students`, in order: a list."""
     return unique(model for line in lines.values() for model in line)
+
+
+def line_of(row):
+    """What a row's line of a table is called: its source, with the IPC where columns do not tell it, and its sampling."""
+    return (f"{row['source']}, IPC {row['ipc']}" if row.get("task") else row["source"]), row["sampling"]
 
 
 def read_report(path):

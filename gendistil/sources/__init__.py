@@ -2,6 +2,7 @@
 
 from gendistil.common.source import ROWS, Source, index_within_class
 from gendistil.sources.draw import CHOICES, DistilledDataset, balanced_labels, diversity, draw_set
+from gendistil.sources.joined import Joined
 from gendistil.sources.latents import LATENT_SPACES, LatentSet
 from gendistil.sources.load import LATENTS, MODEL, PIXELS, STORED, check_fits, load_source
 from gendistil.sources.pixels import DECODERS, PixelSet
@@ -10,6 +11,6 @@ from gendistil.sources.refined import Refined, Refinement, TooFewAccepted, refin
 from gendistil.sources.taught import KINDS, Rows, Taught, Teacher
 
 __all__ = ["CHOICES", "DECODERS", "KINDS", "LATENTS", "LATENT_SPACES", "MODEL", "PIXELS", "ROWS", "STORED",
-           "DistilledDataset", "LatentSet", "PixelSet", "RealImages", "Refined", "Refinement", "Rows", "Source", "Taught",
-           "Teacher", "TooFewAccepted", "balanced_labels", "check_fits", "diversity", "draw_set", "index_within_class",
-           "load_source", "refine"]
+           "DistilledDataset", "Joined", "LatentSet", "PixelSet", "RealImages", "Refined", "Refinement", "Rows", "Source",
+           "Taught", "Teacher", "TooFewAccepted", "balanced_labels", "check_fits", "diversity", "draw_set",
+           "index_within_class", "load_source", "refine"]

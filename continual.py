@@ -1,0 +1,147 @@
+"""Judge memories by class-incremental learning: classes come step by step, and students see what is kept of the earlier ones.
+
+    accelerate launch continual.py --tag cl --memory dm="pool_match.py --method dm" replay="gen_condense.py --steps 2000"
+"""
+
+import dataclasses
+import functools
+import sys
+from pathlib import Path
+
+import torch
+from tqdm import tqdm
+
+import gen_condense
+import pool_match
+from gendistil.common.cli import COUNT, Parser, add_data_arguments, add_run_arguments, run_script
+from gendistil.common.device import make_accelerator
+from gendistil.common.engine import Engine
+from gendistil.common.flags import add_flags, from_flags, override
+from gendistil.common.rng import stream
+from gendistil.common.run import Run, check_folder, device_name, inherit_data, made_by
+from gendistil.data import Augment, load_dataset
+from gendistil.evaluation import PROTOCOLS, Protocol, protocol_for
+from gendistil.evaluation.continual import (
+    LABELLINGS,
+    Continual,
+    Memory,
+    class_order,
+    judge,
+    open_teacher,
+    order_row,
+    steps_of,
+)
+from gendistil.evaluation.judged import joined, resumed
+from gendistil.evaluation.report import markdown, write_report
+from gendistil.evaluation.rows import row_key
+from gendistil.evaluation.students import GROUP
+from gendistil.sources import load_source
+from pools import CLASSIFIERS
+
+SCRIPTS = {"pool_match.py": pool_match, "gen_condense.py": gen_condense}
+"""What makes memories."""
+
+# What --resume may be given anew: rows that are there stay, and others are added.
+_MAY_CHANGE = {"resume", "overwrite", "output_dir", "tag", "data_dir", "precision", "compile", "memory", "labels", "orders",
+               "together"}
+
+
+def parse_args(argv=None):
+    parser = Parser(description=__doc__.split("\n")[0])
+    add_run_arguments(parser, "continual")
+    add_data_arguments(parser)
+    parser.add_argument("--memory", type=functools.partial(Memory.parse, scripts=SCRIPTS), nargs="+", required=True,
+                        metavar='NAME="COMMAND"', help="what makes the memory of a step, from its new classes alone: a command "
+                        "of pool_match.py, one of gen_condense.py for a generator that replays them, or several with && "
+                        "between them, each of which starts from the run of the one before")
+    add_flags(parser, Continual, told=True)
+    parser.add_argument("--resume", action="store_true", help="continue the evaluation of this tag: what is there stays, and "
+                        "what is missing is added, such as more --orders, --memory or --labels")
+    students = parser.add_argument_group(GROUP)
+    students.add_argument("--eval-model", choices=CLASSIFIERS, default="convnet", help="kind of the students")
+    students.add_argument("--num-eval", type=COUNT, default=3, help="students at every step, which differ in their seed")
+    students.add_argument("--together", type=COUNT, help="students trained side by side (default: all on a GPU, one elsewhere)")
+    students.add_argument("--protocol", choices=[name for name, row in PROTOCOLS.items() if row.looks == 1], default="default",
+                          help="how they are trained: dsa is as DM published it")
+    add_flags(parser, Protocol)
+    args = parser.parse_args(argv)
+    vars(args).update(dataclasses.asdict(from_flags(Continual, args)))
+    args.labels = tuple(dict.fromkeys(args.labels))
+    names = [memory.name for memory in args.memory]
+    if len({*names}) < len(names):
+        parser.error(f"--memory: two memories of {', '.join(names)} have one name: name them apart")
+    inherit_data(args, args.output_dir / args.tag if args.resume else None)
+    return args
+
+
+def main():
+    args = parse_args()
+    accelerator = make_accelerator(args.precision)
+    device, protocol = accelerator.device, override(protocol_for(args.protocol, args.data), args)
+    with accelerator.local_main_process_first():  # one process downloads and decodes, the others find its cache
+        dataset = load_dataset(args.data, args.data_dir, args.image_size, args.held_out, args.classes)
+    spec = dataset.spec
+    orders = [steps_of(class_order(index, spec.num_classes), args.steps) for index in range(args.orders)]
+    Augment(protocol.aug_type, spec)  # a wrong name ends here, before the run's folder is made
+    stored = {memory.name: memory.check(args) for memory in args.memory}
+    check_folder(vars(args))
+    commands = {memory.name: memory.text for memory in args.memory}
+    rows, known = resumed(args, commands, _MAY_CHANGE)
+    engine, words = Engine(accelerator), [Path(sys.argv[0]).name, *sys.argv[1:]]
+    replayed = args.replay_ipc or args.ipc
+    shown = args.num_eval * protocol.epochs * replayed * spec.num_classes * args.steps // 2  # images, by students of an order
+    engine.choose(args.compile, shown * spec.size**2)
+    run = Run(vars(args), accelerator, spec.num_classes if args.resume else 0, dataset=dataclasses.asdict(spec),
+              students=dataclasses.asdict(protocol), sources={**known, **commands})
+    facts = {"data": spec.name, "model": args.eval_model, "protocol": args.protocol, "scored_on": "test",
+             "task": f"{args.steps} steps of new classes, scored on all seen so far; mean and interval over their orders",
+             "device": device_name(device), "torch": torch.__version__}
+
+    def row_of(memory, kind, seen):
+        """What tells the row of a step from others."""
+        sampling, ipc = ("fixed", args.ipc) if stored[memory.name] else (args.sampling, replayed)
+        return {"source": memory.name, "sampling": sampling, "ipc": ipc, "labels": kind, "teacher": LABELLINGS[kind].words,
+                "classes": seen, **facts}
+
+    def student_of(memory, step):
+        return run.dir / "students" / f"{memory.name}-{step}"
+
+    units = [(order, memory) for order in range(args.orders) for memory in args.memory]
+    for order, memory in tqdm(units, "continual", unit="order", disable=not run.is_main):
+        parts, pools, before, seen = [], [], None, []
+        for step, classes in enumerate(orders[order]):
+            name, seed = f"order{order}-step{step}", stream(args.seed, "order", order, "step", step).initial_seed() % 2**31
+            seen += classes
+            missing = [row for row in (row_of(memory, kind, len(seen)) for kind in args.labels)
+                       if rows.get(row_key(row), {"n": 0})["n"] <= order]
+            if missing:
+                memory.make(args, name, [args.classes[label] if args.classes else label for label in classes], seed)
+                scored = dataset.of(seen).to(device)
+            folder = memory.folder(args, name)
+            parts.append(load_source(folder, device))
+            pools += [open_teacher(made_by(folder)["pool_folder"], device, engine)] if "pool" in args.labels else []
+            for row in missing:
+                labelling, key = LABELLINGS[row["labels"]], row_key(row)
+                chained = labelling.needs == "previous"
+                previous = open_teacher(student_of(memory, before), device, engine) if chained and before else None
+                source = labelling.join(parts, pools, previous)
+                result = judge(source, scored, args.eval_model, row["ipc"], row["sampling"],
+                               num_eval=args.num_eval, seed=seed, accelerator=accelerator, together=args.together,
+                               protocol=protocol, engine=engine, kept=student_of(memory, name) if chained else None)
+                row = {**row, "bytes": source.stored_bytes(row["ipc"])}
+                rows[key] = joined(rows.get(key), order_row(row, result, rows.get(key)))
+                run.log({f"accuracy/{memory.name}, {row['labels']}, order {order}": result.mean}, len(seen))
+                if run.is_main:
+                    write_report([*rows.values()], run.dir, words, {})
+            before = name
+    run.close()
+    accelerator.print(f"{markdown([*rows.values()])}\nreport: {run.dir / 'report.html'}")
+
+
+def command():
+    """What the installed command of this name runs."""
+    run_script(main)
+
+
+if __name__ == "__main__":
+    command()

@@ -1,0 +1,203 @@
+"""Class-incremental learning: the classes come step by step, and a memory stands for the images of those that are gone.
+
+As in GDumb (Prabhu et al., ECCV 2020) and in DM's `CL_DM.py` (arXiv 2110.04181), a new student is trained at every step on the
+memories of all steps so far, and scored on all classes seen so far without being told which step an image belongs to.
+"""
+
+import shlex
+import shutil
+from argparse import ArgumentTypeError
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+from accelerate.utils import gather_object
+
+from gendistil.common.cli import COUNT, Parser, add_data_arguments, add_run_arguments, tag
+from gendistil.common.errors import UserError
+from gendistil.common.flags import option, override
+from gendistil.common.run import CHECKPOINT
+from gendistil.evaluation.students import SAMPLINGS, Result, evaluate
+from gendistil.matching import METHODS
+from gendistil.matching.build import LEARNED
+from gendistil.matching.methods import STORED
+from gendistil.sources import Joined, Taught, Teacher
+from pools import ClassifierPool, accuracy, keep_classifier
+
+_GROUP = "continual learning"
+
+
+def _hard(parts, pools, previous):
+    return Joined(parts)
+
+
+def _previous(parts, pools, previous):
+    return Joined([Taught(Joined(parts[:-1]), previous, 1.0, stored=False), parts[-1]] if previous else parts)
+
+
+def _pool(parts, pools, previous):
+    return Joined([Taught(part, pool, 1.0, stored=part.max_ipc is not None) for part, pool in zip(parts, pools)])
+
+
+@dataclass(frozen=True)
+class Labelling:
+    """Whose answers students learn.
+
+    `join(parts, pools, previous)` makes one source of the memories of the steps so far: `pools` are `Teacher`s, one for each
+    part, and `previous` is a student of the step before, as a `Teacher`, or None. `needs` names which of the two it takes, and
+    `words` are what a report calls it.
+    """
+
+    join: Callable
+    needs: str | None = None
+    words: str | None = None
+
+
+LABELLINGS = {
+    "hard": Labelling(_hard),
+    "previous": Labelling(_previous, "previous", "the first student of the step before, for images of earlier steps"),
+    "pool": Labelling(_pool, "pools", "the pool of each image's own step"),
+}
+"""What students learn to answer, by the name that --labels knows."""
+
+
+@dataclass(frozen=True)
+class Continual:
+    """In which steps the classes come, what is kept of them and what students learn from it."""
+
+    steps: int = option("steps, each of which brings as many new classes", 5, type=COUNT, group=_GROUP)
+    orders: int = option("orders of the classes; order i is numpy.random.RandomState(i).permutation of them", 5, type=COUNT,
+                         group=_GROUP)
+    ipc: int = option("images of every class that a memory stores", 10, type=COUNT, group=_GROUP)
+    replay_ipc: int | None = option("images of every class that a generator replays in an epoch (default: --ipc)", None,
+                                    type=COUNT, group=_GROUP)
+    sampling: str = option("of what a generator replays; fixed: one set; representative: one chosen by clustering; fresh: a "
+                           "new one every epoch", "fresh", choices=SAMPLINGS, group=_GROUP)
+    labels: tuple = option("hard: the classes' own (the default); previous: for images of earlier steps, the answers of the "
+                           "first student of the step before; pool: for every image, those of the pool that the memory of its "
+                           "step was matched with, among the classes of that step", ("hard",), choices=LABELLINGS, nargs="+",
+                           group=_GROUP)
+
+
+def class_order(index, num_classes):
+    """Order `index` of the classes, a list of labels: that of the published code, which sets NumPy's seed to the index."""
+    return np.random.RandomState(index).permutation(num_classes).tolist()
+
+
+def steps_of(order, steps):
+    """An order of the classes as lists, one for each step. Raises UserError where the classes cannot be shared evenly."""
+    each, rest = divmod(len(order), steps)
+    if rest:
+        even = [str(count) for count in range(1, len(order) + 1) if len(order) % count == 0]
+        raise UserError(f"--steps {steps} cannot share {len(order)} classes evenly: give one of {', '.join(even)}")
+    return [order[first:first + each] for first in range(0, len(order), each)]
+
+
+@dataclass(frozen=True)
+class Memory:
+    """How the memory of a step's new classes is made: by commands, each of which starts from the run of the one before.
+
+    `commands` are tuples of a script, a module with `parse_args(words)` and `main(words)`, and a list of words; `text` is what
+    --memory says.
+    """
+
+    name: str
+    commands: tuple
+    text: str
+
+    @classmethod
+    def parse(cls, text, scripts):
+        """The memory that NAME="COMMAND" describes; `scripts` are those that a command may name. Raises ArgumentTypeError."""
+        name, _, commands = text.partition("=")
+        try:
+            commands = [shlex.split(command) or [""] for command in commands.split("&&")]
+        except ValueError as error:
+            raise ArgumentTypeError(f"{text}: {error}")
+        shared = Parser()
+        add_run_arguments(shared, None)
+        add_data_arguments(shared)
+        taken = {*shared._option_string_actions, "--ipc", "--resume"}
+        for script, *words in commands:
+            if script not in scripts:
+                raise ArgumentTypeError(f"{text}: write NAME=\"COMMAND\", a command of {' or '.join(scripts)}, or several with "
+                                        "&& between them")
+            for word in (word for word in words if word.split("=")[0] in taken):
+                raise ArgumentTypeError(f"{name}: {word} is the same for all memories: give it to continual.py itself")
+        return cls(tag(name), tuple((scripts[script], words) for script, *words in commands), text)
+
+    def __str__(self):
+        return self.text
+
+    def folder(self, args, step):
+        """Where that of a step, by its name, is kept."""
+        return args.output_dir / args.tag / "memories" / f"{self.name}-{step}"
+
+    def _runs(self, args, step, classes, seed):
+        """The runs that make that of a step as (script, words, options, folder): a command line, as it is and parsed, and where
+        its run is kept."""
+        weight = []
+        for place, (script, words) in enumerate(self.commands, 1):
+            folder = self.folder(args, step if place == len(self.commands) else f"{step}-{place}")
+            words = [*words, "--tag", folder.name, "--output-dir", folder.parent, "--seed", seed, "--data", args.data,
+                     "--held-out", args.held_out, "--precision", args.precision, "--compile", args.compile,
+                     "--classes", *classes, *weight]
+            for flag, value in (("--data-dir", args.data_dir), ("--image-size", args.image_size)):
+                words += [] if value is None else [flag, value]
+            words = [str(word) for word in words]
+            options = script.parse_args(words)
+            yield script, [*words, *(["--ipc", str(args.ipc)] if _stores(options) else [])], options, folder
+            weight = ["--weight", folder]
+
+    def check(self, args):
+        """Whether it stores images. Raises UserError, before anything is made, for commands that cannot make what is asked."""
+        *_, (_, _, options, _) = self._runs(args, "check", [0], args.seed)
+        row = override(METHODS[options.method], options) if "method" in options else None
+        if "pool" in args.labels and (row is None or row.pool_training != "pretrained" or row.match == "none"):
+            raise UserError(f"--labels pool: memory '{self.name}' is matched with no pretrained pool: add --pool-training "
+                            "pretrained to a method of pixels, or && pool_match.py --steps 0 to a generator")
+        return _stores(options)
+
+    def make(self, args, step, classes, seed):
+        """Make that of a step, or what is missing of it. Args: step, its name; classes, their labels in the data set; seed."""
+        for script, words, _, folder in self._runs(args, step, classes, seed):
+            try:
+                script.main([*words, "--resume" if (folder / CHECKPOINT).exists() else "--overwrite"])
+            except UserError as error:
+                raise UserError(f"--memory {self.name}: {error}")
+
+
+def _stores(options):
+    """Whether a command with these options makes images that are stored, and no generator."""
+    return "method" in options and LEARNED[METHODS[options.method].learn].flags in STORED
+
+
+def open_teacher(folder, device, engine):
+    """The pool, or the student that `judge` kept, in a folder, as a `Teacher`."""
+    return Teacher.of(ClassifierPool.open(folder, device), engine=engine)
+
+
+def judge(source, dataset, model_name, ipc, sampling, *, num_eval, seed, accelerator, engine, kept=None, **settings):
+    """As `evaluate`, with the students shared out over the processes: the `Result` of all of them.
+
+    Every process calls it. The first student is kept in the folder `kept`, if one is named, in place of what is there.
+    """
+    mine = torch.arange(num_eval).tensor_split(accelerator.num_processes)[accelerator.process_index].tolist()
+    results = [evaluate(source, dataset, model_name, ipc, sampling, num_eval=len(mine), seed=seed + mine[0], engine=engine,
+                        **settings)] if mine else []
+    if kept and accelerator.is_main_process:
+        shutil.rmtree(kept, ignore_errors=True)  # an interrupted step may have left it
+        student, held_out = results[0].student, dataset.held_out
+        score = float(accuracy(student, held_out.images, held_out.labels, dataset.spec, engine=engine))
+        keep_classifier(kept, student, model_name, dataset, seed=seed, step=results[0].steps, held_out_accuracy=score)
+    return Result.of_rows(*gather_object([result.row() for result in results]))  # waits until it is kept
+
+
+def order_row(row, result, earlier=None):
+    """The row of a report after one more order, whose students are those of `result`; `earlier` is that of the orders before.
+
+    An order counts once, by the mean of its students, however many they are; `students` has the accuracies of each.
+    """
+    one = replace(result, accuracies=(result.mean,)).row()
+    students = [*(earlier["students"] if earlier else []), list(result.accuracies)]
+    return {**row, **one, "students": students}
