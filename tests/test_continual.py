@@ -2,6 +2,10 @@
 
 import dataclasses
 import json
+import os
+import subprocess
+import sys
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -17,6 +21,7 @@ from gendistil.evaluation.continual import LABELLINGS, class_order, steps_of
 from gendistil.evaluation.rows import read_report
 from gendistil.sources import Joined, PixelSet, RealImages, draw_set, load_source
 
+ROOT = Path(__file__).parent.parent
 DM = "dm=pool_match.py --method dm --match-batch 4 --steps 2 --eval-epochs 1 --eval-interval 2 --log-interval 1"
 GAN = "gen_condense.py --width 8 --batch-size 8 --steps 3 --log-interval 1 --save-interval 2"
 MATCHED = ("pool_match.py --steps 0 --eval-epochs 1 --eval-ipc 1 --pool-members 1 --pool-epochs 1 --pool-snapshots 1 "
@@ -168,6 +173,21 @@ def test_labels_of_the_pools(command, tmp_path):
         ("pool", "the pool of each image's own step", classes) for classes in (5, 10)]
     state = load_checkpoint(tmp_path / "cl" / "memories" / "replay-order0-step1" / "checkpoint.pt")
     assert state["summary"]["steps_before"] == 3
+
+
+def test_two_processes_judge_what_one_does(command, tmp_path):
+    words = [str(word) for word in (*QUICK, "--steps", 5, "--orders", 1, "--labels", "hard", "previous", "--num-eval", 3,
+                                    "--memory", "random=pool_match.py --method random --eval-epochs 1",
+                                    f"replay={GAN} && {MATCHED} --match-classes 2")]
+    command(continual, "--output-dir", tmp_path / "one", *words)
+    subprocess.run([sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", "continual.py",
+                    "--output-dir", str(tmp_path / "two"), *words], check=True, timeout=400, cwd=ROOT,
+                   env={**os.environ, "ACCELERATE_USE_CPU": "1", "OMP_NUM_THREADS": "1"})
+    one, two = (read_report(tmp_path / name / "cl" / "report.json") for name in ("one", "two"))
+    assert [row["labels"] for row in two] == [row["labels"] for row in one]
+    students = [[row["students"] for row in rows if row["source"] == "random"] for rows in (one, two)]
+    assert np.allclose(*students, atol=0.6)  # one or two of the test images, by the last bits of a float
+    assert {np.shape(row["students"]) for row in two} == {(1, 3)}
 
 
 @pytest.mark.parametrize(("words", "message"), [

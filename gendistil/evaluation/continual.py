@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
+from accelerate import PartialState
 from accelerate.utils import gather_object
 
 from gendistil.common.cli import COUNT, Parser, add_data_arguments, add_run_arguments, tag
@@ -159,12 +160,16 @@ class Memory:
         return _stores(options)
 
     def make(self, args, step, classes, seed):
-        """Make that of a step, or what is missing of it. Args: step, its name; classes, their labels in the data set; seed."""
+        """Make that of a step, or what is missing of it; every process calls it.
+
+        Args: args, the flags of the evaluation; step, its name; classes, their labels in the data set; seed, of the runs.
+        """
         for script, words, _, folder in self._runs(args, step, classes, seed):
             try:
                 script.main([*words, "--resume" if (folder / CHECKPOINT).exists() else "--overwrite"])
             except UserError as error:
                 raise UserError(f"--memory {self.name}: {error}")
+            PartialState().wait_for_everyone()  # the main process has written what the next command starts from
 
 
 def _stores(options):
