@@ -40,6 +40,7 @@ VARIANTS = {
     "calibrated-0.1": {"calibrate": 0.1},
     "calibrated": {"calibrate": 0.3},
     "calibrated-1": {"calibrate": 1.0},
+    "calibrated-3": {"calibrate": 3.0},
     "calibrated-kept": {"calibrate": 0.3, **KEPT},
     "calibrated-mixed": {"calibrate": 0.3, "pool_mix": True},
     "calibrated-slow": {"calibrate": 0.3, "lr": 5e-6},
