@@ -109,6 +109,7 @@ def kept_rows(path, settings_of):
     for row in rows:
         for name, value in json.loads(json.dumps(settings_of(row))).items():
             if row.get(name) != value:
-                raise UserError(f"--output {path} holds rows of another search: {name} of {row['source']} is {row.get(name)}; "
-                                "give another --output")
+                found = "another" if isinstance(value, dict) else row.get(name)
+                raise UserError(f"--output {path} holds rows of another search: {name} of {row['source']} is {found}; give "
+                                "another --output")
     return rows
