@@ -30,6 +30,8 @@ class FlowGenerator(ConditionalGenerator):
     Raises UserError for `dim_noise` other than an image's, and as `check_sampling` does.
     """
 
+    eager = True  # compiling its steps takes minutes on two cores, for a gain that nobody has measured
+
     @register_to_config
     def __init__(self, size, channels, num_classes, dim_noise=None, width=64, sample_steps=16, guidance=1.0, shortcut=False):
         super().__init__()

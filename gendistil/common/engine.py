@@ -95,9 +95,9 @@ def compiles(network):
 
     One in training whose batch norms look at the batch does not: it is as fast in the format channels_last, and takes the
     longest to compile; nor one that says that it is written for that format. One that is wrapped for several processes, or that
-    is several networks, is not compiled either.
+    is several networks, is not compiled either, nor one that says that it stays eager.
     """
-    if isinstance(network, DistributedDataParallel) or getattr(network, "several", False):
+    if isinstance(network, DistributedDataParallel) or any(getattr(network, name, False) for name in ("several", "eager")):
         return False
     return not getattr(network, "channels_last", False) and not (network.training and has_batch_norm(network))
 
