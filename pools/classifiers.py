@@ -109,8 +109,8 @@ def build_classifier(name, channels, size, num_classes, *, generator=None, **opt
     Args: name, see `full_name`; generator, the `torch.Generator` that decides the initial weights (default: torch's
     global one); options, further keywords of the class (width, norm, ...).
     Returns a module with `forward(images) -> logits [B, K]`, `embed(images) -> [B, D]`, the input of its last linear layer,
-    and `features(images)`, the list of its maps from first to last, which a classifier of another library refuses. Raises
-    UserError for a name that is not known.
+    which is its `classifier`, and `features(images)`, the list of its maps from first to last, which a classifier of another
+    library refuses. Raises UserError for a name that is not known.
     """
     _, build, named = _parse(name)
     with torch.random.fork_rng(devices=[], enabled=generator is not None):

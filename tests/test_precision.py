@@ -60,7 +60,8 @@ def learned(run):
 
 CASES = [*((name, ()) for name, row in METHODS.items() if row.steps != 0),
          ("default", ("--match", "grad", "--pool-training", "real", *ONLINE)),
-         ("default", ("--match", "feature")), ("default", ("--match", "moments")), ("default", ("--match", "mean"))]
+         ("default", ("--match", "feature")), ("default", ("--match", "moments")), ("default", ("--match", "mean")),
+         ("default", ("--match", "cf")), ("default", ("--calibrate", 3, "--match-real", 8, "--no-match-aug"))]
 
 
 @pytest.mark.parametrize(("method", "flags"), CASES, ids=[" ".join([method, *map(str, flags[:2])]) for method, flags in CASES])
