@@ -57,7 +57,8 @@ def main(argv=None):
         dataset = load_dataset(args.data, args.data_dir, args.image_size, args.held_out, args.classes,
                                accelerator.device)
     spec, real = dataset.spec, dataset.train
-    check_classifiers([from_flags(Stopping, args).eval_model], spec, "--eval-model")
+    if args.auto_stop:
+        check_classifiers([from_flags(Stopping, args).eval_model], spec, "--eval-model")
     steps = args.steps or max(1, recipe.epochs * len(real) // recipe.batch_size)
     engine = Engine(accelerator)
     engine.choose(args.compile, steps * recipe.batch_size * spec.size**2)

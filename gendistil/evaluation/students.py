@@ -71,21 +71,11 @@ PUBLISHED = {
 }
 """What a protocol's authors set otherwise for a data set."""
 
+TRAINED = {}
+"""What the default protocol does otherwise for an architecture: fields of a `Protocol` by its name. Published ones do nothing.
 
-TRAINED = {
-    "convnet": {"lr": 0.05, "epochs": 300, "min_steps": 300},
-    "mlp": {"lr": 0.05, "epochs": 300, "min_steps": 300},
-    "lenet": {"lr": 0.05, "epochs": 300, "min_steps": 300},
-    "alexnet": {"lr": 0.05, "epochs": 300, "min_steps": 300},
-    "vgg11": {"lr": 0.05, "epochs": 300, "min_steps": 300},
-    "resnet10": {"lr": 0.05, "epochs": 300, "min_steps": 300},
-    "resnet18": {"lr": 0.05, "epochs": 300, "min_steps": 300},
-    "densenet": {"lr": 0.05, "epochs": 300, "min_steps": 300},
-}
-"""How the default protocol trains an architecture, as fields of a `Protocol`; published ones train all alike.
-
-A row is also that of its variants (`resnet18_full` is trained as `resnet18`) unless they have one of their own, and an
-architecture without a row is trained as the protocol says. All rows still say what it says: none has been measured yet.
+A row is also that of its variants (`resnet18_full` is trained as `resnet18`) unless they have one of their own. There is none
+yet: nothing has been measured to be better than what the protocol says.
 """
 
 
