@@ -8,7 +8,7 @@ RUN := $(BIN)/accelerate launch --num_processes 1 --num_machines 1 --mixed_preci
     --num_cpu_threads_per_process $(CORES)
 FLAGS = --data digits --output-dir $(OUT) --overwrite
 
-.PHONY: demo mnist baselines combinations itgan test lint clean
+.PHONY: demo cifar10 mnist baselines combinations itgan test lint clean
 
 $(BIN)/.installed: pyproject.toml requirements.txt requirements-dev.txt
 	$(PYTHON) -m venv .venv
@@ -28,6 +28,19 @@ demo: $(BIN)/.installed
 	@echo "report:        $(OUT)/test/report.html"
 	@echo "sample sheet:  $(OUT)/ipc10/sheet.png"
 demo: QUICK = --pool-members 1 --pool-epochs 6 --pool-snapshots 3 --eval-epochs 20
+
+# CIFAR-10, as docs/results.md reports it: hours on a GPU, days on two CPU cores. Run again, it goes on where it was stopped.
+cifar10: OUT = cifar10-results
+cifar10: DATA = cifar10
+cifar10: STARTED = $(OUT)/$1/checkpoint.pt -o -e $(OUT)/$1/report.json
+cifar10: GO = --data $(DATA) --output-dir $(OUT) --tag $1 $$(test -e $(STARTED) && echo --resume || echo --overwrite)
+cifar10: POOL = --pool-members 1 --pool-epochs 12 --pool-lr 0.05 --pool-aug crop_flip --keep last
+cifar10: STAGES = --pretrain-weight stage1=$(OUT)/gan control=$(OUT)/control stage2=$(OUT)/match
+cifar10: $(BIN)/.installed
+	$(RUN) gen_condense.py $(call GO,gan) --steps 20000
+	$(RUN) pool_match.py $(call GO,match) --weight $(OUT)/gan --calibrate 3 --steps 500 $(POOL)
+	$(RUN) pool_match.py $(call GO,control) --weight $(OUT)/gan --control-of $(OUT)/match $(POOL)
+	$(RUN) validate.py $(call GO,ten) --ipc 10 --sampling fixed --num-eval 5 $(STAGES) --compare random
 
 # The same on MNIST (downloaded unless DATA_DIR has it), as the README reports it: an hour and a half on two CPU cores.
 mnist: OUT = mnist-results

@@ -43,9 +43,9 @@ VARIANTS = {
     "calibrated-3": {"calibrate": 3.0},
     "calibrated-10": {"calibrate": 10.0},
     "calibrated-3-kept": {"calibrate": 3.0, **KEPT},
-    "calibrated-3-cf": {"calibrate": 3.0, "match": "cf", **KEPT},
-    "calibrated-3-mixed": {"calibrate": 3.0, "pool_mix": True, **KEPT},
-    "calibration": {"calibrate": 1000.0, "match_weight": 0.003, **KEPT},  # next to nothing else
+    "calibrated-3-cf": {"calibrate": 3.0, "match": "cf"},
+    "calibrated-3-mixed": {"calibrate": 3.0, "pool_mix": True},
+    "calibration": {"calibrate": 1000.0, "match_weight": 0.003},  # next to nothing else
     "calibrated-kept": {"calibrate": 0.3, **KEPT},
     "calibrated-mixed": {"calibrate": 0.3, "pool_mix": True},
     "calibrated-slow": {"calibrate": 0.3, "lr": 5e-6},

@@ -1,5 +1,6 @@
 """Pools whose networks are made while matching: randomly initialised ones, and one that is trained between the steps."""
 
+import functools
 import math
 
 import torch
@@ -64,15 +65,17 @@ class OnlinePool(RandomPool):
     """One network at a time: made anew every `outer` steps, and trained before each of the others.
 
     Args beside those of `RandomPool`: teacher, "synthetic" (trained on what is being learned, as DC and DSA do) or "real" (as
-    IDC does); inner, passes of that training; images, real ones a pass (in whole batches); batch_size, lr, momentum,
+    IDC does); inner, passes of that training; images, real ones a pass (in whole batches); warmup, passes over all real images
+    from which each new network learns first, by the same settings (DREAM+, arXiv 2310.15052); batch_size, lr, momentum,
     weight_decay of its SGD; aug_type; aug_single, one operation a batch; cutmix, the probability that a batch is mixed so;
     seed, of all draws.
     """
 
-    def __init__(self, dataset, *, teacher, outer, inner, names=("convnet",), images=500, batch_size=256, lr=0.01, momentum=0.0,
-                 weight_decay=0.0, aug_type="none", aug_single=False, cutmix=0.0, seed=0, engine=EAGER):
+    def __init__(self, dataset, *, teacher, outer, inner, names=("convnet",), images=500, warmup=0, batch_size=256, lr=0.01,
+                 momentum=0.0, weight_decay=0.0, aug_type="none", aug_single=False, cutmix=0.0, seed=0, engine=EAGER):
         super().__init__(dataset, names=names, engine=engine)
         self.teacher, self.outer, self.inner, self.images, self.batch_size = teacher, outer, inner, images, batch_size
+        self.warmup = warmup
         self.settings = {"lr": lr, "momentum": momentum, "weight_decay": weight_decay}
         self.augment, self.cutmix, self.seed = Augment(aug_type, dataset.spec, aug_single), cutmix, seed
         self._model, self._round = None, None
@@ -86,28 +89,36 @@ class OnlinePool(RandomPool):
         round_, position = divmod(step, self.outer)
         if position == 0 or self._model is None:
             self._start(round_)
+            if self.warmup:
+                self._train(self.warmup, ("warm", round_), self._real)
         else:
-            self._train(step, learner)
+            self._train(self.inner, (step,), functools.partial(self._lesson, learner))
 
     def _start(self, round_):
         self._model, self._round = super().draw(stream(self.seed, "online", round_)), round_
         self._optimizer = torch.optim.SGD(self._model.parameters(), **self.settings)
 
-    def _train(self, step, learner):
-        spec, real = self.dataset.spec, self.dataset.train
+    def _lesson(self, learner, generator):
+        """The images of one pass between two steps of matching, and their targets."""
+        if self.teacher == "synthetic":
+            return learner.training_set()
+        return self._real(generator, math.ceil(self.images / self.batch_size) * self.batch_size)  # whole batches, as IDC has it
 
+    def _real(self, generator, count=None):
+        """`count` real images, or all, and their labels, by the next draws of `generator`."""
+        real = self.dataset.train
+        rows = send(torch.randperm(len(real), generator=generator)[:count], real.images.device)
+        return real.images[rows], real.labels[rows]
+
+    def _train(self, epochs, name, shown):
+        """Train the network for so many epochs on the images and targets of `shown(generator)`; `name` is of the draws."""
         def batches(epoch):
-            generator = stream(self.seed, "online", step, epoch)
-            if self.teacher == "synthetic":
-                images, targets = learner.training_set()
-            else:
-                count = math.ceil(self.images / self.batch_size) * self.batch_size  # whole batches, as IDC takes them
-                rows = send(torch.randperm(len(real), generator=generator)[:count], real.images.device)
-                images, targets = real.images[rows], real.labels[rows]
-            return epoch_batches(images, targets, spec, self.augment, self.batch_size, generator, cutmix=self.cutmix)
+            generator = stream(self.seed, "online", *name, epoch)
+            return epoch_batches(*shown(generator), self.dataset.spec, self.augment, self.batch_size, generator,
+                                 cutmix=self.cutmix)
 
         self._model.requires_grad_(True)
-        train_classifier(self._model, batches, epochs=self.inner, optimizer=self._optimizer, schedule="constant",
+        train_classifier(self._model, batches, epochs=epochs, optimizer=self._optimizer, schedule="constant",
                          lr=self.settings["lr"], engine=self.engine)
         self._model.eval().requires_grad_(False)
 

@@ -29,6 +29,7 @@ from gendistil.matching import (
     methods,
 )
 from gendistil.matching.objectives import (
+    Eyes,
     characteristic,
     class_means,
     distance,
@@ -182,6 +183,12 @@ def test_representatives_are_near_the_cluster_centres():
     assert (points[0, rows] - centroids[0]).norm(dim=1).max() < 1
 
 
+def test_several_images_are_taken_around_each_centroid():
+    points = torch.tensor([[0.0, 0], [0.1, 0], [0.3, 0], [9, 9], [9.1, 9], [9.4, 9]])[None]
+    rows = representatives(points, 4, stream(0, "start"), each=2)[0]
+    assert {frozenset(pair) for pair in rows.view(2, 2).tolist()} == {frozenset((0, 1)), frozenset((3, 4))}
+
+
 class Pool(RandomPool):
     """One untrained classifier."""
 
@@ -211,6 +218,18 @@ def test_selected_images_are_of_the_class_and_refresh_when_due(digits, select):
     assert torch.equal(selector.indices(classes, 0), rows)
     assert torch.equal(selector.indices(classes, 4), rows) == (select == "dream")
     assert not torch.equal(selector.indices(classes, 5), rows)
+
+
+def test_mean_embeddings_are_matched_beside_gradients_in_the_same_metric(digits):
+    network, labels = Pool(digits).model, torch.tensor([3, 5])
+    rows = torch.stack([torch.nonzero(digits.train.labels == label)[:8, 0] for label in labels])
+    images = standardise(to_signed(digits.train.images[rows.flatten()]), digits.spec).unflatten(0, rows.shape)
+    real, fake = images.split(4, 1)
+    means = [network.embed(x.flatten(0, 1)).unflatten(0, (2, 4)).mean(1) for x in (real, fake)]
+    for metric, apart in (("mse", (means[0] - means[1]).square().sum(-1)), ("l1", (means[0] - means[1]).abs().sum(-1)),
+                          ("cos", 1 - torch.cosine_similarity(*means))):
+        loss, both = (OBJECTIVES["grad"].function(Eyes(network), real, fake, labels, metric, weight) for weight in (0, 3))
+        torch.testing.assert_close(both, loss + 3 * apart.mean(), rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("match", [name for name, row in OBJECTIVES.items() if row.paired != "real"])

@@ -87,7 +87,7 @@ def test_every_preset_runs_and_is_judged(command, tmp_path, method):
     assert len(list((tmp_path / "export").rglob("images/*/*.png"))) == 10 * source.decoded(2)
 
 
-@pytest.mark.parametrize("method", ["dm", "dsa", "dream"])
+@pytest.mark.parametrize("method", ["dm", "dsa", "dream+"])
 def test_resuming_pixels_gives_what_one_run_gives(command, tmp_path, monkeypatch, method):
     monkeypatch.setenv("ACCELERATE_USE_CPU", "1")
     words = ("--output-dir", tmp_path, "--method", method, "--ipc", 2, *QUICK)
@@ -105,6 +105,8 @@ PUBLISHED = [
     ("main_DM.py --dataset CIFAR10 --model ConvNet --ipc 10 --dsa_strategy … --init real --lr_img 1",
      "--method dm --data cifar10 --ipc 10"),
     ("condense.py --reproduce -d cifar10 -f 2 --ipc 10", "--method idc --data cifar10 --factor 2 --ipc 10"),
+    ("condense_improve.py --reproduce -d cifar10 -f 2 --ipc 10 --subsample 2",
+     "--method dream+ --data cifar10 --factor 2 --ipc 10 --select-nearest 2"),
 ]
 
 

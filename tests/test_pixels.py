@@ -1,5 +1,6 @@
 """Pixels as what is learned: multi-formation against the published decodings, starts, steps, networks that learn meanwhile."""
 
+import copy
 import itertools
 
 import pytest
@@ -13,7 +14,7 @@ from gendistil.data import Dataset, Spec, Split, load_dataset, standardise, to_s
 from gendistil.matching import Matcher, PixelLearner, initial
 from gendistil.sources import DistilledDataset, draw_set, load_source
 from gendistil.sources.pixels import PixelSet, decode, mosaic, scales, zoom
-from pools import OnlinePool, RandomPool
+from pools import OnlinePool, RandomPool, accuracy
 
 FORMATIONS = load_data("multiformation/multiformation")
 
@@ -215,6 +216,22 @@ def test_an_online_network_is_new_when_due_and_learns_in_between(digits):
         for one in (pool, other):
             one.prepare(4, learner)
         assert all(torch.equal(*pair) for pair in zip(pool.draw(None).parameters(), other.draw(None).parameters()))
+
+
+def test_a_new_online_network_may_learn_from_all_real_images_first(digits):
+    learner, _ = pixel_learner(digits)
+    settings = {"teacher": "real", "outer": 2, "inner": 1, "images": 32, "batch_size": 32, "momentum": 0.9}
+    cold, warm = OnlinePool(digits, **settings), OnlinePool(digits, **settings, warmup=1)
+    scores = []
+    for pool in (cold, warm):
+        pool.prepare(0, learner)
+        scores.append(accuracy(pool.draw(None), digits.held_out.images, digits.held_out.labels, digits.spec))
+    assert scores[1] > scores[0] + 40
+    kept = OnlinePool(digits, **settings, warmup=1)
+    kept.load_state_dict(copy.deepcopy(warm.state_dict()))
+    for pool in (warm, kept):
+        pool.prepare(1, learner)
+    assert all(torch.equal(*pair) for pair in zip(warm.draw(None).parameters(), kept.draw(None).parameters()))
 
 
 def test_random_networks_are_calibrated_where_they_have_batch_norms(digits):

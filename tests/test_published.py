@@ -72,6 +72,9 @@ DIM = dict(match="logit", match_weight=0.01, match_aug=True, aug_type="color_cro
            lr_critic=5e-6, epochs=100, batch_size=64, pool=("convnet", "resnet10", "resnet18", "resnet10_ap", "resnet18_ap"),
            select="random", keep="best")
 
+# condense_improve.py: --bi_match and one pass over the real images by default; the rest as DREAM
+DREAM_PLUS = {**DREAM, "mean_weight": 1.0, "pool_warmup": 1, "select_nearest": 1}
+
 PUBLISHED = {
     **rows("dm", ["mnist", "svhn"], **DM),
     **rows("dm", ["fashion", "cifar10", "cifar100", "tinyimagenet"], **DM, aug_type=OBJECTS),     # main_DM.py:28
@@ -86,8 +89,13 @@ PUBLISHED = {
     **rows("dream", ["svhn"], **DREAM, **SVHN),
     **rows("dream", ["mnist"], **DREAM, **MNIST),
     **rows("dream", ["fashion"], **DREAM, **FASHION),
+    **rows("dream+", ["cifar10", "cifar100"], **DREAM_PLUS, **CIFAR),
+    **rows("dream+", ["svhn"], **DREAM_PLUS, **SVHN),
+    **rows("dream+", ["mnist"], **DREAM_PLUS, **MNIST),
+    **rows("dream+", ["fashion"], **DREAM_PLUS, **FASHION),
     # Depth 4 has another name in the pool than the others' "convnet".
     **rows("dream", ["tinyimagenet"], **{name: value for name, value in {**DREAM, **TINY}.items() if name != "pool"}),
+    **rows("dream+", ["tinyimagenet"], **{name: value for name, value in {**DREAM_PLUS, **TINY}.items() if name != "pool"}),
     **rows("dim", ["mnist", "fashion", "svhn", "cifar10"], **DIM),                                # README.md:13-16
 }
 
@@ -129,7 +137,7 @@ def test_large_sets_of_dm(data, ipc, lr):
     assert method_for("dm", data, ipc, SIZES[data]).lr == lr  # readme.md:177
 
 
-@pytest.mark.parametrize("name", ["idc", "dream"])
+@pytest.mark.parametrize("name", ["idc", "dream", "dream+"])
 def test_whole_images_of_mnist_are_augmented_as_others_are(name):
     method = method_for(name, "mnist", 10, SIZES["mnist"], factor=1)  # misc/reproduce.py:25: otherwise only with --factor > 1
     assert (method.aug_type, method.pool_aug, method.pool_cutmix) == ("color_crop_cutout", "color_crop", 0.5)

@@ -89,8 +89,9 @@ def make_pool(method, folder, seed, dataset, engine):
     if method.pool_training == "random":
         return RandomPool(dataset, names=method.pool, engine=engine)
     return OnlinePool(dataset, teacher=method.pool_training, outer=method.outer, inner=method.inner, names=method.pool,
-                      images=method.pool_images, momentum=method.pool_momentum, weight_decay=method.pool_decay,
-                      aug_single=method.aug_single, cutmix=method.pool_cutmix, seed=seed, engine=engine, **given)
+                      images=method.pool_images, warmup=method.pool_warmup, momentum=method.pool_momentum,
+                      weight_decay=method.pool_decay, aug_single=method.aug_single, cutmix=method.pool_cutmix, seed=seed,
+                      engine=engine, **given)
 
 
 @dataclass(frozen=True)
@@ -199,16 +200,17 @@ def make_matcher(method, learner, dataset, pool):
     if method.match == "none":
         return None
     taken = OBJECTIVES[method.match].options
-    for weight, flag in (("paired_weight", "--own-weight (--paired-weight)"), ("calibrate", "--calibrate")):
+    for weight, flag, seen in (("paired_weight", "--own-weight (--paired-weight)", "embeddings"),
+                               ("calibrate", "--calibrate", "embeddings"), ("mean_weight", "--mean-weight", "gradients")):
         if getattr(method, weight) and weight not in taken:
             names = ", ".join(name for name, row in OBJECTIVES.items() if weight in row.options)
-            raise UserError(f"{flag} is for an objective that compares embeddings: --match {names}")
+            raise UserError(f"{flag} is for an objective that compares {seen}: --match {names}")
     return Matcher(learner, dataset, pool, match=method.match, options={name: getattr(method, name) for name in taken},
                    weight=method.match_weight, select=method.select, classes=method.match_classes,
                    per_class=method.match_batch, kept=method.match_real,
                    aug_type=method.aug_type if method.match_aug else "none", aug_single=method.aug_single,
                    aug_setting=method.aug_setting, interval=method.select_interval, candidates=method.select_candidates,
-                   at_once=method.class_batch)
+                   nearest=method.select_nearest, at_once=method.class_batch)
 
 
 def count_steps(method, learner, dataset):

@@ -27,12 +27,12 @@ class Matcher:
         at_once: classes of a process that are in memory together; 0 for all. The sum over the parts is the same.
         aug_type: siamese augmentation, "none" for none; aug_single, one of its operations a step;
             aug_setting, one of `SETTINGS`.
-        interval, candidates: of the DREAM selector.
+        interval, candidates, nearest: of the DREAM selector.
     Raises UserError for choices that do not go together.
     """
 
     def __init__(self, learner, dataset, pool, *, match, weight, select, classes, per_class, aug_type, interval, candidates,
-                 kept=0, aug_single=False, aug_setting="image", at_once=0, options=None):
+                 kept=0, nearest=1, aug_single=False, aug_setting="image", at_once=0, options=None):
         spec = dataset.spec
         self.learner, self.dataset, self.pool, self.per_class, self.at_once = learner, dataset, pool, per_class, at_once
         self.objective, self.options = OBJECTIVES[match], dict(options or {})
@@ -42,7 +42,7 @@ class Matcher:
         self.kept = min(kept, fewest)
         self._check(match, spec, aug_type)
         self.selector = SELECTORS[select](dataset.train, spec.num_classes, self.kept or per_class, learner.seed, pool=pool,
-                                          interval=interval, candidates=candidates)
+                                          interval=interval, candidates=candidates, nearest=nearest)
         self.augment, self.aug_setting = Augment(aug_type, spec, aug_single), aug_setting
         synthetic = learner.images_per_class(per_class)
         if aug_setting == "image" and synthetic != per_class:

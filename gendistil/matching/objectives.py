@@ -215,9 +215,12 @@ def _match_feature(eyes, real, fake, labels):
     return sum((x - y).abs().sum() for x, y in zip(targets, seen)) / len(real)
 
 
-def _match_gradient(eyes, real, fake, labels, metric="l1"):
+def _match_gradient(eyes, real, fake, labels, metric="l1", mean_weight=0.0):
     target, seen = eyes.gradients(real, labels), eyes.gradients(fake, labels)
     per_class = vmap(lambda x, y: gradient_distance(x, y, metric))(target, seen)
+    if mean_weight:  # DREAM+, arXiv 2310.15052
+        target, seen = (embeddings.mean(1, keepdim=True) for embeddings in _see(eyes.embed, real, fake))  # k,1,D
+        per_class = per_class + mean_weight * vmap(lambda x, y: distance(x, y, metric))(target, seen)
     return per_class.mean()
 
 
@@ -254,7 +257,7 @@ def _embeddings(criterion, source, **facts):
 OBJECTIVES = {
     "logit": Objective(_match_logit, 0.01, "DiM"),
     "feature": Objective(_match_feature, 0.001, "DiM, IDC"),
-    "grad": Objective(_match_gradient, 0.001, "DiM, IDC", options=("metric",)),
+    "grad": Objective(_match_gradient, 0.001, "DiM, IDC", options=("metric", "mean_weight")),
     "mean": _embeddings(class_means, "DM"),
     "moments": _embeddings(moments, "mean and standard deviation of embeddings, per class"),
     "energy": _embeddings(energy, "energy distance of embeddings, per class"),

@@ -3,6 +3,7 @@
 import torch
 
 from gendistil.common.clustering import representatives
+from gendistil.common.errors import UserError
 from gendistil.common.rng import stream
 
 
@@ -33,12 +34,15 @@ class Uniform:
 class Dream(Uniform):
     """The images nearest to the centroids of a clustering of each class, refreshed every `interval` steps.
 
-    Each refresh embeds `candidates` images of every class, drawn uniformly, as one member of the pool sees them.
+    Each refresh embeds `candidates` images of every class, drawn uniformly, as one member of the pool sees them. `nearest` of
+    them are taken around each centroid, which are as many times fewer (DREAM+). Raises UserError where that leaves a rest.
     """
 
-    def __init__(self, split, num_classes, count, seed, *, pool, interval, candidates):
+    def __init__(self, split, num_classes, count, seed, *, pool, interval, candidates, nearest=1):
         super().__init__(split, num_classes, count, seed)
-        self.pool, self.interval = pool, interval
+        if count % nearest:
+            raise UserError(f"--select-nearest {nearest} does not divide the {count} real images of a class (--match-batch)")
+        self.pool, self.interval, self.nearest = pool, interval, nearest
         self.candidates = min(candidates, min(len(rows) for rows in self.rows))
         self._epoch, self._selected = None, None
 
@@ -61,7 +65,7 @@ class Dream(Uniform):
         generator = stream(self.seed, "dream", step)
         rows = torch.stack([self._draw(label, self.candidates, step) for label in range(len(self.rows))])
         points = self.pool.embed(self.pool.draw(generator), rows.flatten()).unflatten(0, rows.shape)
-        return rows.gather(1, representatives(points, self.count, generator).cpu())
+        return rows.gather(1, representatives(points, self.count, generator, self.nearest).cpu())
 
 
 SELECTORS = {"dream": Dream, "random": Uniform}
