@@ -1,10 +1,25 @@
 """Unrolled training: its gradients against those of the whole graph, its memory, and the methods that are made of it."""
 
+import dataclasses
+import json
+
 import pytest
 import torch
+from accelerate import Accelerator
 from torch.nn import functional as F
 
+import pool_match
+import validate
+from gendistil.common.rng import stream
+from gendistil.common.run import load_checkpoint
+from gendistil.data import load_dataset, standardise, to_signed
+from gendistil.matching import OBJECTIVES, GeneratorLearner, LatentLearner, Method, PixelLearner, initial
+from gendistil.matching.trained import TrainingMatcher
 from gendistil.matching.unroll import SGD, Adam, Known, unroll
+from gendistil.sources import PixelSet, draw_set, load_source
+from generators import GAN, RECIPES, GANRecipe
+from generators.pyramid import PyramidGenerator
+from pools import ClassifierPool, RandomPool, accuracy, build_classifier
 
 OPTIMIZERS = {"sgd": SGD(), "momentum": SGD(0.9), "adam": Adam()}
 
@@ -132,3 +147,206 @@ def test_known_gradients_reach_what_made_the_images():
     loss.backward()
     assert float(loss.detach()) == 10
     assert torch.equal(start.grad, 8 * gradient)
+
+
+@pytest.fixture(scope="module")
+def digits():
+    return load_dataset("digits")
+
+
+@pytest.fixture(scope="module")
+def results(tmp_path_factory):
+    return tmp_path_factory.mktemp("results")
+
+
+QUICK = ("--pool", "convnet:depth=1,width=8", "--eval-epochs", 1, "--eval-interval", 100, "--log-interval", 1)
+EXPERTS = ("--pool-members", 2, "--pool-epochs", 3, "--max-start", 2, "--expert-epochs", 1)
+METHOD_FLAGS = {
+    "mtt": (*EXPERTS, "--unroll", 3, "--unroll-batch", 5),
+    "datm": (*EXPERTS, "--first-max-start", 1, "--start-grows", 2, "--unroll", 3),
+    "bptt": ("--unroll", 4, "--window", 2, "--match-batch", 4, "--select", "dream", "--select-candidates", 8),
+    "dd": ("--unroll", 4, "--match-batch", 4),
+}
+
+
+@pytest.mark.parametrize("method", METHOD_FLAGS)
+def test_a_method_runs_resumes_to_the_same_bits_and_is_judged(command, results, monkeypatch, method):
+    monkeypatch.setenv("ACCELERATE_USE_CPU", "1")
+    words = ("--output-dir", results, "--method", method, "--ipc", 2, *QUICK, *METHOD_FLAGS[method])
+    command(pool_match, *words, "--tag", f"{method}-whole", "--steps", 4)
+    command(pool_match, *words, "--tag", f"{method}-parts", "--steps", 2)
+    command(pool_match, *words, "--tag", f"{method}-parts", "--steps", 4, "--resume")
+    whole, parts = (load_checkpoint(results / f"{method}-{tag}" / "checkpoint.pt") for tag in ("whole", "parts"))
+    assert torch.equal(whole["pixels"]["pixels"], parts["pixels"]["pixels"])
+    assert torch.equal(whole["matching"]["rates"], parts["matching"]["rates"])
+    source = load_source(results / f"{method}-whole")
+    own = source.targets(torch.arange(10))
+    assert own.shape == ((10, 10) if method == "datm" else (10,))
+    if method in ("mtt", "datm"):
+        assert source.step_size == pytest.approx(float(whole["matching"]["rates"][0]))
+    elif method == "dd":
+        assert source.step_size == pytest.approx(whole["matching"]["rates"].tolist())
+    else:
+        assert source.step_size is None
+    command(validate, "--output-dir", results, "--tag", f"{method}-test", "--pretrain-weight", results / f"{method}-whole",
+            "--ipc", 2, "--sampling", "fixed", "--num-eval", 1, "--epochs", 1, "--min-steps", 1)
+    row, = json.loads((results / f"{method}-test" / "report.json").read_text())
+    assert row["labels"] == ("learned" if method == "datm" else "hard")
+    assert row["bytes"] == 10 * 2 * 64 + (10 * 2 * 20 if method == "datm" else 0)
+    assert row["lr"] == (source.step_size if method in ("mtt", "datm") else 0.05)
+
+
+def test_a_flag_leaves_out_what_was_learned_beside_the_images(command, results):
+    for name, words, expected in (("none", ["--no-own"], ("hard", 0.05)), ("rate", ["--lr", 0.02], ("learned", 0.02))):
+        command(validate, "--output-dir", results, "--tag", name, "--pretrain-weight", results / "datm-whole", "--ipc", 1,
+                "--sampling", "fixed", "--num-eval", 1, "--epochs", 1, "--min-steps", 1, *words)
+        row, = json.loads((results / name / "report.json").read_text())
+        assert (row["labels"], row["lr"]) == expected
+
+
+def test_steps_with_images_of_their_own_are_replayed(command, fails, results, digits):
+    words = ("--output-dir", results, "--protocol", "replay", "--sampling", "fixed", "--num-eval", 1,
+             "--precision", "fp32")
+    command(validate, *words, "--tag", "replay", "--pretrain-weight", results / "dd-whole", "--ipc", 2)
+    row, = json.loads((results / "replay" / "report.json").read_text())
+    source = load_source(results / "dd-whole")
+    assert (row["steps"], row["images"], row["lr"]) == (4, 10, source.step_size[0])
+    model = build_classifier("convnet", 1, 8, 10, generator=stream(0, "student's weights"))
+    images, labels = draw_set(source, 2, 0)
+    for step, rate in enumerate(source.step_size):
+        loss = F.cross_entropy(model(standardise(to_signed(images[step % 2 :: 2]), digits.spec)), labels[step % 2 :: 2])
+        for value, gradient in zip(model.parameters(), torch.autograd.grad(loss, list(model.parameters()))):
+            value.data -= rate * gradient
+    expected = float(accuracy(model, digits.test.images, digits.test.labels, digits.spec))
+    assert row["accuracies"][0] == pytest.approx(expected, abs=0.5)
+    for tag, ipc in (("mtt-whole", 2), ("dd-whole", 1)):
+        assert "it takes runs of --method dd" in fails(2, validate, *words, "--tag", "no", "--overwrite", "--pretrain-weight",
+                                                       results / tag, "--ipc", ipc)
+
+
+@pytest.mark.parametrize("match", ["trajectory", "outcome"])
+@pytest.mark.parametrize("learn", ["generator", "latents"])
+def test_what_makes_the_images_learns_from_the_trained_network(digits, tmp_path, learn, match):
+    learner = make_learner(learn, digits, Accelerator(cpu=True))
+    before = [value.clone() for value in learner.source.parameters()]
+    pool = experts(digits, tmp_path) if match == "trajectory" else RandomPool(digits, names=["convnet:depth=1,width=8"])
+    matcher = training_matcher(learner, digits, pool, match)
+    for step in range(2):
+        assert all(value.isfinite() for value in learner.step(step, matcher).values())
+    assert any(not torch.equal(*pair) for pair in zip(before, learner.source.parameters()))
+
+
+def experts(digits, folder, **settings):
+    return ClassifierPool(digits, folder, Accelerator(cpu=True), names=("convnet:depth=1,width=8",), snapshots="epochs", **{
+        "members": 1, "epochs": 2, "batch_size": 256, "aug_type": "none", "momentum": 0.0, "weight_decay": 0.0,
+        "schedule": "constant", **settings})
+
+
+def training_matcher(learner, digits, pool, match, **options):
+    method = Method("pixels", "a test", unroll=3, expert_epochs=1, max_start=1)
+    values = {name: getattr(method, name) for name in OBJECTIVES[match].options} | options
+    return TrainingMatcher(learner, digits, pool, match=match, weight=1.0, select="random", per_class=3, aug_type="none",
+                           interval=1, candidates=20, options=values)
+
+
+@pytest.mark.parametrize("match", ["trajectory", "outcome"])
+def test_images_from_noise_learn_to_teach(digits, tmp_path, match):
+    pixels = PixelSet(size=8, channels=1, num_classes=10, ipc=1)
+    initial.start(pixels, digits, "noise", 0, None)
+    learner = PixelLearner(Accelerator(cpu=True), digits.spec, pixels, 0, lr=0.05, optimizer="adam")
+    pool = (experts(digits, tmp_path, lr=0.05) if match == "trajectory" else
+            RandomPool(digits, names=["convnet:depth=1,width=8"]))
+    matcher = training_matcher(learner, digits, pool, match, unroll=8, step_size=0.1)
+    losses = torch.stack([learner.step(step, matcher)["matching"] for step in range(30)])
+    assert losses[-5:].mean() < 0.9 * losses[:5].mean()
+
+
+def test_experts_are_kept_from_their_start_on_and_found_again(digits, tmp_path):
+    pool = experts(digits, tmp_path)
+    steps = [row["step"] for row in pool.table()]
+    assert steps == [0, steps[1], 2 * steps[1]]
+    assert experts(digits, tmp_path).dir == pool.dir
+    assert experts(digits, tmp_path, momentum=0.5).dir != pool.dir
+    start, target = pool.segment(stream(0), range(0, 1), 2)
+    known = (pool[0], pool[2])
+    for network, of_pool in zip((start, target), known):
+        assert all(torch.equal(*pair) for pair in zip(network.parameters(), of_pool.parameters()))
+
+
+def test_the_experts_own_batches_lead_to_the_expert(digits, tmp_path):
+    """Steps on the images, in the order and at the rate of an expert's epoch, end where it ended."""
+    count = 20
+    rows = torch.cat([torch.nonzero(digits.train.labels == label)[:count, 0] for label in range(10)])
+    few = dataclasses.replace(digits, train=digits.train[rows])
+    pool = experts(few, tmp_path, epochs=1, batch_size=10 * count, lr=0.05)
+    learner = make_learner("pixels", few, Accelerator(cpu=True), ipc=count)
+    learner.source.pixels.data.copy_(to_signed(few.train.images).unflatten(0, (10, count)))
+    losses = [float(learner_loss(learner, few, pool, step_size=rate)) for rate in (0.05, 0.01)]
+    assert losses[0] < 1e-6
+    assert losses[1] == pytest.approx((1 - 0.01 / 0.05) ** 2, rel=1e-2)
+
+
+def learner_loss(learner, digits, pool, **options):
+    return training_matcher(learner, digits, pool, "trajectory", unroll=1, **options)(0).detach()
+
+
+def make_learner(name, digits, accelerator, ipc=4):
+    if name == "generator":
+        recipe = {**vars(RECIPES["pyramid"]), "width": 8, "batch_size": 4}
+        return GeneratorLearner(GAN(accelerator, digits.spec, GANRecipe(**recipe), 0), digits)
+    if name == "latents":
+        latents, rows = initial.latents(PyramidGenerator(8, 1, 10, 9, width=8), digits, ipc, "noise", 0)
+        return LatentLearner(accelerator, digits.spec, latents, 0, real=digits.train, rows=rows, lr=0.1, batch=2)
+    pixels = PixelSet(size=8, channels=1, num_classes=10, ipc=ipc)
+    return PixelLearner(accelerator, digits.spec, pixels, 0, lr=0.1)
+
+
+def test_the_window_of_difficulty_grows(digits, tmp_path):
+    matcher = training_matcher(make_learner("pixels", digits, Accelerator(cpu=True)), digits, experts(digits, tmp_path),
+                               "trajectory", max_start=2, first_max_start=1, start_grows=10)
+    assert [matcher.max_start(step) for step in (0, 9, 10, 50)] == [1, 1, 2, 2]
+
+
+def test_a_training_that_leads_too_far_away_teaches_nothing(digits, tmp_path):
+    learner = make_learner("pixels", digits, Accelerator(cpu=True))
+    matcher = training_matcher(learner, digits, experts(digits, tmp_path), "trajectory", skip_above=0.01, step_size_lr=1.0)
+    rate = matcher.rates.clone()
+    loss = matcher(0)
+    loss.backward()
+    assert float(loss.detach()) > 0.01
+    assert not learner.source.pixels.grad.any()
+    assert torch.equal(matcher.rates, rate)
+
+
+def test_gradients_are_shortened_to_a_multiple_of_their_running_mean(digits):
+    learner = make_learner("pixels", digits, Accelerator(cpu=True))
+    matcher = training_matcher(learner, digits, RandomPool(digits), "outcome", clip=2.0)
+    lengths = [float(matcher._within(None, [torch.full((4,), size)])[0].norm()) for size in (1.0, 1.0, 100.0)]
+    assert lengths == pytest.approx([2.0, 2.0, 4.0])
+
+
+@pytest.mark.parametrize(("words", "said"), [
+    (["--method", "mtt", "--pool-training", "random"], "give --pool-training expert"),
+    (["--method", "mtt", "--window", 3], "--window is not for --match trajectory"),
+    (["--method", "mtt", "--select", "dream"], "--select is not for --match trajectory"),
+    (["--method", "bptt", "--match-classes", 2], "--match-classes is not for --match outcome"),
+    (["--method", "bptt", "--window", 300], "--window 300 is longer than the training of --unroll 200 steps"),
+    (["--method", "bptt", "--expert-epochs", 3], "--expert-epochs is not for networks of --pool-training random"),
+    (["--method", "dm", "--unroll", 3], "--unroll is not for --match mean"),
+    (["--method", "bptt", "--label-lr", 1], "add --pool-training expert or pretrained"),
+])
+def test_bad_flags(fails, tmp_path, words, said):
+    error = fails(2, pool_match, "--output-dir", tmp_path, *QUICK, *words)
+    assert said in error
+    assert len(error.splitlines()) == 1
+
+
+@pytest.mark.parametrize("method", ["mtt", "bptt"])
+def test_the_precision_of_the_run_changes_nothing(command, results, monkeypatch, method):
+    monkeypatch.setenv("ACCELERATE_USE_CPU", "1")
+    words = ("--output-dir", results, "--method", method, "--ipc", 2, *QUICK, *METHOD_FLAGS[method], "--select-candidates", 2)
+    words = words[:-2] if method == "mtt" else words  # too few to choose from, which networks do in the run's precision
+    for precision in ("fp32", "bf16"):
+        command(pool_match, *words, "--tag", f"{method}-{precision}", "--steps", 2, "--precision", precision)
+    exact, mixed = (load_checkpoint(results / f"{method}-{tag}" / "checkpoint.pt") for tag in ("fp32", "bf16"))
+    assert torch.equal(exact["pixels"]["pixels"], mixed["pixels"]["pixels"])
