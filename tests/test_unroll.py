@@ -206,7 +206,7 @@ def test_a_flag_leaves_out_what_was_learned_beside_the_images(command, results):
 
 def test_steps_with_images_of_their_own_are_replayed(command, fails, results, digits):
     words = ("--output-dir", results, "--protocol", "replay", "--sampling", "fixed", "--num-eval", 1,
-             "--precision", "fp32")
+             "--precision", "fp32", "--seed", 0)
     command(validate, *words, "--tag", "replay", "--pretrain-weight", results / "dd-whole", "--ipc", 2)
     row, = json.loads((results / "replay" / "report.json").read_text())
     source = load_source(results / "dd-whole")
@@ -333,6 +333,7 @@ def test_gradients_are_shortened_to_a_multiple_of_their_running_mean(digits):
     (["--method", "bptt", "--window", 300], "--window 300 is longer than the training of --unroll 200 steps"),
     (["--method", "bptt", "--expert-epochs", 3], "--expert-epochs is not for networks of --pool-training random"),
     (["--method", "dm", "--unroll", 3], "--unroll is not for --match mean"),
+    (["--method", "dd", "--syn-batch", 1], "leave out --syn-batch"),
     (["--method", "bptt", "--label-lr", 1], "add --pool-training expert or pretrained"),
 ])
 def test_bad_flags(fails, tmp_path, words, said):

@@ -165,8 +165,9 @@ def evaluate(source, dataset, model_name="convnet", ipc=50, sampling="fresh", *,
     def batches_of(seed):
         once = draw_set(source, ipc, seed, device, sampling) if sampling in CHOICES else None
         if protocol.replay:
-            images, targets = (x.unflatten(0, (spec.num_classes, ipc)) for x in once)
-            return lambda step: [prepare_batch(images[:, step % ipc], targets[:, step % ipc], spec, None, None)]
+            images, targets = (x.unflatten(0, (spec.num_classes, -1)) for x in once)
+            count = images.shape[1]
+            return lambda step: [prepare_batch(images[:, step % count], targets[:, step % count], spec, None, None)]
 
         def images_of(epoch):
             return once or draw_set(source, ipc, _epoch_stream(seed, epoch).initial_seed(), device)

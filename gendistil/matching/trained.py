@@ -17,7 +17,7 @@ from gendistil.common.rng import Shuffle
 from gendistil.data import standardise, to_signed
 from gendistil.matching.matcher import Matcher
 from gendistil.matching.unroll import SGD, Adam, Known, unroll
-from gendistil.sources import Rows, Teacher, draw_set
+from gendistil.sources import Rows, Teacher, balanced_labels, draw_set
 from gendistil.sources.stored import StoredSource
 
 ORDERS = ("passes", "steps")
@@ -61,12 +61,16 @@ class TrainingMatcher(Matcher):
         own = options["unroll_order"] == "steps"
         self.optimizer = Adam() if options["unroll_optimizer"] == "adam" else SGD(options["unroll_momentum"])
         self.rates = torch.full((options["unroll"] if own else 1,), options["step_size"], device=device)
+        stored = isinstance(source, StoredSource)
+        some = stored and learner.images_per_class(self.per_class) != source.decoded(source.max_ipc)
+        if some and (own or options["label_lr"]):
+            raise UserError("--label-lr and --unroll-order steps are for all stored images at once: leave out --syn-batch")
         self.logits = self._first_logits() if options["label_lr"] else None
         # Adam where the step sizes are many: their gradients differ by orders of magnitude.
         self.learning = (torch.optim.Adam if own else _sgd)([self.rates], options["step_size_lr"])
         self.labelling = None if self.logits is None else _sgd([self.logits], options["label_lr"], _LABEL_MOMENTUM)
         self.length = torch.zeros((), device=device)
-        if isinstance(source, StoredSource):
+        if stored:
             if self.logits is not None:
                 source.rows = Rows(self.logits, "learned with the images", None, learned=True)
             if options["step_size_lr"] and options["unroll_optimizer"] == "sgd":
@@ -90,18 +94,15 @@ class TrainingMatcher(Matcher):
     def _first_logits(self):
         """Mean logits of the pool's trained networks that classify an image rightly, of all where none does: [K, m, K]."""
         learner, source = self.learner, self.learner.source
-        count = source.decoded(source.max_ipc)
-        if learner.images_per_class(self.per_class) != count:
-            raise UserError("--label-lr learns a label for every stored image: leave out --syn-batch")
         if not hasattr(self.pool, "finished"):
             raise UserError("--label-lr starts from what trained networks answer: add --pool-training expert or pretrained")
         images, _ = draw_set(source, source.max_ipc, learner.seed, learner.accelerator.device)
-        classes = torch.arange(self.classes, device=images.device).repeat_interleave(count)
+        classes = balanced_labels(self.classes, source.decoded(source.max_ipc), images.device)
         each = torch.stack([Teacher.of(self.pool, [index]).logits(images) for index in self.pool.finished()])  # n,N,K
         right = (each.argmax(-1) == classes).float()
         share = torch.where(right.any(0), right, torch.ones_like(right))
         mean = (each * share.unsqueeze(-1)).sum(0) / share.sum(0).unsqueeze(-1)
-        return mean.unflatten(0, (self.classes, count))
+        return mean.unflatten(0, (self.classes, -1))
 
     def parts(self, step):
         """Yield the loss of one training, whose gradient reaches what made the images; the other values take their step."""
@@ -110,7 +111,8 @@ class TrainingMatcher(Matcher):
         labels = torch.arange(self.classes)
         with learner.engine.autocast():
             made = learner.images(send(labels, device), labels, (self.classes, self.per_class), step).float()  # K,m,C,H,W
-        classes, count = send(labels.repeat_interleave(made.shape[1]), device), made.shape[1]
+        count = made.shape[1]
+        classes = balanced_labels(self.classes, count, device)
         images = standardise(made.flatten(0, 1), self.dataset.spec)
         window, length = options.get("window", 0), options["unroll"]
         if window:
