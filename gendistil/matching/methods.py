@@ -196,7 +196,7 @@ _LATENTS = Method(LATENTS, "IT-GAN, arXiv 2204.07513", first="inversion", match=
 _MTT = Method(PIXELS, "MTT, arXiv 2203.11932", match="trajectory", match_weight=1.0, aug_type=DSA, aug_single=True,
               pool_training="expert", pool_members=10, pool_batch=256, pool_lr=0.01, pool_aug=DSA, step_size_lr=1e-5, lr=1e3,
               steps=5000, keep="best")
-_BPTT = Method(PIXELS, "RaT-BPTT, arXiv 2310.04577", match="outcome", match_weight=1.0, match_batch=500, unroll=200, window=60,
+_BPTT = Method(PIXELS, "RaT-BPTT, arXiv 2311.07025", match="outcome", match_weight=1.0, match_batch=500, unroll=200, window=60,
                unroll_optimizer="adam", step_size=1e-3, clip=2.0, aug_type="flip_rotate", aug_single=True, init="noise",
                optimizer="adam", lr=1e-3, steps=2000, keep="best")
 _CORESET = Method(PIXELS, "images at random", match_weight=1.0, steps=0, lr=1.0)

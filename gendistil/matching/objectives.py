@@ -222,13 +222,13 @@ def _match_gradient(eyes, real, fake, labels, metric="l1"):
 
 
 def trajectory(lesson, weights):
-    """Squared distance of a trained network's weights from the expert's, as a fraction of what it was (MTT, eq. 3)."""
+    """Squared distance of a trained network's weights from an expert's, as a share of the start's (MTT, arXiv 2203.11932)."""
     left, whole = (sum((x - y).square().sum() for x, y in zip(each, lesson.target)) for each in (weights, lesson.start))
     return left / whole
 
 
 def outcome(lesson, weights):
-    """Cross-entropy of a trained network on real images (Wang et al., "Dataset Distillation", arXiv 1811.10959, eq. 3)."""
+    """Cross-entropy of a trained network on real images ("Dataset Distillation", arXiv 1811.10959)."""
     return F.cross_entropy(lesson.answer(weights, lesson.real), lesson.labels)
 
 

@@ -155,7 +155,7 @@ class TrainingMatcher(Matcher):
         return Lesson(answer, list(start), target, real, labels)
 
     def max_start(self, step):
-        """The epoch of an expert below which step `step` starts: it grows linearly to its final value (DATM, its eq. 4)."""
+        """The epoch of an expert below which step `step` starts: it grows linearly to its final value (DATM)."""
         first, last = self.options["first_max_start"], self.options["max_start"]
         return last if not first else min(last, first + (last - first) * step // self.options["start_grows"])
 
