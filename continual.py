@@ -61,8 +61,8 @@ def parse_args(argv=None):
     students.add_argument("--eval-model", choices=CLASSIFIERS, default="convnet", help="kind of the students")
     students.add_argument("--num-eval", type=COUNT, default=3, help="students at every step, which differ in their seed")
     students.add_argument("--together", type=COUNT, help="students trained side by side (default: all on a GPU, one elsewhere)")
-    students.add_argument("--protocol", choices=[name for name, row in PROTOCOLS.items() if row.looks == 1], default="default",
-                          help="how they are trained: dsa is as DM published it")
+    usual = [name for name, row in PROTOCOLS.items() if row.looks == 1 and not row.replay]
+    students.add_argument("--protocol", choices=usual, default="default", help="how they are trained; dsa: as DM published it")
     add_flags(parser, Protocol)
     args = parser.parse_args(argv)
     vars(args).update(dataclasses.asdict(from_flags(Continual, args)))

@@ -19,7 +19,7 @@ from gendistil.common.run import CHECKPOINT, CONFIG, Run, check_folder, inherit_
 from gendistil.data import Augment, load_dataset
 from gendistil.evaluation.judge import Judge, Judging
 from gendistil.evaluation.teachers import keep_rows, open_teacher
-from gendistil.matching import METHODS, OBJECTIVES, Method, build, method_for, methods
+from gendistil.matching import METHODS, Method, build, method_for, methods
 from gendistil.matching.build import LEARNED, SUMMARY, Start
 from gendistil.matching.methods import DEFAULT_IPC, GENERATOR, PIXELS
 from gendistil.sources import ROWS, Teacher
@@ -67,8 +67,7 @@ def check(args):
         raise UserError(f"--match none {why}")
     if learned.needs_weight and not args.weight:
         raise UserError(f"--method {args.method} starts from a generator: give --weight, a run of gen_condense.py")
-    if args.metric and (match == "none" or "metric" not in OBJECTIVES[match].options):
-        raise UserError(f"--metric is not for --match {match}, which compares no gradients")
+    build.check_match(args, match, pool)
     if args.chunk_steps is not None and row.first and len(plan(args)) == 1:
         raise UserError(f"--chunk-steps is for an inversion, which --weight {args.weight} has behind it")
     if args.control_of:
@@ -152,7 +151,7 @@ def match(args, options):
     run = Run(options, accelerator, begun, method_values=dataclasses.asdict(method), dataset=dataclasses.asdict(spec),
               compiled=engine.compiled, pool_folder=getattr(pool, "dir", None),
               recipe_values=dataclasses.asdict(learner.trainer.recipe) if method.learn == GENERATOR else None)
-    if run.is_main:
+    if run.is_main and not method.label_lr:
         (run.dir / learner.folder / ROWS).unlink(missing_ok=True)  # they are those of a finished run
     judge = Judge(run, engine, dataset, from_flags(Judging, args), args.seed, method.keep, summary)
 

@@ -16,7 +16,7 @@ from tqdm import tqdm
 from gendistil.common.cli import COUNT, Parser, add_data_arguments, add_run_arguments, run_script
 from gendistil.common.device import make_accelerator
 from gendistil.common.engine import Engine
-from gendistil.common.flags import Joined, add_flags, from_flags, override
+from gendistil.common.flags import Joined, add_flags, from_flags, given, override
 from gendistil.common.hub import facts_of, make_repository, push, repository
 from gendistil.common.run import Run, check_folder, device_name, inherit_data, made_by
 from gendistil.data import Augment, load_dataset
@@ -26,7 +26,7 @@ from gendistil.evaluation.judged import REAL, WHOLE, joined, learned_with, list_
 from gendistil.evaluation.page import draw_sheets, find_sheets
 from gendistil.evaluation.report import markdown, write_report
 from gendistil.evaluation.rows import row_key
-from gendistil.evaluation.students import GROUP, steps_per_epoch
+from gendistil.evaluation.students import GROUP, rate_of, steps_per_epoch
 from gendistil.evaluation.teachers import Labels, Teachers, distilled_from, keep_student, labels_of
 from gendistil.sources import Refinement, diversity, load_source
 from pools import CLASSIFIERS, SETS, check_classifiers, some_classifiers
@@ -59,7 +59,8 @@ def parse_args(argv=None):
     students.add_argument("--together", type=COUNT, help="students trained side by side (default: all on a GPU, one elsewhere)")
     students.add_argument("--protocol", choices=PROTOCOLS, default="default",
                           help="dim: as DiM published, the best of five looks at the test set, and labelled so; dc, dsa "
-                               "(also DM's), idc (also DREAM's): trained as published, scored once, at the last step")
+                               "(also DM's), idc (also DREAM's): trained as published, scored once, at the last step; "
+                               "replay: the steps that --method dd learned its images for")
     students.add_argument("--full-epochs", type=COUNT,
                           help=f"passes over the {WHOLE} (default: the steps of the largest --ipc)")
     students.add_argument("--keep-students", action="store_true",
@@ -74,6 +75,9 @@ def parse_args(argv=None):
         parser.error("nothing to judge: give --pretrain-weight PATH, or --compare for real images alone")
     if args.push_to_hub and len(args.pretrain_weight) != 1:
         parser.error(f"--push-to-hub uploads one model: give one --pretrain-weight, not {len(args.pretrain_weight)}")
+    if PROTOCOLS[args.protocol].replay and (args.sampling != ["fixed"] or args.compare or given(Protocol, args)):
+        parser.error(f"--protocol {args.protocol} repeats the steps that images were learned for: use --sampling fixed, "
+                     "without --compare and without flags of how students are trained")
     if PROTOCOLS[args.protocol].random_labels and args.sampling != ["fresh"]:
         parser.error(f"--protocol {args.protocol} draws new images at every step: use --sampling fresh")
     return args
@@ -144,8 +148,9 @@ def main():
         taught = teachers.teach(source, row["labels"], ipc, row["sampling"]) if teachers else source
         result = evaluate(taught, dataset, row["model"], ipc, row["sampling"], protocol=protocol, **settings)
         words = {} if taught is source else {"teacher": teachers.describe(taught)}
-        return {**result.row(), **kept(row, first, result), **words, "bytes": taught.stored_bytes(ipc),
-                "learned_with": learned_with(paths.get(row["source"])), "diversity": spread(row["source"], ipc)}
+        return {**result.row(), **kept(row, first, result), **words, "lr": rate_of(source, protocol),
+                "bytes": taught.stored_bytes(ipc), "learned_with": learned_with(paths.get(row["source"])),
+                "diversity": spread(row["source"], ipc)}
 
     def kept(row, first, result):
         if not args.keep_students or first:

@@ -25,6 +25,7 @@ from pools.training import accuracy, embed_images, epoch_batches, split_batches,
 _FORMAT = 1  # raise it when the same definition comes to mean other weights
 _POOL, _STUDENT = "pool.json", "student.json"
 _FIRST_SNAPSHOT = 1 / 16  # of the training steps
+_USUAL = {"momentum": 0.9, "weight_decay": 5e-4, "schedule": "cosine", "aug_single": False}
 
 
 class _OtherFormat(UserError):
@@ -41,8 +42,10 @@ class ClassifierPool:
         accelerator: the Accelerate `Accelerator`; its main process trains and writes while the others wait.
         names: of classifiers, see `full_name`.
         members: networks of each name, different in weights and in order of the images.
-        epochs, batch_size (images), lr, aug_type: of the pretraining.
-        snapshots: kept of each member, at steps that grow geometrically from a sixteenth of its training to all of it.
+        epochs, batch_size (images), lr, aug_type: of the pretraining; momentum, weight_decay, schedule, aug_single too, which
+            are part of what defines the pool where they are not those of `_USUAL`.
+        snapshots: kept of each member, at steps that grow geometrically from a sixteenth of its training to all of it; or
+            "epochs": before the first step and after each epoch, so that a member is a trajectory (MTT, arXiv 2203.11932).
         seed: of all draws.
         between: whether `draw` also gives networks between two snapshots of a member, whose weights are interpolated (NCFM,
             arXiv 2502.20653). It is no part of what defines the pool.
@@ -55,18 +58,20 @@ class ClassifierPool:
 
     def __init__(self, dataset, folder, accelerator, *, names=("convnet",), members=4, epochs=20, snapshots=5, batch_size=64,
                  lr=0.01, aug_type="color_crop_cutout_flip_scale_rotate", seed=0, options=None, between=False,
-                 engine=None):
+                 engine=None, **training):
         self.between = between
         self._dataset, self._engine = dataset, engine or Engine(accelerator)
         definition = {
             "format": _FORMAT, "data": asdict(dataset.spec), "images": _fingerprint(dataset.train), "names": list(names),
             "members": members, "epochs": epochs, "snapshots": snapshots, "batch_size": batch_size, "lr": lr,
             "aug_type": aug_type, "seed": seed, "options": options or {},
+            **{name: value for name, value in training.items() if value != _USUAL[name]},
         }
         self._describe(definition, Path(folder) / _digest(json.dumps(definition, sort_keys=True).encode()), dataset.spec,
                        accelerator.device)
         steps_per_epoch = len(split_batches(torch.arange(len(dataset.train)), batch_size))
-        self._steps = snapshot_steps(epochs * steps_per_epoch, snapshots)
+        self._steps = ([epoch * steps_per_epoch for epoch in range(epochs + 1)] if snapshots == "epochs"
+                       else snapshot_steps(epochs * steps_per_epoch, snapshots))
         if accelerator.is_main_process:
             try:
                 self._pretrain(dataset)
@@ -103,15 +108,29 @@ class ClassifierPool:
 
     def __getitem__(self, index):
         if index not in self._models:
-            row = self._rows[index]
-            model = self._build(row["member"])
-            try:
-                model.load_state_dict(safetensors.torch.load_file(self.dir / row["file"]))
-            except (OSError, SafetensorError, RuntimeError) as error:
-                raise UserError(f"{self.dir / row['file']} holds no weights of a {row['name']} ({type(error).__name__}): name "
-                                "another folder of classifiers, or make this one again") from None
-            self._models[index] = model.to(self.device).eval().requires_grad_(False)
+            self._models[index] = self._load(index)
         return self._models[index]
+
+    def _load(self, index):
+        row = self._rows[index]
+        model = self._build(row["member"])
+        try:
+            model.load_state_dict(safetensors.torch.load_file(self.dir / row["file"]))
+        except (OSError, SafetensorError, RuntimeError) as error:
+            raise UserError(f"{self.dir / row['file']} holds no weights of a {row['name']} ({type(error).__name__}): name "
+                            "another folder of classifiers, or make this one again") from None
+        return model.to(self.device).eval().requires_grad_(False)
+
+    def segment(self, generator, starts, epochs):
+        """A piece of a member's trajectory, by the next draws of `generator`: networks `epochs` epochs apart.
+
+        `starts` are the epochs, a range, at one of which it begins; all members and starts are equally likely. For
+        snapshots="epochs".
+        """
+        member, place = (int(torch.randint(count, (), generator=generator, device=generator.device))
+                         for count in (len(self._members), len(starts)))
+        index = member * (self.definition["epochs"] + 1) + starts[place]
+        return self._load(index), self._load(index + epochs)  # not kept: there are thousands
 
     def prepare(self, step, learner):
         """What happens before a step of matching: nothing."""
@@ -204,17 +223,16 @@ class ClassifierPool:
 
     def _train_member(self, member, dataset, progress):
         """Train one member, write its snapshots and return their rows."""
-        settings, spec = self.definition, self.spec
+        settings, spec = {**_USUAL, **self.definition}, self.spec
         model = self._build(member).to(self.device)
-        augment = Augment(settings["aug_type"], spec)
+        augment = Augment(settings["aug_type"], spec, settings["aug_single"])
         rows = []
 
         def batches(epoch):
             generator = stream(settings["seed"], "pool", member, "epoch", epoch)
             return epoch_batches(dataset.train.images, dataset.train.labels, spec, augment, settings["batch_size"], generator)
 
-        def on_step(step):
-            progress.update()
+        def keep(step):
             if step in self._steps:
                 name = re.sub(r"[^\w.-]+", "_", self._members[member])  # a file's name has no colons
                 file = f"{member:02d}-{name}-{step:06d}.safetensors"
@@ -222,7 +240,13 @@ class ClassifierPool:
                 rows.append({"member": member, "name": self._members[member], "step": step, "held_out_accuracy": scored,
                              "file": file, "digest": _write_weights(self.dir / file, model)})
 
-        train_classifier(model, batches, epochs=settings["epochs"], lr=settings["lr"], engine=self._engine, on_step=on_step)
+        def on_step(step):
+            progress.update()
+            keep(step)
+
+        keep(0)
+        train_classifier(model, batches, epochs=settings["epochs"], engine=self._engine, on_step=on_step,
+                         **{name: settings[name] for name in ("lr", "momentum", "weight_decay", "schedule")})
         return [{**row, "held_out_accuracy": row["held_out_accuracy"].item()} for row in rows]
 
     def _file(self):

@@ -34,7 +34,7 @@ def train_classifier(model, batches, *, epochs, lr=0.01, momentum=0.9, weight_de
             int64 `[B]`, or soft labels, float `[B, K]`.
         epochs: number of calls of `batches`, at least 1.
         temperature: T, by which logits are divided; the loss is T² times the cross-entropy, whose gradient is as large as at 1.
-        schedule: a key of `SCHEDULES`; the learning rate changes between epochs.
+        schedule: a key of `SCHEDULES`, or a function as they are; the learning rate changes between epochs.
         optimizer: one that goes on from an earlier call, instead of a new SGD by the settings above.
         engine: the `Engine` that runs the model.
         on_epoch: called after each epoch with (epochs done, mean loss as a 0-dim tensor).
@@ -44,7 +44,7 @@ def train_classifier(model, batches, *, epochs, lr=0.01, momentum=0.9, weight_de
     if optimizer is None:
         optimizer = torch.optim.SGD(model.parameters(), lr, momentum=momentum, weight_decay=weight_decay)
     scaler = engine.loss_scaler(next(model.parameters()).device)
-    factor = SCHEDULES[schedule]
+    factor = schedule if callable(schedule) else SCHEDULES[schedule]
     step = last_check = 0
     for epoch in range(epochs):
         model.train()

@@ -75,7 +75,32 @@ DIM = dict(match="logit", match_weight=0.01, match_aug=True, aug_type="color_cro
 # condense_improve.py: --bi_match and one pass over the real images by default; the rest as DREAM
 DREAM_PLUS = {**DREAM, "mean_weight": 1.0, "pool_warmup": 1, "select_nearest": 1}
 
+# The no-ZCA rows of the authors' table of settings (georgecazenavette/mtt-distillation);
+# its buffer.py: SGD without momentum, decay or schedule, DSA's augmentation, one operation a batch. Fewer experts here.
+MTT = dict(match="trajectory", match_weight=1.0, momentum=0.5, optimizer="sgd", steps=5000, init="real", match_aug=True,
+           aug_type=OBJECTS, aug_single=True, space="standardised", factor=1, pool=("convnet",), pool_training="expert",
+           pool_batch=256, pool_lr=0.01, pool_momentum=0.0, pool_decay=0.0, pool_aug=OBJECTS, expert_epochs=2, lr=1e3,
+           unroll=by_ipc(50, 30, 30), max_start=by_ipc(5, 15, 40), step_size=by_ipc(0.01, 0.01, 0.001),
+           step_size_lr=by_ipc(1e-7, 1e-5, 1e-5), min_start=0, first_max_start=0, skip_above=0.0, label_lr=0.0)
+
+# NUS-HPC-AI-Lab/DATM, configs/CIFAR-10/ConvIN
+DATM = {**MTT, "steps": 10_000, "unroll": 80, "lr": by_ipc(100, 100, 1000), "step_size": 0.01, "label_lr": by_ipc(5, 2, 2),
+        "skip_above": by_ipc(1.1, 1.0, 1.0), "max_start": by_ipc(4, 20, 40), "first_max_start": by_ipc(0, 10, 20),
+        "start_grows": by_ipc(1000, 1000, 2000)}
+
+# fengyzpku/Simple_Dataset_Distillation, README.md
+BPTT = dict(match="outcome", match_weight=1.0, match_batch=500, unroll=200, window=60, unroll_optimizer="adam", step_size=1e-3,
+            optimizer="adam", lr=1e-3, aug_type="flip_rotate", clip=2.0, init="noise", pool_training="random", label_lr=0.0)
+
+# ssnl/dataset-distillation, base_options.py: 10 images of a class a step of its own each, three times; Adam at 0.01
+DD = dict(match="outcome", match_weight=1.0, unroll=30, window=0, unroll_optimizer="sgd", unroll_order="steps", step_size=0.02,
+          optimizer="adam", lr=0.01, init="noise", match_aug=False, pool_training="random")
+
 PUBLISHED = {
+    **rows("mtt", ["cifar10"], **MTT),
+    **rows("datm", ["cifar10"], **DATM),
+    **rows("bptt", ["cifar10"], **BPTT),
+    **rows("dd", ["mnist"], **DD),
     **rows("dm", ["mnist", "svhn"], **DM),
     **rows("dm", ["fashion", "cifar10", "cifar100", "tinyimagenet"], **DM, aug_type=OBJECTS),     # main_DM.py:28
     **rows("dc", ["mnist", "fashion", "svhn", "cifar10", "cifar100"], **DC),

@@ -25,7 +25,11 @@ class Source:
     max_ipc = None
     """How many images of every class are stored; None where any number can be drawn."""
     rows = None
-    """The `Rows` of a teacher that were kept with its images, if any were."""
+    """The `Rows` of a teacher, or learned ones, that were kept with its images, if any were."""
+    step_size = None
+    """The learning rate that its images were learned for, or one for each step, where it is a part of what was learned."""
+    soft = False
+    """Whether its labels were learned with its images."""
     classifiers = ()
     """Digests of the weights of classifiers that are kept with it."""
     temperature = 1.0

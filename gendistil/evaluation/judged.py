@@ -6,7 +6,7 @@ from pathlib import Path
 from gendistil.common.errors import UserError
 from gendistil.common.flags import given
 from gendistil.common.run import CONFIG, check_options, made_by, read_json
-from gendistil.evaluation.rows import REPORT, read_report, row_key, unique
+from gendistil.evaluation.rows import LEARNED, REPORT, read_report, row_key, unique
 from gendistil.evaluation.students import Result
 from gendistil.evaluation.teachers import fits, open_teacher
 from gendistil.sources import RealImages, Refined, Refinement, check_fits, load_source, refine
@@ -72,6 +72,10 @@ def load_sources(args, paths, dataset, real):
     for name, path in paths.items():
         source = load_source(path, device)
         check_fits(source, dataset.spec, f"--pretrain-weight {path}")
+        if not args.own and source.soft:
+            source.rows = None
+        if not args.own or args.lr is not None:
+            source.step_size = None
         source = refine(source, path, args, functools.partial(open_teacher, dataset=dataset), device)
         name += f", {source.refinement.words}" if isinstance(source, Refined) else ""
         sources[name], named[name] = source, path
@@ -90,7 +94,8 @@ def list_rows(args, sources):
     """What the report will hold: dicts of source, sampling, ipc, model and labels."""
     filters = {name: {"refined_by": source.teacher.name} if isinstance(source, Refined) and source.teacher else {}
                for name, source in sources.items()}
-    rows = [{"source": name, "sampling": sampling, "ipc": ipc, "model": model, "labels": kind, **filters[name]}
+    rows = [{"source": name, "sampling": sampling, "ipc": ipc, "model": model,
+             "labels": LEARNED if kind == "hard" and sources[name].soft else kind, **filters[name]}
             for model in args.eval_model for kind in args.labels for name in sources for sampling in args.sampling
             for ipc in args.ipc if fits(kind, sampling) and (name != REAL or ipc <= sources[REAL].max_ipc)]
     if "whole" in args.compare:

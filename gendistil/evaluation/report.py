@@ -20,7 +20,7 @@ from gendistil.common.errors import UserError
 from gendistil.common.run import CONFIG, write_json
 from gendistil.evaluation.page import Picture, find_sheets, page
 from gendistil.evaluation.plots import ACROSS, PLOTS, caption, plot, plot_across, plotted
-from gendistil.evaluation.rows import REPORT, across_students, kind_of, line_of, read_report, students_of, unique
+from gendistil.evaluation.rows import LEARNED, REPORT, across_students, kind_of, line_of, read_report, students_of, unique
 
 LEGEND = """\
 Mean ± standard deviation over students with different seeds (± half the width of the mean's 95 % interval, Student's t).
@@ -55,6 +55,8 @@ def _grid(header, lines):
 
 def _how(protocol, scored_on, labels="hard", teacher=None):
     """What the numbers of a table are, in words."""
+    if labels == LEARNED:
+        return f"**labels learned with the images**, {_how(protocol, scored_on)}"
     if labels != "hard":
         return f"**labels of a teacher** ({teacher}{_KEPT.get(labels, '')}), {_how(protocol, scored_on)}"
     scored = _SCORED[scored_on]

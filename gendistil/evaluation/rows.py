@@ -17,6 +17,9 @@ DEFAULT = {"protocol": "default", "scored_on": "test", "labels": "hard"}
 """What a row means that does not say so."""
 
 
+LEARNED = "learned"
+"""What a row calls the labels of a source that were learned with its images."""
+
 REPORT = "report.json"
 """The file of an evaluation's folder that holds its rows."""
 

@@ -11,6 +11,7 @@ from scipy.special import stdtrit
 from gendistil.common.cli import COUNT, FRACTION, NATURAL, POSITIVE, WEIGHT, number
 from gendistil.common.device import send
 from gendistil.common.engine import EAGER
+from gendistil.common.errors import UserError
 from gendistil.common.flags import option
 from gendistil.common.rng import stream
 from gendistil.data import Augment, to_uint8
@@ -29,7 +30,7 @@ GROUP = "students (a flag that is not given takes the protocol's value)"
 class Protocol:
     """How a student is trained, by SGD with momentum, and scored; the fields with a text are flags of `validate.py`.
 
-    The other two say what a score means, so no flag changes them and a report can tell by the protocol's name.
+    The others say what a score means, so no flag changes them and a report can tell by the protocol's name.
     """
 
     epochs: int = option("passes over the --ipc images of every class", 300, type=COUNT, group=GROUP)
@@ -44,6 +45,7 @@ class Protocol:
     aug_single: bool = option("only one of the named augmentations at a time, drawn for every batch", False, group=GROUP)
     cutmix: float = option("probability that a batch's images are mixed in pairs (CutMix)", 0.0, type=FRACTION, group=GROUP)
     looks: int = 1               # how often the student is scored, evenly spaced; the best counts, so only 1 is honest
+    replay: bool = False         # the very training that the images were learned for, see `replayed`
     random_labels: bool = False  # whole batches of random labels, as many as fit into IPC times classes, at least one
 
 
@@ -61,6 +63,9 @@ PROTOCOLS = {
     # DREAM's too. Their scores are the best of four looks at the test set; here the last step alone is scored.
     "idc": Protocol(epochs=1000, min_steps=0, batch_size=64, lr=0.01, schedule="step", momentum=0.9, weight_decay=5e-4,
                     aug_type="color_crop_flip_scale_rotate", cutmix=0.5),
+    # Of Dataset Distillation (2018): each step takes its own images at its own step size.
+    "replay": Protocol(epochs=1, min_steps=0, momentum=0.0, weight_decay=0.0, aug_type="none", schedule="constant",
+                       replay=True),
 }
 """Every protocol by the name that --protocol knows."""
 
@@ -137,14 +142,22 @@ def evaluate(source, dataset, model_name="convnet", ipc=50, sampling="fresh", *,
     Args: source, a `gendistil.sources.Source`; dataset, a `Dataset`, on whose device everything happens; sampling, one of
     `SAMPLINGS`; scored_on, "test" or "held_out"; engine, the `Engine` that runs the students; together, how
     many of them are trained side by side (default: all on a GPU, one elsewhere).
-    Student i has the seed `seed + i`. Unless sampling is fresh it is trained on the set that `draw_set` gives for that seed.
+    A source with a step size of its own gives the learning rate. Student i has the seed `seed + i`. Unless sampling is fresh it
+    is trained on the set that `draw_set` gives for that seed.
     Returns a `Result`. Raises UserError where the source does not fit the data set or has too few images.
     """
     spec, device = dataset.spec, dataset.train.images.device
     check_fits(source, spec, "the source")
+    if protocol.replay:
+        protocol = replayed(source, ipc, protocol)
+    protocol = replace(protocol, lr=rate_of(source, protocol))
 
     def batches_of(seed):
         once = draw_set(source, ipc, seed, device, sampling) if sampling in CHOICES else None
+        if protocol.replay:
+            images, targets = (x.unflatten(0, (spec.num_classes, -1)) for x in once)
+            count = images.shape[1]
+            return lambda step: [prepare_batch(images[:, step % count], targets[:, step % count], spec, None, None)]
 
         def images_of(epoch):
             return once or draw_set(source, ipc, _epoch_stream(seed, epoch).initial_seed(), device)
@@ -169,9 +182,29 @@ def evaluate(source, dataset, model_name="convnet", ipc=50, sampling="fresh", *,
         steps = max(1, spec.num_classes * ipc // protocol.batch_size)
         images, make_batches = steps * protocol.batch_size, random_batches_of
     else:
-        images, make_batches = spec.num_classes * source.decoded(ipc), batches_of
+        images, make_batches = spec.num_classes * (1 if protocol.replay else source.decoded(ipc)), batches_of
     return _evaluate(make_batches, images, dataset, model_name, num_eval, seed, protocol, scored_on, engine, together,
                      source.temperature)
+
+
+def rate_of(source, protocol):
+    """The first learning rate of a student of `source`: that of the source where it has one, else the protocol's."""
+    rates = [] if source.step_size is None else torch.as_tensor(source.step_size).view(-1).tolist()
+    return rates[0] if protocol.replay or len(rates) == 1 else protocol.lr
+
+
+def replayed(source, ipc, protocol):
+    """The protocol with one epoch for each step size of `source`, which is that epoch's.
+
+    Raises UserError for a source without them, and for another number of images than it has.
+    """
+    rates = torch.as_tensor(0.0 if source.step_size is None else source.step_size)
+    if not rates.dim() or ipc != source.max_ipc:
+        raise UserError("--protocol replay repeats the training that stored images were learned for, step by step: it takes "
+                        "runs of --method dd, and as --ipc the number of images that they have")
+    rates = rates.tolist()
+    return replace(protocol, epochs=len(rates), batch_size=source.num_classes,
+                   schedule=lambda epoch, epochs: rates[epoch] / rates[0])
 
 
 def evaluate_full(dataset, model_name="convnet", *, split=None, num_eval=3, seed=0, protocol=PROTOCOLS["default"],

@@ -9,6 +9,7 @@ from gendistil.common.cli import POSITIVE
 from gendistil.common.errors import UserError
 from gendistil.common.flags import from_flags, option, refuse
 from gendistil.common.run import made_by
+from gendistil.evaluation.rows import LEARNED
 from gendistil.evaluation.students import evaluate
 from gendistil.sources import CHOICES, KINDS, RealImages, Rows, Taught, Teacher, draw_set, load_source
 from pools import ClassifierPool, accuracy, keep_classifier
@@ -33,6 +34,8 @@ class Labels:
                                   "else the pool that it was matched with)", None, type=Path, metavar="FOLDER", group=_GROUP)
     teacher_snapshots: str = option("last (the default): a pool's members at the end of their training; auto: for each --ipc "
                                     "the one snapshot that is best on held-out images", "last", choices=SNAPSHOTS, group=_GROUP)
+    own: bool = option("students take the labels and the step size that a source was learned with, where it has them; --lr "
+                       "takes the place of the step size", True, group=_GROUP)
     temperature: float = option("by which a teacher's logits are divided (default: 2)", 2.0, type=POSITIVE, group=_GROUP)
 
 
@@ -43,7 +46,7 @@ def labels_of(args):
         if not any(fits(kind, sampling) for sampling in args.sampling):
             raise UserError(f"--labels {kind} needs --sampling {'fresh' if kind == 'teacher' else 'fixed or representative'}")
     if set(labels.labels) == {"hard"}:
-        used = ("labels",) if args.keep_above is None else ("labels", "teacher")
+        used = ("labels", "own") if args.keep_above is None else ("labels", "own", "teacher")
         why = "is for labels of a teacher: add --labels rows or teacher"
         refuse(args, (Labels,), lambda field: field.name not in used, why)
     return replace(labels, labels=tuple(kind for kind in KINDS if kind in labels.labels))
@@ -104,7 +107,7 @@ class Teachers:
 
     def teach(self, source, kind, ipc, sampling):
         """`source` with labels of a kind, as students of `ipc` images of a class see it."""
-        if kind == "hard":
+        if kind in ("hard", LEARNED):
             return source
         kept = kind == "rows" and self._keeps_rows(source)
         teacher = source.rows if kept else self._teacher(self._choose(kind, ipc, sampling))
@@ -123,7 +126,8 @@ class Teachers:
 
     def _keeps_rows(self, source):
         """Whether the rows that a source keeps are its labels."""
-        return source.rows is not None and self.labels.teacher is None and self.labels.teacher_snapshots == "last"
+        given = self.labels.teacher is not None or self.labels.teacher_snapshots != "last"
+        return source.rows is not None and not source.soft and not given
 
     def _teacher(self, indices):
         if indices not in self._teachers:

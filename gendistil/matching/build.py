@@ -8,13 +8,14 @@ from pathlib import Path
 
 from gendistil.common.cli import COUNT
 from gendistil.common.errors import UserError
-from gendistil.common.flags import option
+from gendistil.common.flags import option, refuse
 from gendistil.common.run import CHECKPOINT, find_run, read_json, training_state
 from gendistil.matching import initial
 from gendistil.matching.learners import GeneratorLearner, LatentLearner, PixelLearner
 from gendistil.matching.matcher import Matcher
 from gendistil.matching.methods import GENERATOR, LATENTS, PIXELS, STORED, Method
 from gendistil.matching.objectives import OBJECTIVES
+from gendistil.matching.trained import TrainingMatcher
 from gendistil.sources import LATENTS as LATENTS_FOLDER
 from gendistil.sources import LatentSet, PixelSet, check_fits, load_source
 from generators import TRAINERS, make_trainer, recipe_of
@@ -86,6 +87,10 @@ def make_pool(method, folder, seed, dataset, engine):
         return ClassifierPool(dataset, folder, engine.accelerator, names=method.pool, members=method.pool_members,
                               epochs=method.pool_epochs, snapshots=method.pool_snapshots, between=method.pool_mix,
                               engine=engine, **given)
+    if method.pool_training == "expert":
+        return ClassifierPool(dataset, folder, engine.accelerator, names=method.pool, members=method.pool_members,
+                              epochs=method.pool_epochs, snapshots="epochs", engine=engine, momentum=method.pool_momentum,
+                              weight_decay=method.pool_decay, schedule="constant", aug_single=method.aug_single, **given)
     if method.pool_training == "random":
         return RandomPool(dataset, names=method.pool, engine=engine)
     return OnlinePool(dataset, teacher=method.pool_training, outer=method.outer, inner=method.inner, names=method.pool,
@@ -144,7 +149,10 @@ def _generator(begin):
 
 def _stored_settings(begin):
     method = begin.method
-    return {"lr": method.lr, "momentum": method.momentum, "batch": method.syn_batch or None, "engine": begin.engine}
+    if begin.start.teacher and method.label_lr:
+        raise UserError("--teacher is not for labels that are learned: leave it out, or give --label-lr 0")
+    return {"lr": method.lr, "momentum": method.momentum, "optimizer": method.optimizer, "batch": method.syn_batch or None,
+            "engine": begin.engine}
 
 
 def _pixels(begin):
@@ -195,6 +203,23 @@ def start_latents(method, start, seed, dataset, device):
     return source, state["rows"]
 
 
+_OF_CLASSES = ("match_classes", "match_real", "aug_setting", "class_batch", "calibrate", "paired_weight")
+_OF_SELECTORS = ("select", "select_interval", "select_candidates", "select_nearest")
+
+
+def check_match(args, match, pool):
+    """Raise UserError for flags that are not for the objective `match`, and for networks (`pool`) that are not."""
+    row = OBJECTIVES.get(match)
+    taken, elsewhere = row.options if row else (), {name for row in OBJECTIVES.values() for name in row.options}
+    useless = elsewhere - set(taken) - {"paired_weight", "calibrate"}  # which `make_matcher` refuses by value
+    if row and row.per == "training":
+        useless |= {*_OF_CLASSES, *(_OF_SELECTORS if row.expert else ())}
+    refuse(args, (Method,), lambda field: field.name in useless, f"is not for --match {match}")
+    if row and row.expert and pool != "expert":
+        raise UserError(f"--match {match} follows experts, and networks of --pool-training {pool} are none: give "
+                        "--pool-training expert")
+
+
 def make_matcher(method, learner, dataset, pool):
     """What the loss of a step compares, or None."""
     if method.match == "none":
@@ -205,7 +230,8 @@ def make_matcher(method, learner, dataset, pool):
         if getattr(method, weight) and weight not in taken:
             names = ", ".join(name for name, row in OBJECTIVES.items() if weight in row.options)
             raise UserError(f"{flag} is for an objective that compares {seen}: --match {names}")
-    return Matcher(learner, dataset, pool, match=method.match, options={name: getattr(method, name) for name in taken},
+    kind = TrainingMatcher if OBJECTIVES[method.match].per == "training" else Matcher
+    return kind(learner, dataset, pool, match=method.match, options={name: getattr(method, name) for name in taken},
                    weight=method.match_weight, select=method.select, classes=method.match_classes,
                    per_class=method.match_batch, kept=method.match_real,
                    aug_type=method.aug_type if method.match_aug else "none", aug_single=method.aug_single,

@@ -72,24 +72,25 @@ class GeneratorLearner:
 
 
 class StoredLearner:
-    """What is stored image by image, learned by SGD: pixels and latents.
+    """What is stored image by image, learned by SGD or Adam: pixels and latents.
 
     Args: source, a `PixelSet` or `LatentSet` with its starting values, on the accelerator's device; parameter, what of it is
-    learned, [K, ipc, ...]; seed, of all draws; lr, momentum of the SGD; batch, images of a class that are compared in one step,
-    None for all; engine, an `Engine` (default: that of the accelerator). A subclass has `folder`, `images` and
-    `images_per_class`, and may scale the gradient and bound the values.
+    learned, [K, ipc, ...]; seed, of all draws; lr, momentum of the SGD, or lr alone with the optimizer "adam"; batch, images of
+    a class that are compared in one step, None for all; engine, an `Engine` (default: that of the accelerator). A subclass has
+    `folder`, `images` and `images_per_class`, and may scale the gradient and bound the values.
     """
 
     scale, has_pairs = 1.0, False
 
-    def __init__(self, accelerator, spec, source, parameter, seed, *, lr, momentum, batch, engine=None):
+    def __init__(self, accelerator, spec, source, parameter, seed, *, lr, momentum, batch, optimizer="sgd", engine=None):
         self.accelerator, self.spec, self.source, self.parameter = accelerator, spec, source, parameter
         self.engine = engine or Engine(accelerator)
         self.seed, self.batch = seed, batch
         if spec.num_classes % accelerator.num_processes:
             raise UserError(f"{accelerator.num_processes} processes cannot share {spec.num_classes} classes evenly: launch "
                             "another number of them")
-        self.optimizer = torch.optim.SGD([parameter], lr, momentum=momentum)
+        adam = optimizer == "adam"
+        self.optimizer = torch.optim.Adam([parameter], lr) if adam else torch.optim.SGD([parameter], lr, momentum=momentum)
         self.scaler = self.engine.loss_scaler(accelerator.device)
 
     def begin(self, dataset, method, pool):
@@ -147,8 +148,8 @@ class PixelLearner(StoredLearner):
 
     folder = PIXELS
 
-    def __init__(self, accelerator, spec, pixels, seed, *, lr, momentum=0.5, space="standardised", batch=None, engine=None):
-        super().__init__(accelerator, spec, pixels, pixels.pixels, seed, lr=lr, momentum=momentum, batch=batch, engine=engine)
+    def __init__(self, accelerator, spec, pixels, seed, *, lr, momentum=0.5, space="standardised", batch=None, **settings):
+        super().__init__(accelerator, spec, pixels, pixels.pixels, seed, lr=lr, momentum=momentum, batch=batch, **settings)
         self.space = space
         std = torch.tensor(spec.published_std or spec.std)
         unit = std * 2 if space == "standardised" else torch.full((spec.channels,), 2.0)
@@ -198,9 +199,9 @@ class LatentLearner(StoredLearner):
     folder, has_pairs = LATENTS, True
 
     def __init__(self, accelerator, spec, latents, seed, *, real, rows, lr, momentum=0.0, batch=None, chunk_steps=0,
-                 engine=None):
+                 **settings):
         super().__init__(accelerator, spec, latents, latents.vectors, seed, lr=lr, momentum=momentum,
-                         batch=min(batch or latents.max_ipc, latents.max_ipc), engine=engine)
+                         batch=min(batch or latents.max_ipc, latents.max_ipc), **settings)
         self.real, self.rows, self.chunk_steps = real, rows, chunk_steps
         if chunk_steps:
             self._start_chunk()
@@ -223,6 +224,8 @@ class LatentLearner(StoredLearner):
         if self.chunk_steps:
             first = step // self.chunk_steps * self.batch
             return torch.arange(first, min(first + self.batch, self.source.max_ipc))
+        if self.batch == self.source.max_ipc:  # in their order, which labels of their own go by
+            return torch.arange(self.batch)
         return torch.randperm(self.source.max_ipc, generator=self.stream("subset", step))[: self.batch]
 
     def images(self, labels, positions, shape, step):

@@ -56,7 +56,7 @@ class Matcher:
         self.paired = objective.paired == "real" or (objective.paired and self.options.get("paired_weight", 0.0) > 0)
         if self.paired and not self.learner.has_pairs:
             raise UserError(f"--match {match} compares latents with the images that they stand for: use --method inversion")
-        if objective.per == "set" and (processes > 1 or self.at_once):
+        if objective.per != "class" and (processes > 1 or self.at_once):
             raise UserError(f"--match {match} looks at all classes of a step together: launch one process, and give no "
                             "--class-batch")
         if self.kept and not objective.embeds:

@@ -9,6 +9,8 @@ from gendistil.matching.learners import SPACES
 from gendistil.matching.matcher import SETTINGS
 from gendistil.matching.objectives import METRICS, OBJECTIVES
 from gendistil.matching.selectors import SELECTORS
+from gendistil.matching.trained import ORDERS
+from gendistil.matching.unroll import OPTIMIZERS
 from gendistil.sources import DECODERS, LATENT_SPACES
 from generators.trainer import TUNED
 from pools import some_classifiers
@@ -17,12 +19,14 @@ GENERATOR, PIXELS, LATENTS = "generator", "pixels", "latents"
 """What the published methods learn; `build.LEARNED` says how."""
 
 STORED = (PIXELS, LATENTS)
-POOL_TRAININGS = ("pretrained", "random", "synthetic", "real")
+POOL_TRAININGS = ("pretrained", "expert", "random", "synthetic", "real")
 ONLINE = ("synthetic", "real")
-TRAINED = ("pretrained", *ONLINE)
+KEPT = ("pretrained", "expert")
+TRAINED = (*KEPT, *ONLINE)
 KEEPS = ("best", "last")
 DEFAULT_IPC = 10
 
+_UNROLL = "training on the synthetic images (--match trajectory, outcome)"
 _METHOD = "method (a flag that is not given takes the method's value)"
 _LENGTH = "length and reports"
 
@@ -71,6 +75,33 @@ class Method:
     select_nearest: int = option("images that are taken around each centroid, of fewer clusters (DREAM+)", 1, type=COUNT,
                                  group=_METHOD)
 
+    unroll: int = option("steps of a network's training on the synthetic images, in each step of matching", 30, type=COUNT,
+                         group=_UNROLL)
+    unroll_batch: int = option("images of one of them, 0 for all", 0, type=NATURAL, group=_UNROLL)
+    unroll_optimizer: str = option("what takes them", "sgd", choices=OPTIMIZERS, group=_UNROLL)
+    unroll_momentum: float = option("momentum of that SGD", 0.0, type=number(float, 0, 0.999), group=_UNROLL)
+    unroll_order: str = option("passes: images in a new order in each pass; steps: one image of every class a step, always in "
+                               "the same order, and a step size of each step's own (Wang et al., 2018)", "passes",
+                               choices=ORDERS, group=_UNROLL)
+    window: int = option("steps at the end that are differentiated, where there are from so many to --unroll, at random; 0: "
+                         "all of --unroll (RaT-BPTT)", 0, type=NATURAL, group=_UNROLL)
+    step_size: float = option("learning rate of these steps, from which it is learned", 0.01, type=POSITIVE, group=_UNROLL)
+    step_size_lr: float = option("learning rate of the step size (SGD; of several, Adam), 0 to leave it", 0.0, type=WEIGHT,
+                                 group=_UNROLL)
+    label_lr: float = option("learning rate of a row of label logits for each stored image, 0 for the classes' own labels", 0.0,
+                             type=WEIGHT, group=_UNROLL, learns=STORED)
+    clip: float = option("gradients longer than so many times their running mean are shortened to that, 0 for none", 0.0,
+                         type=WEIGHT, group=_UNROLL)
+    expert_epochs: int = option("epochs of an expert that a trained network is to have gone", 2, type=COUNT, group=_UNROLL,
+                                pools=("expert",))
+    min_start: int = option("first epoch of an expert at which it may start", 0, type=NATURAL, group=_UNROLL, pools=("expert",))
+    max_start: int = option("epoch of an expert below which it starts", 5, type=COUNT, group=_UNROLL, pools=("expert",))
+    first_max_start: int = option("the same at the first step, from where it grows, 0: as later (DATM)", 0, type=NATURAL,
+                                  group=_UNROLL, pools=("expert",))
+    start_grows: int = option("steps until it has grown", 1000, type=COUNT, group=_UNROLL, pools=("expert",))
+    skip_above: float = option("steps that leave a network further from its expert than this learn nothing (1: no nearer than "
+                               "at its start), 0 for none (DATM)", 0.0, type=WEIGHT, group=_UNROLL, pools=("expert",))
+
     lr_critic: float | None = option("learning rate of the critic (default: the recipe's)", None, type=POSITIVE,
                                      group="a generator", learns=(GENERATOR,))
     batch_size: int | None = option("images of the generator's own step (default: the recipe's)", None, type=number(int, 2),
@@ -88,6 +119,8 @@ class Method:
                             learns=STORED, first=True)
     class_batch: int = option("classes in memory together, 0 for all (the default); the result is the same", 0, type=NATURAL,
                               group="pixels and latents", learns=STORED)
+    optimizer: str = option("what learns them; of adam, --lr counts in images in [-1, 1] whatever --space", "sgd",
+                            choices=OPTIMIZERS, group="pixels and latents", learns=STORED)
     momentum: float = option("of the SGD that learns them", 0.5, type=number(float, 0, 0.999), group="pixels and latents",
                              learns=STORED)
 
@@ -111,8 +144,9 @@ class Method:
 
     pool: tuple = option("classifiers in the pool, named as for validate.py --eval-model (default: the method's)", ("convnet",),
                          nargs="+", type=some_classifiers, action=Joined, metavar="NAME", group="pool", first=True)
-    pool_training: str = option("pretrained: on the real images, and kept; random: never; synthetic, real: between the steps, "
-                                "on what is learned or on real images", "random", choices=POOL_TRAININGS, group="pool")
+    pool_training: str = option("pretrained: on the real images, and kept; expert: the same by plain SGD, and kept after every "
+                                "epoch; random: never; synthetic, real: between the steps, on what is learned or on real "
+                                "images", "random", choices=POOL_TRAININGS, group="pool")
     outer: int = option("steps of matching before the online network (synthetic, real) is replaced by a new one", 1, type=COUNT,
                         group="pool", pools=ONLINE)
     inner: int = option("passes that train the online network between two steps of matching", 1, type=COUNT, group="pool",
@@ -125,17 +159,17 @@ class Method:
                                     group="pool", pools=TRAINED)
     pool_lr: float | None = option("learning rate of its training, or of the pretraining (SGD)", None, type=POSITIVE,
                                    group="pool", pools=TRAINED)
-    pool_momentum: float = option("momentum of its training", 0.0, type=number(float, 0, 0.999), group="pool", pools=ONLINE)
-    pool_decay: float = option("weight decay of its training", 0.0, type=WEIGHT, group="pool", pools=ONLINE)
+    pool_momentum: float = option("momentum of its training", 0.0, type=number(float, 0, 0.999), group="pool",
+                                  pools=("expert", *ONLINE))
+    pool_decay: float = option("weight decay of its training", 0.0, type=WEIGHT, group="pool", pools=("expert", *ONLINE))
     pool_aug: str | None = option("augmentation of its training, or of the pretraining", None, group="pool", pools=TRAINED)
     pool_cutmix: float = option("probability that CutMix mixes a batch of its training", 0.0, type=FRACTION, group="pool",
                                 pools=ONLINE)
     pool_mix: bool = option("also networks between two snapshots of a member, by interpolated weights (NCFM)", False,
                                 group="pool", pools=("pretrained",))
-    pool_members: int = option("pretrained networks of each classifier (default: 4)", 4, type=COUNT, group="pool",
-                               pools=("pretrained",))
+    pool_members: int = option("pretrained networks of each classifier (default: 4)", 4, type=COUNT, group="pool", pools=KEPT)
     pool_epochs: int = option("epochs of their pretraining on the real images (default: 20)", 20, type=COUNT, group="pool",
-                              pools=("pretrained",))
+                              pools=KEPT)
     pool_snapshots: int = option("snapshots kept of each, from early to late (default: 5)", 5, type=COUNT, group="pool",
                                  pools=("pretrained",))
 
@@ -167,6 +201,13 @@ _DREAM = replace(_IDC, source="DREAM, arXiv 2302.14416", select="dream", match_b
                  keep="best")
 _LATENTS = Method(LATENTS, "IT-GAN, arXiv 2204.07513", first="inversion", match="mean", match_weight=1.0, match_batch=256,
                   syn_batch=256, aug_type=DSA, aug_single=True, paired_weight=0.1, lr=1.0, momentum=0.0, steps=2000)
+# The authors keep 100 experts of 50 epochs; no setting of theirs is for MNIST or Fashion-MNIST.
+_MTT = Method(PIXELS, "MTT, arXiv 2203.11932", match="trajectory", match_weight=1.0, aug_type=DSA, aug_single=True,
+              pool_training="expert", pool_members=10, pool_batch=256, pool_lr=0.01, pool_aug=DSA, step_size_lr=1e-5, lr=1e3,
+              steps=5000, keep="best")
+_BPTT = Method(PIXELS, "RaT-BPTT, arXiv 2311.07025", match="outcome", match_weight=1.0, match_batch=500, unroll=200, window=60,
+               unroll_optimizer="adam", step_size=1e-3, clip=2.0, aug_type="flip_rotate", aug_single=True, init="noise",
+               optimizer="adam", lr=1e-3, steps=2000, keep="best")
 _CORESET = Method(PIXELS, "images at random", match_weight=1.0, steps=0, lr=1.0)
 
 METHODS = {
@@ -182,6 +223,13 @@ METHODS = {
     "inversion": replace(_LATENTS, source="GAN inversion, as IT-GAN starts", first=None, match="paired", paired_weight=0.0,
                          match_aug=False, lr=0.1, chunk_steps=200, steps=None, keep="last"),
     "itgan": _LATENTS,
+    "mtt": _MTT,
+    "datm": replace(_MTT, source="DATM, arXiv 2310.05773", unroll=80, max_start=20, first_max_start=10, skip_above=1.0,
+                    label_lr=2.0, lr=100.0, pool_epochs=25, steps=10_000),
+    "bptt": _BPTT,
+    "dd": replace(_BPTT, source="Dataset Distillation, arXiv 1811.10959", match_batch=103, unroll=30, window=0,
+                  unroll_optimizer="sgd", unroll_order="steps", step_size=0.02, step_size_lr=2e-4, clip=0.0, match_aug=False,
+                  lr=0.01),
     "random": _CORESET,
     "herding": replace(_CORESET, source="Welling, ICML 2009", init="herding", pool_training="pretrained"),
     "k-center": replace(_CORESET, source="Sener and Savarese, ICLR 2018", init="k-center", pool_training="pretrained"),
@@ -194,11 +242,22 @@ _MANY = {"pool_images": 2000}
 _IDC_DATA = {"mnist": _GREY, "fashion": _GREY, "cifar10": _MANY, "cifar100": _MANY}
 _TINY = {"match_batch": 64, "pool_batch": 64, "pool_images": 1000, "pool": ("convnet4",)}
 _DREAM_DATA = {**_IDC_DATA, "tinyimagenet": _TINY}
-PUBLISHED = {"idc": _IDC_DATA, "dream": _DREAM_DATA, "dream+": _DREAM_DATA}
+PUBLISHED = {"idc": _IDC_DATA, "dream": _DREAM_DATA, "dream+": _DREAM_DATA,
+             "mtt": {"cifar10": {"unroll": 50, "step_size_lr": 1e-7},
+                     "cifar100": {"unroll": 20, "expert_epochs": 3, "max_start": 20, "pool_epochs": 25}},
+             "datm": {"cifar10": {"max_start": 4, "first_max_start": 0, "skip_above": 1.1, "label_lr": 5.0,
+                                  "step_size_lr": 1e-7}}}
 """What a method's authors set otherwise for a data set."""
 
-PUBLISHED_BY_IPC = {("dm", "cifar10", 100): {"lr": 10.0},
-                    **{(name, "tinyimagenet", 50): {"lr": 1e-6} for name in ("dream", "dream+")}}
+_DATM_10 = {"max_start": 20, "first_max_start": 10, "skip_above": 1.0, "label_lr": 2.0, "step_size_lr": 1e-5}
+PUBLISHED_BY_IPC = {
+    ("dm", "cifar10", 100): {"lr": 10.0},
+    **{(name, "tinyimagenet", 50): {"lr": 1e-6} for name in ("dream", "dream+")},
+    ("mtt", "cifar10", 10): {"unroll": 30, "max_start": 15, "step_size_lr": 1e-5},
+    ("mtt", "cifar10", 50): {"max_start": 40, "step_size": 1e-3, "pool_epochs": 45},
+    ("datm", "cifar10", 10): _DATM_10,
+    ("datm", "cifar10", 50): {"max_start": 40, "first_max_start": 20, "start_grows": 2000, "lr": 1e3, "pool_epochs": 45},
+}
 """And from so many images per class on."""
 
 PUBLISHED_IN_PARTS = {(name, "mnist"): {"aug_type": "color_crop", "pool_cutmix": 0.0} for name in ("idc", "dream", "dream+")}

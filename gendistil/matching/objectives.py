@@ -224,6 +224,17 @@ def _match_gradient(eyes, real, fake, labels, metric="l1", mean_weight=0.0):
     return per_class.mean()
 
 
+def trajectory(lesson, weights):
+    """Squared distance of a trained network's weights from an expert's, as a share of the start's (MTT, arXiv 2203.11932)."""
+    left, whole = (sum((x - y).square().sum() for x, y in zip(each, lesson.target)) for each in (weights, lesson.start))
+    return left / whole
+
+
+def outcome(lesson, weights):
+    """Cross-entropy of a trained network on real images ("Dataset Distillation", arXiv 1811.10959)."""
+    return F.cross_entropy(lesson.answer(weights, lesson.real), lesson.labels)
+
+
 @dataclass(frozen=True)
 class Objective:
     """A row of the table.
@@ -231,7 +242,9 @@ class Objective:
     function: what is called, see above. weight: of the term beside a generator's own loss, unless a flag says otherwise.
     source: where it was published. options: the fields of a `Method` that the function takes as keywords.
     per: "class", the function gives the mean over the classes that it is shown, and a step may show them in parts; "set", it is
-    shown the classes of a whole step at once and gives one number for all of them.
+    shown the classes of a whole step at once and gives one number for all of them; "training", it is called as
+    `function(lesson, weights)` with the weights that training on the synthetic images of all classes leads to, see
+    `matching.trained`. expert: whether it asks for those of an expert, and not for real images.
     paired: for latents, each of which is paired with one real image: "beside", the function also takes those images as
     `paired` [k, n, C, H, W], where the option paired_weight is above 0; "real", they are its real images; None, it has no use
     for them.
@@ -247,6 +260,12 @@ class Objective:
     paired: str | None = None
     embeds: bool = False
     draws: bool = False
+    expert: bool = False
+
+
+_TRAINING = ("unroll", "unroll_batch", "unroll_optimizer", "unroll_momentum", "unroll_order", "step_size", "step_size_lr",
+             "label_lr", "clip")
+_EXPERT = ("expert_epochs", "min_start", "max_start", "first_max_start", "start_grows", "skip_above")
 
 
 def _embeddings(criterion, source, **facts):
@@ -262,6 +281,8 @@ OBJECTIVES = {
     "moments": _embeddings(moments, "mean and standard deviation of embeddings, per class"),
     "energy": _embeddings(energy, "energy distance of embeddings, per class"),
     "cf": _embeddings(characteristic, "characteristic functions of embeddings, per class: NCFM", draws=True),
+    "trajectory": Objective(trajectory, 1.0, "MTT", options=_TRAINING + _EXPERT, per="training", expert=True),
+    "outcome": Objective(outcome, 1.0, "Dataset Distillation, RaT-BPTT", options=(*_TRAINING, "window"), per="training"),
     "paired": Objective(_match_paired, 1.0, "GAN inversion: pixels and embeddings of each latent's paired real image",
                         paired="real"),
 }

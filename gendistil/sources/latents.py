@@ -7,7 +7,8 @@ from torch import nn
 
 from gendistil.common.errors import UserError
 from gendistil.common.rng import stream
-from gendistil.common.source import Source, index_within_class
+from gendistil.common.source import index_within_class
+from gendistil.sources.stored import StoredSource
 from generators import NETWORKS
 from generators.base import SAMPLE_BATCH
 
@@ -15,7 +16,7 @@ LATENT_SPACES = ("noise", "grid")
 """What a vector is: the generator's noise (IT-GAN, arXiv 2204.07513), or its coarsest grid (GLaD, arXiv 2305.01649)."""
 
 
-class LatentSet(Source, ModelMixin, ConfigMixin):
+class LatentSet(StoredSource, ModelMixin, ConfigMixin):
     """`ipc` vectors of every class beside the generator that reads them: a distilled source, stored with float16 vectors.
 
     Args: network, a key of `generators.NETWORKS`; options, its constructor's; ipc, vectors of every class; space, one of
@@ -25,12 +26,12 @@ class LatentSet(Source, ModelMixin, ConfigMixin):
     config_name = "config.json"
 
     @register_to_config
-    def __init__(self, network, options, ipc, space="noise"):
+    def __init__(self, network, options, ipc, space="noise", step_size=None):
         super().__init__()
         self.generator = NETWORKS[network][0](**options).requires_grad_(False).eval()
         self.size, self.channels, self.num_classes = (getattr(self.generator, name)
                                                       for name in ("size", "channels", "num_classes"))
-        self.max_ipc, self.space = ipc, space
+        self.max_ipc, self.space, self.step_size = ipc, space, step_size
         noise = torch.zeros(1, self.generator.dim_noise)
         with torch.no_grad():
             one = noise if space == "noise" else self.generator.lift(noise, torch.zeros(1, dtype=torch.int64))
@@ -80,8 +81,8 @@ class LatentSet(Source, ModelMixin, ConfigMixin):
         return torch.cat([self.paint(self.vectors[y, i].half().float(), y) for y, i in parts]).float()
 
     def stored_bytes(self, ipc):
-        """The generator and the first `ipc` float16 vectors of every class."""
-        return self.generator.stored_bytes(ipc) + 2 * self.vectors[:, :ipc].numel()
+        """The generator, the first `ipc` float16 vectors of every class, and their learned labels."""
+        return self.generator.stored_bytes(ipc) + 2 * self.vectors[:, :ipc].numel() + self.label_bytes(ipc)
 
     def save_pretrained(self, folder, **options):
         exact = self.vectors.data

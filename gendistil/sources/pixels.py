@@ -10,7 +10,8 @@ from torch import nn
 from torch.nn import functional as F
 
 from gendistil.common.errors import UserError
-from gendistil.common.source import Source, index_within_class
+from gendistil.common.source import index_within_class
+from gendistil.sources.stored import StoredSource
 
 
 def zoom(images, factor):
@@ -68,7 +69,7 @@ def mosaic(images, factor):
     return grid.permute(0, 1, 4, 2, 5, 3, 6).flatten(5, 6).flatten(3, 4)[..., :size, :size]
 
 
-class PixelSet(Source, ModelMixin, ConfigMixin):
+class PixelSet(StoredSource, ModelMixin, ConfigMixin):
     """`ipc` stored images of every class, decoded into more where `factor` is above 1: a distilled source.
 
     A diffusers model, as generators are. `pixels` is float [K, ipc, C, H, H] and, clamped to [-1, 1], signed images.
@@ -77,9 +78,10 @@ class PixelSet(Source, ModelMixin, ConfigMixin):
     config_name = "config.json"
 
     @register_to_config
-    def __init__(self, size, channels, num_classes, ipc, factor=1, decoder="single", bound=128):
+    def __init__(self, size, channels, num_classes, ipc, factor=1, decoder="single", bound=128, step_size=None):
         super().__init__()
         self.size, self.channels, self.num_classes, self.max_ipc = size, channels, num_classes, ipc
+        self.step_size = step_size
         self.scales = scales(ipc, factor, decoder, bound)
         self.pixels = nn.Parameter(torch.zeros(num_classes, ipc, channels, size, size))
 
@@ -90,8 +92,8 @@ class PixelSet(Source, ModelMixin, ConfigMixin):
         return sum(f * f for factors in self.scales[:ipc] for f in factors)
 
     def stored_bytes(self, ipc):
-        """The first `ipc` stored images of every class, a byte a pixel."""
-        return self.pixels[:, :ipc].numel()
+        """The first `ipc` stored images of every class, a byte a pixel, and their learned labels."""
+        return self.pixels[:, :ipc].numel() + self.label_bytes(ipc)
 
     def forward(self, classes):
         """The images of `classes` [k] as students see them, signed but not clamped: [k, m, C, H, H], differentiable."""

@@ -57,12 +57,13 @@ class Teacher:
 class Rows:
     """A teacher's logits that were kept with stored images: what a `Teacher` is, for these images alone.
 
-    Args: values, float16 [K, m, K], of the m decoded images of every class in their order; name, what a report calls the
-    teacher; held_out_accuracy, the percentage of the held-out images that it classified as it should.
+    Args: values, [K, m, K], of the m decoded images of every class in their order, kept as float16; name, what a report calls
+    the teacher; held_out_accuracy, the percentage of the held-out images that it classified as it should, None where there was
+    no teacher; learned, whether they were learned with the images, of which they are then the labels.
     """
 
-    def __init__(self, values, name, held_out_accuracy):
-        self.values, self.name, self.held_out_accuracy = values, name, held_out_accuracy
+    def __init__(self, values, name, held_out_accuracy, learned=False):
+        self.values, self.name, self.held_out_accuracy, self.learned = values, name, held_out_accuracy, learned
 
     @classmethod
     def load(cls, folder, source, device="cpu"):
@@ -84,13 +85,13 @@ class Rows:
         """Write them beside the weights in `folder`; a reader sees the whole file or none."""
         path = Path(folder) / ROWS
         partial = path.with_name(path.name + ".partial")
-        facts = {"name": self.name, "held_out_accuracy": self.held_out_accuracy}
-        save_file({"logits": self.values.cpu().contiguous()}, partial, metadata={"teacher": json.dumps(facts)})
+        facts = {"name": self.name, "held_out_accuracy": self.held_out_accuracy, "learned": self.learned}
+        save_file({"logits": self.values.half().cpu().contiguous()}, partial, metadata={"teacher": json.dumps(facts)})
         os.replace(partial, path)
 
     def logits(self, images, labels):
         """The rows of the stored images of `labels` int64 [N], each its class's next one: float32 [N, K]."""
-        return self.values[labels, index_within_class(labels)].float()
+        return self.values[labels, index_within_class(labels)].half().float()
 
 
 class Taught(Source):
@@ -104,7 +105,7 @@ class Taught(Source):
     def __init__(self, source, teacher, temperature, stored):
         self.source, self.teacher, self.temperature, self.stored = source, teacher, temperature, stored
         self.num_classes, self.channels, self.size = source.num_classes, source.channels, source.size
-        self.max_ipc = source.max_ipc
+        self.max_ipc, self.step_size = source.max_ipc, source.step_size
 
     def sample(self, labels, seed=0):
         return self.source.sample(labels, seed)

@@ -1,0 +1,127 @@
+"""Training unrolled in constant memory: how what a trained network is depends on the images of each of its steps."""
+
+import contextlib
+import math
+
+import torch
+
+
+class SGD:
+    """Steps of SGD with momentum, as `torch.optim.SGD` takes them, as a function of all that they depend on."""
+
+    def __init__(self, momentum=0.0):
+        self.momentum = momentum
+
+    def begin(self, weights):
+        """What it remembers before the first step: a list of tensors."""
+        return [torch.zeros_like(x) for x in weights] if self.momentum else []
+
+    def __call__(self, weights, memory, gradients, rate, step):
+        """Weights and memory after step `step` (from 0) at the 0-dim learning rate: two lists in one."""
+        memory = [self.momentum * m + g for m, g in zip(memory, gradients)]
+        return [*(w - rate * d for w, d in zip(weights, memory or gradients)), *memory]
+
+
+class Adam:
+    """Steps of Adam, as `torch.optim.Adam` takes them but for the root, which is differentiable where a gradient is zero."""
+
+    beta1, beta2, epsilon, tiny = 0.9, 0.999, 1e-8, 1e-16
+
+    def begin(self, weights):
+        return [torch.zeros_like(x) for x in weights] * 2
+
+    def __call__(self, weights, memory, gradients, rate, step):
+        count = len(weights)
+        first = [m + (1 - self.beta1) * (g - m) for m, g in zip(memory[:count], gradients)]
+        second = [v + (1 - self.beta2) * (g * g - v) for v, g in zip(memory[count:], gradients)]
+        shares = (1 - self.beta1 ** (step + 1), 1 - self.beta2 ** (step + 1))
+        moved = [w - rate * (m / shares[0]) / ((v / shares[1] + self.tiny).sqrt() + self.epsilon)
+                 for w, m, v in zip(weights, first, second)]
+        return [*moved, *first, *second]
+
+
+OPTIMIZERS = ("sgd", "adam")
+
+
+@contextlib.contextmanager
+def exact(device):
+    """The precision of the tensors, without autocast and TF32, by kernels that give the same bits again."""
+    with torch.autocast(device.type, enabled=False), torch.backends.cudnn.flags(
+            enabled=True, benchmark=False, deterministic=True, allow_tf32=False):
+        yield
+
+
+def unroll(loss, optimizer, weights, inputs, rates, steps, terminal, window=0):
+    """Train from `weights` for `steps` steps, and differentiate what `terminal` says of the end through the last `window`.
+
+    Args:
+        loss: `loss(weights, inputs, step)` is what step `step` (from 0) descends, a 0-dim function of its arguments and of
+            nothing else, because every step is taken again.
+        optimizer: an `SGD` or `Adam`.
+        weights, inputs: lists of float tensors; inputs are images, soft labels, or whatever else is learned.
+        rates: float [r], the learning rates; step i takes entry i modulo r.
+        terminal: `terminal(weights)` is 0-dim.
+        window: steps at the end that are differentiated, 0 for all.
+    Returns (terminal's value, the list of its gradients with respect to `inputs` and `rates`), without graphs.
+
+    Exact: reverse-mode differentiation of the whole training, but with the graph of one step at a time. Weights and the
+    optimiser's memory are kept at every s-th of n steps, s² ≈ n, and those in between are found again, so that memory
+    hardly grows with n (Griewank, 1992; Maclaurin et al., arXiv 1502.03492).
+    """
+    count, learned = len(weights), [x.detach() for x in (*inputs, rates)]
+
+    def advance(state, learned, step, graph=False):
+        weights, memory = state[:count], state[count:]
+        with torch.enable_grad():
+            found = torch.autograd.grad(loss(weights, learned[:-1], step), weights, create_graph=graph, materialize_grads=True)
+        with torch.set_grad_enabled(graph):
+            return optimizer(weights, memory, found, learned[-1][step % len(rates)], step)
+
+    def onward(state, step):
+        return advance(_leaves(state), learned, step)
+
+    with exact(weights[0].device):
+        first = steps - (window or steps)
+        spacing = max(1, math.isqrt(steps - first))
+        state, marks = [x.detach() for x in (*weights, *optimizer.begin(weights))], []
+        for step in range(steps):
+            if step >= first and (step - first) % spacing == 0:
+                marks.append(state)
+            state = onward(state, step)
+
+        final = _leaves(state[:count])
+        with torch.enable_grad():
+            value = terminal(final)
+        adjoint = [*torch.autograd.grad(value, final, materialize_grads=True), *map(torch.zeros_like, state[count:])]
+        gradients = [torch.zeros_like(x) for x in learned]
+        for begin in reversed(range(first, steps, spacing)):
+            end = min(begin + spacing, steps)
+            between = [marks.pop()]
+            for step in range(begin, end - 1):
+                between.append(onward(between[-1], step))
+            for step in reversed(range(begin, end)):
+                before, copies = _leaves(between.pop()), _leaves(learned)
+                with torch.enable_grad():
+                    after = advance(before, copies, step, graph=True)
+                found = torch.autograd.grad(after, [*before, *copies], adjoint, materialize_grads=True)
+                adjoint = found[: len(before)]
+                torch._foreach_add_(gradients, found[len(before):])
+    return value.detach(), gradients
+
+
+def _leaves(tensors):
+    return [x.detach().requires_grad_() for x in tensors]
+
+
+class Known(torch.autograd.Function):
+    """`Known.apply(loss, x, gradient)`: a 0-dim loss without a graph whose gradient with respect to x is known already."""
+
+    @staticmethod
+    def forward(ctx, loss, x, gradient):
+        ctx.save_for_backward(gradient)
+        return loss.clone()
+
+    @staticmethod
+    def backward(ctx, outer):
+        gradient, = ctx.saved_tensors
+        return None, outer * gradient, None
