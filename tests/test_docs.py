@@ -41,7 +41,7 @@ SHORT = {
     "sample": (),
 }
 SMALL_POOL = ("--pool-members 1", "--pool-epochs 1", "--pool-snapshots 1")
-LESS = {"--steps": 3, "--epochs": 1, "--ipc": 2, "--num-eval": 1}
+LESS = {"--steps": 3, "--epochs": 1, "--full-epochs": 1, "--ipc": 2, "--num-eval": 1}
 """What a shortened command gives in place of larger values."""
 
 
