@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from gendistil.common.cli import LARGEST
 from gendistil.common.device import user_cache
 from gendistil.common.errors import UserError
 from gendistil.common.rng import stream
@@ -167,7 +168,7 @@ def _load_tinyimagenet(data_dir, image_size):
             f"--data tinyimagenet: there is no folder {folder}: unpack it there, with train/<class>/ and val/<class>/, or name "
             "its parent by --data-dir"
         )
-    return load_folder(folder, image_size or 64, data_dir)
+    return load_folder(folder, image_size, data_dir, usual=64)
 
 
 DATASETS = {
@@ -207,12 +208,15 @@ def load_dataset(name="digits", data_dir=None, image_size=None, held_out=0.1, cl
     if name in DATASETS:
         row = DATASETS[name]
     elif folder.is_dir():
-        row, name = DataRow(lambda data_dir, size: load_folder(folder, size or 32, data_dir), flip=True), folder.resolve().name
+        row, name = DataRow(lambda data_dir, size: load_folder(folder, size, data_dir), flip=True), folder.resolve().name
     else:
         raise UserError(f"--data {name}: is neither a folder nor one of the data sets {', '.join(DATASETS)}")
 
     names, (images, labels), test = row.load(data_dir, image_size)
     size = image_size or images.shape[-1]
+    if size > LARGEST:
+        raise UserError(f"--data {name}: its images have {size} pixels a side, and the networks are made for {LARGEST} at most:"
+                         " say by --image-size to how many to reduce them")
     images, test = resize(images, size), Split(resize(test[0], size), test[1])
     spec = Spec(name, names, images.shape[1], size, *moments(images), row.flip, row.published_std)
     selected = _held_out(labels, names, held_out, name)
