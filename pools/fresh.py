@@ -5,10 +5,9 @@ import math
 import torch
 from torch import nn
 
-from gendistil.common.device import send
 from gendistil.common.engine import EAGER
 from gendistil.common.rng import stream
-from gendistil.data import Augment, standardise, to_signed
+from gendistil.data import Augment, standardise, take, to_signed
 from pools.classifiers import build_classifier
 from pools.training import embed_images, epoch_batches, train_classifier
 
@@ -40,18 +39,17 @@ class RandomPool:
         model = model.to(real.images.device).requires_grad_(False)
         norms = [module for module in model.modules() if isinstance(module, nn.BatchNorm2d)]
         if norms:
-            rows = torch.randint(len(real), (_CALIBRATION * spec.num_classes,), generator=generator).to(real.images.device)
+            rows = torch.randint(len(real), (_CALIBRATION * spec.num_classes,), generator=generator)
             for norm in norms:
                 norm.momentum = None  # the mean of all batches, of which there is one
-            model.train()(standardise(to_signed(real.images[rows]), spec))
+            model.train()(standardise(to_signed(take(real.images, rows)), spec))
             for norm in norms:
                 norm.momentum = 0.1
         return model.eval()
 
     def embed(self, network, rows):
         """Embeddings of the training images `rows` (int64 [n]) as `network`, drawn here, sees them: float32 [n, D]."""
-        images = self.dataset.train.images
-        return embed_images(network, images[rows.to(images.device)], self.dataset.spec, engine=self.engine)
+        return embed_images(network, self.dataset.train.images, self.dataset.spec, engine=self.engine, rows=rows)
 
     def state_dict(self):
         return {}
@@ -102,8 +100,7 @@ class OnlinePool(RandomPool):
                 images, targets = learner.training_set()
             else:
                 count = math.ceil(self.images / self.batch_size) * self.batch_size  # whole batches, as IDC takes them
-                rows = send(torch.randperm(len(real), generator=generator)[:count], real.images.device)
-                images, targets = real.images[rows], real.labels[rows]
+                images, targets = real.batch(torch.randperm(len(real), generator=generator)[:count])
             return epoch_batches(images, targets, spec, self.augment, self.batch_size, generator, cutmix=self.cutmix)
 
         self._model.requires_grad_(True)
