@@ -51,9 +51,8 @@ SHORT = ("--data", "many", "--precision", "fp32", "--pool", STUDENT, "--eval-mod
 STORED = ("--ipc", 1, *SHORT)
 COMMANDS = {
     **{name: ("--method", name, *STORED) for name in ("dm", "dsa")},
-    "idc": ("--method", "idc", *STORED, "--pool-images", 8),
-    "dream": ("--method", "dream", "--factor", 1, *STORED, "--pool-images", 8),
-    "itgan": ("--method", "itgan", "--weight", "results/gan", "--chunk-steps", 1, *STORED),
+    "idc": ("--method", "idc", "--factor", 1, *STORED, "--pool-images", 8),
+    "inversion": ("--method", "inversion", "--weight", "results/gan", "--chunk-steps", 1, *STORED),
     "match": ("--weight", "results/gan", "--match-classes", 0, "--select-candidates", 3, "--pool-members", 1, "--pool-epochs",
               1, "--pool-snapshots", 1, "--batch-size", 4, *SHORT),
 }
@@ -61,7 +60,7 @@ COMMANDS = {
 
 @pytest.mark.parametrize("name", COMMANDS)
 def test_class_by_class(command, many, name):
-    if name in ("itgan", "match"):
+    if name in ("inversion", "match"):
         command(gen_condense, "--data", "many", "--width", 8, "--batch-size", 4, "--steps", 1, "--overwrite")
     learned = []
     for class_batch in (0, 64):
