@@ -91,8 +91,8 @@ def table(path):
             cells = [_cell(rows.get((method, classes, batch))) for batch in batches]
             lines.append(f"| {words} | {classes} | {' | '.join(cells)} |")
     first = results["rows"][0]
-    return "\n".join([*lines, "", f"{first['size']} pixels, {first['ipc']} stored images and {first['real']} real ones of each "
-                      f"class. {results['device']}, torch {results['torch']}, {first['precision']}."])
+    return "\n".join([*lines, "", f"{first['size']} pixels; of each class, stored images: {first['ipc']}, real ones: "
+                      f"{first['real']}. {results['device']}, torch {results['torch']}, {first['precision']}."])
 
 
 def _cell(row):
