@@ -6,7 +6,7 @@
 import dataclasses
 
 from gendistil.common.cli import COUNT, Parser, add_data_arguments, add_run_arguments, run_script
-from gendistil.common.device import make_accelerator
+from gendistil.common.device import make_accelerator, own_rows
 from gendistil.common.engine import Engine
 from gendistil.common.errors import UserError
 from gendistil.common.flags import add_flags, from_flags, override, refuse
@@ -76,9 +76,9 @@ def main(argv=None):
     shuffle = Shuffle(len(real), recipe.batch_size, args.seed, "real")
     with Loop(run, start, start if over else steps, args.log_interval) as loop:
         for step in loop:
-            rows = trainer.shard(shuffle.indices(step))
+            images, labels = real.batch(own_rows(accelerator, shuffle.indices(step)))
             trainer.pace(step / steps)
-            loop.report(trainer.step(to_signed(real.images[rows]), real.labels[rows], step))
+            loop.report(trainer.step(to_signed(images), labels, step))
             if loop.due(args.sample_interval):
                 run.images(MODEL, *trainer.grid(), loop.done)
             if judge and loop.due(judge.judging.eval_interval):

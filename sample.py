@@ -20,6 +20,7 @@ from gendistil.common.cli import COUNT, SEED, Parser, run_script
 from gendistil.common.errors import UserError
 from gendistil.common.flags import add_flags
 from gendistil.common.run import made_by
+from gendistil.evaluation.ranking import RankingExport
 from gendistil.sources import (
     CHOICES,
     Refined,
@@ -33,6 +34,8 @@ from gendistil.sources import (
     refine,
 )
 from pools import ClassifierPool
+
+DDRANKING = "ddranking"
 
 
 def parse_args(argv=None):
@@ -48,6 +51,9 @@ def parse_args(argv=None):
                         help="also keep, as float16 `logits` in set.safetensors, what the classifiers in this folder answer to "
                              "every image: a student that validate.py kept, or the mean of a pool's members at the end of "
                              "their training (default: the rows that a run keeps with its images, if it does)")
+    parser.add_argument("--format", choices=("pictures", DDRANKING), default="pictures",
+                        help="ddranking: also a folder of that name with what the package ddranking 0.2.0 takes, for the data "
+                             "sets that it knows")
     add_flags(parser, Refinement)
     parser.add_argument("--output-dir", type=Path, default=Path("results/set"), help="folder for images/, set.safetensors "
                         "and sheet.png; an earlier set there is replaced")
@@ -85,6 +91,7 @@ def prepare(folder):
         if not (folder / "set.safetensors").exists():
             raise UserError(f"--output-dir {folder} holds images that are not an earlier set: name another folder")
         shutil.rmtree(folder / "images")
+        shutil.rmtree(folder / DDRANKING, ignore_errors=True)
 
 
 def main():
@@ -94,6 +101,7 @@ def main():
         raise UserError(f"--pretrain-weight {args.pretrain_weight} makes images of {source.channels} channels: "
                         "pictures are grey or RGB")
     facts = describe(args.pretrain_weight, source.num_classes) | {"seed": args.seed, "ipc": args.ipc, "sampling": args.sampling}
+    export = RankingExport(facts, source) if args.format == DDRANKING else None
     tensors, teacher = {}, source.rows
     if args.teacher:
         teacher = Teacher.of(ClassifierPool.open(args.teacher))
@@ -116,6 +124,8 @@ def main():
         folder.mkdir(parents=True)
         for index, image in enumerate(members):
             to_picture(image).save(folder / f"{index:05d}.png")
+    if export:
+        export.write(args.output_dir / DDRANKING, args.ipc, images, targets, tensors.get("logits"))
     columns = min(by_class.shape[1], 10)
     zoom = max(1, 32 // source.size)  # tiny images are shown in larger pixels
     shown = by_class[:, :columns].flatten(0, 1).repeat_interleave(zoom, 2).repeat_interleave(zoom, 3)

@@ -24,8 +24,9 @@ from gendistil.evaluation import PROTOCOLS, SAMPLINGS, Protocol, evaluate, evalu
 from gendistil.evaluation.card import card
 from gendistil.evaluation.judged import REAL, WHOLE, joined, learned_with, list_rows, load_sources, named_paths, resumed
 from gendistil.evaluation.page import draw_sheets, find_sheets
+from gendistil.evaluation.ranking import complete
 from gendistil.evaluation.report import markdown, write_report
-from gendistil.evaluation.rows import row_key
+from gendistil.evaluation.rows import PLAIN, row_key
 from gendistil.evaluation.students import GROUP, rate_of, steps_per_epoch
 from gendistil.evaluation.teachers import Labels, Teachers, distilled_from, keep_student, labels_of
 from gendistil.sources import Refinement, diversity, load_source
@@ -42,6 +43,8 @@ def parse_args(argv=None):
                            "NAME is what the report calls one, else its own name")
     what.add_argument("--compare", nargs="*", choices=("random", "whole"), default=None,
                       help=f"also judge {REAL}, as many of them, and the {WHOLE}, or one of the two")
+    what.add_argument("--ranking", action="store_true", help="also train students without augmentation, and report the scores "
+                      "of DD-Ranking, beside all real images and as many random ones: implies --compare")
     what.add_argument("--ipc", type=COUNT, nargs="+", default=[1, 10, 50], help="images per class")
     what.add_argument("--sampling", choices=SAMPLINGS, nargs="+", default=["fresh"],
                       help="fixed: a student sees one set of --ipc images of every class; representative: one chosen, by "
@@ -71,6 +74,7 @@ def parse_args(argv=None):
     args.ipc, args.sampling = (list(dict.fromkeys(values)) for values in (sorted(args.ipc), args.sampling))
     vars(args).update(dataclasses.asdict(labels_of(args)))
     args.compare = ["random", "whole"] if args.compare == [] else args.compare or []
+    complete(args)
     if not args.pretrain_weight and not args.compare:
         parser.error("nothing to judge: give --pretrain-weight PATH, or --compare for real images alone")
     if args.push_to_hub and len(args.pretrain_weight) != 1:
@@ -140,6 +144,8 @@ def main():
         settings = {"num_eval": min(at_once, args.num_eval - first), "seed": args.seed + first, "engine": engine,
                     "together": at_once}
         protocol = protocols[row["model"]]
+        if row.get("augmentation"):
+            protocol = dataclasses.replace(protocol, aug_type=PLAIN, cutmix=0.0)
         if row["ipc"] is None:
             whole = full_protocol(args, protocol, dataset.spec, real)
             result = evaluate_full(dataset, row["model"], split=real, protocol=whole, **settings)

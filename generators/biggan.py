@@ -1,4 +1,4 @@
-"""The BigGAN that IT-GAN keeps frozen (arXiv 2204.07513, after Brock et al., ICLR 2019), for any size from 8 to 64 pixels.
+"""The BigGAN that IT-GAN keeps frozen (arXiv 2204.07513, after Brock et al., ICLR 2019), for any size from 8 to 128 pixels.
 
 The small one of Zhao et al. (NeurIPS 2020, "Differentiable Augmentation"): one width at every resolution, no attention, class
 embeddings of their own at every norm, spectral norm in both networks.

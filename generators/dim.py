@@ -1,4 +1,4 @@
-"""The generator and critic of DiM (Wang et al., arXiv 2303.04707), for any size from 8 to 64 pixels.
+"""The generator and critic of DiM (Wang et al., arXiv 2303.04707), for any size from 8 to 128 pixels.
 
 Modules are registered in the order of the published state dicts, so its checkpoints load by position.
 """

@@ -6,10 +6,9 @@ import math
 import torch
 from torch import nn
 
-from gendistil.common.device import send
 from gendistil.common.engine import EAGER
 from gendistil.common.rng import stream
-from gendistil.data import Augment, standardise, to_signed
+from gendistil.data import Augment, standardise, take, to_signed
 from pools.classifiers import build_classifier
 from pools.training import embed_images, epoch_batches, train_classifier
 
@@ -41,18 +40,17 @@ class RandomPool:
         model = model.to(real.images.device).requires_grad_(False)
         norms = [module for module in model.modules() if isinstance(module, nn.BatchNorm2d)]
         if norms:
-            rows = torch.randint(len(real), (_CALIBRATION * spec.num_classes,), generator=generator).to(real.images.device)
+            rows = torch.randint(len(real), (_CALIBRATION * spec.num_classes,), generator=generator)
             for norm in norms:
                 norm.momentum = None  # the mean of all batches, of which there is one
-            model.train()(standardise(to_signed(real.images[rows]), spec))
+            model.train()(standardise(to_signed(take(real.images, rows)), spec))
             for norm in norms:
                 norm.momentum = 0.1
         return model.eval()
 
     def embed(self, network, rows):
         """Embeddings of the training images `rows` (int64 [n]) as `network`, drawn here, sees them: float32 [n, D]."""
-        images = self.dataset.train.images
-        return embed_images(network, images[rows.to(images.device)], self.dataset.spec, engine=self.engine)
+        return embed_images(network, self.dataset.train.images, self.dataset.spec, engine=self.engine, rows=rows)
 
     def state_dict(self):
         return {}
@@ -86,11 +84,11 @@ class OnlinePool(RandomPool):
 
     def prepare(self, step, learner):
         """Make the network of step `step`, or train it on: `learner.training_set()` is (uint8 images, targets)."""
-        round_, position = divmod(step, self.outer)
+        real, (round_, position) = self.dataset.train, divmod(step, self.outer)
         if position == 0 or self._model is None:
             self._start(round_)
             if self.warmup:
-                self._train(self.warmup, ("warm", round_), self._real)
+                self._train(self.warmup, ("warm", round_), lambda generator: (real.images, real.labels))
         else:
             self._train(self.inner, (step,), functools.partial(self._lesson, learner))
 
@@ -102,13 +100,8 @@ class OnlinePool(RandomPool):
         """The images of one pass between two steps of matching, and their targets."""
         if self.teacher == "synthetic":
             return learner.training_set()
-        return self._real(generator, math.ceil(self.images / self.batch_size) * self.batch_size)  # whole batches, as IDC has it
-
-    def _real(self, generator, count=None):
-        """`count` real images, or all, and their labels, by the next draws of `generator`."""
-        real = self.dataset.train
-        rows = send(torch.randperm(len(real), generator=generator)[:count], real.images.device)
-        return real.images[rows], real.labels[rows]
+        count = math.ceil(self.images / self.batch_size) * self.batch_size  # whole batches, as IDC takes them
+        return self.dataset.train.batch(torch.randperm(len(self.dataset.train), generator=generator)[:count])
 
     def _train(self, epochs, name, shown):
         """Train the network for so many epochs on the images and targets of `shown(generator)`; `name` is of the draws."""

@@ -150,12 +150,12 @@ class ClassifierPool:
         images = self._dataset.train.images
         index = next((index for index, model in self._models.items() if model is network), None)
         if index is None:  # a network between two members
-            return self._embed(network, images[rows.to(images.device)])
+            return self._embed(network, images, rows)
         path = self.dir / f"{self._rows[index]['digest']}.npy"
         self._looks[index] += len(rows)
         if not path.exists():
             if self._looks[index] < len(images):
-                return self._embed(network, images[rows.to(images.device)])
+                return self._embed(network, images, rows)
             partial_file = path.with_name(f"{path.name}.{os.getpid()}.partial")  # several processes may come here
             with partial_file.open("wb") as file:
                 np.save(file, self._embed(network, images).half().cpu().numpy())
@@ -163,8 +163,8 @@ class ClassifierPool:
         kept = np.load(path, mmap_mode="r")[rows.cpu().numpy()]
         return torch.from_numpy(kept).to(self.device).float()
 
-    def _embed(self, network, images):
-        return embed_images(network, images, self.spec, engine=self._engine).half().float()
+    def _embed(self, network, images, rows=None):
+        return embed_images(network, images, self.spec, engine=self._engine, rows=rows).half().float()
 
     def last(self, generator):
         """A member at the end of its training, all equally likely, by the next draw of `generator`."""

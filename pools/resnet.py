@@ -63,7 +63,7 @@ class ResNet(nn.Module):
     """A ResNet of basic blocks whose four stages have `width`, 2x, 4x and 8x maps.
 
     Args: channels and size (side in pixels) of the images; num_classes; depth, 10 or 18; width, maps of the first stage;
-    stem, "small" (3x3, for up to 64 pixels), "mid" or "large" (7x7, ImageNet's); norm, "batch" or "instance"; average,
+    stem, "small" (3x3), "mid" or "large" (7x7, ImageNet's); norm, "batch" or "instance"; average,
     average pooling in place of strides ("ResNetAP"); flatten, leave out the mean over the last maps' pixels.
 
     The default width of 32 is half the usual one: "ResNet-18" of the CIFAR-10 tables of DiM, IDC and DREAM is this net.

@@ -9,7 +9,7 @@ from gendistil.common.device import send
 from gendistil.common.engine import EAGER
 from gendistil.common.errors import UserError
 from gendistil.data.augment import cut_mix
-from gendistil.data.images import standardise, to_signed
+from gendistil.data.images import HostImages, standardise, take, to_signed
 
 SCHEDULES = {
     "cosine": lambda epoch, epochs: (1 + math.cos(math.pi * (epoch / epochs))) / 2,
@@ -80,11 +80,15 @@ def _loss(logits, targets):
 def epoch_batches(images, targets, spec, augment, batch_size, generator, cutmix=0.0):
     """Yield one epoch of what `train_classifier` takes, in an order drawn from `generator`, every image once.
 
-    Args: images, uint8 `[N, C, H, W]`; targets, int64 `[N]` or float `[N, K]`; the others as in `prepare_batch`.
+    Args: images, uint8 `[N, C, H, W]`, a tensor or `HostImages`; targets, int64 `[N]` or float `[N, K]`; the others as in
+    `prepare_batch`.
     """
-    order = send(torch.randperm(len(targets), generator=generator, device=generator.device), targets.device)
-    for rows in split_batches(order, batch_size):
-        yield prepare_batch(images[rows], targets[rows], spec, augment, generator, cutmix)
+    drawn = torch.randperm(len(targets), generator=generator, device=generator.device)
+    order = send(drawn, targets.device)
+    pieces = split_batches(order, batch_size)
+    places = split_batches(drawn, batch_size) if isinstance(images, HostImages) else pieces  # the host's own need no waiting
+    for rows, place in zip(pieces, places):
+        yield prepare_batch(images[place], targets[rows], spec, augment, generator, cutmix)
 
 
 def prepare_batch(images, targets, spec, augment, generator, cutmix=0.0):
@@ -121,18 +125,21 @@ def accuracy(model, images, labels, spec, batch_size=512, engine=EAGER):
     return (logits.argmax(1) == labels).float().mean() * 100
 
 
-def embed_images(model, images, spec, batch_size=512, engine=EAGER):
+def embed_images(model, images, spec, batch_size=512, engine=EAGER, rows=None):
     """Embeddings of `images` (uint8 `[N, C, H, W]`) by `model` in eval mode: float32 `[N, D]`, without gradient.
+
+    With `rows`, int64 `[n]` on the host, those of these images alone, of which only a batch is taken at a time.
 
     The model's own mode is restored.
     """
-    return _outputs(model, "embed", images, spec, batch_size, engine).float()
+    return _outputs(model, "embed", images, spec, batch_size, engine, rows).float()
 
 
 @torch.no_grad()
-def _outputs(model, view, images, spec, batch_size, engine):
+def _outputs(model, view, images, spec, batch_size, engine, rows=None):
+    batches = images.split(batch_size) if rows is None else (take(images, part) for part in rows.split(batch_size))
     training = model.training
     model.eval()
-    outputs = [engine(model, standardise(to_signed(batch), spec), view=view) for batch in images.split(batch_size)]
+    outputs = [engine(model, standardise(to_signed(batch), spec), view=view) for batch in batches]
     model.train(training)
     return torch.cat(outputs)

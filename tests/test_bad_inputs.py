@@ -104,7 +104,7 @@ STAGE1 = [
     (["--batch-size", "1"], "--batch-size"),
     (["--seed", "-1"], "--seed"),
     (["--held-out", "0.9"], "--held-out"),
-    (["--image-size", "100"], "--image-size"),
+    (["--image-size", "129"], "at most 128, for which the networks are made"),
     (["--recipe", "dcgan"], "--recipe"),
     (["--generator", "unet"], "--generator"),
     (["--loss", "mse"], "--loss"),

@@ -17,6 +17,7 @@ from parity_fixtures import (
     uniform_hash,
 )
 
+from gendistil.common.cli import LARGEST
 from gendistil.common.device import halve
 from gendistil.common.engine import Engine
 from gendistil.common.errors import UserError
@@ -118,6 +119,14 @@ def test_every_size_and_channel_count(name, size, channels):
         model.eval()
         assert model.embed(images).shape == (2, model.classifier.in_features)
         assert all(maps.shape[0] == 2 and maps.dim() == 4 for maps in model.features(images))
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("name", ["convnet:width=4", "convnet4", "convnet_bn", "resnet10", "resnet18", "resnet18_ap",
+                                  "resnet18_full_in:width=8", "densenet", "mlp", "lenet", "alexnet", "vgg11"])
+def test_the_largest_images(name):
+    model = build_classifier(name, 3, LARGEST, 5)
+    assert model(torch.randn(2, 3, LARGEST, LARGEST)).shape == (2, 5)
 
 
 @pytest.mark.parametrize("depth", range(1, 7))

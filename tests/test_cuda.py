@@ -7,7 +7,7 @@ import torch
 from accelerate import Accelerator
 
 from gendistil.common.engine import Engine
-from gendistil.data import load_dataset
+from gendistil.data import HostImages, datasets, load_dataset
 from gendistil.matching import GeneratorLearner, Matcher, PixelLearner, initial
 from gendistil.sources import PixelSet
 from generators import RECIPES, make_trainer
@@ -16,9 +16,23 @@ from pools import RandomPool
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")
 
 
-@pytest.fixture(scope="module")
-def digits():
-    return load_dataset("digits", device="cuda")
+@pytest.fixture(scope="module", params=["device", "host"])
+def digits(request):
+    """The digits on the device, or with images that stay in the host's memory."""
+    with pytest.MonkeyPatch.context() as patch:
+        if request.param == "host":
+            patch.setattr(datasets, "free_bytes", lambda device: 0)
+        digits = load_dataset("digits", device="cuda")
+    assert isinstance(digits.train.images, HostImages) == (request.param == "host")
+    return digits
+
+
+def test_host_images_are_pinned_and_arrive_as_they_are():
+    pixels = torch.randint(256, (9, 3, 4, 4), dtype=torch.uint8)
+    images = HostImages(pixels, "cuda")
+    assert images.pixels.is_pinned()
+    for rows in (torch.tensor([3, 1]), torch.tensor([3, 1], device="cuda")):
+        assert torch.equal(images[rows], pixels[[3, 1]].cuda())
 
 
 @pytest.mark.parametrize("recipe", RECIPES)

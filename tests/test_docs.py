@@ -19,6 +19,7 @@ import sample
 import validate
 from gendistil.common.cli import run_script
 from gendistil.data import DATASETS
+from gendistil.evaluation import PROTOCOLS
 from gendistil.matching import METHODS as METHODS_TABLE
 from gendistil.matching import OBJECTIVES, methods
 from gendistil.matching.build import LEARNED
@@ -41,7 +42,7 @@ SHORT = {
     "sample": (),
 }
 SMALL_POOL = ("--pool-members 1", "--pool-epochs 1", "--pool-snapshots 1")
-LESS = {"--steps": 3, "--epochs": 1, "--ipc": 2, "--num-eval": 1}
+LESS = {"--steps": 3, "--epochs": 1, "--full-epochs": 1, "--ipc": 2, "--num-eval": 1}
 """What a shortened command gives in place of larger values."""
 
 
@@ -158,9 +159,57 @@ def test_the_published_command_lines_are_understood():
     for line in lines:
         words = shlex.split(line)[1:]
         assert pool_match.parse_args(words).method == words[words.index("--method") + 1]
-    line, = re.findall(r"`continual\.py ([^`]+)`", table)
-    made, = continual.parse_args(shlex.split(line)).memory
-    assert made.name == "dm"
+
+
+def equivalents(published, ours):
+    """The rows of the table of equivalents for two scripts: pairs of the words of the published command and of ours."""
+    rows = re.findall(rf"^\| `{re.escape(published)} ([^`]+)`[^|]*\| `{re.escape(ours)} ([^`]+)`[^|]*\|$",
+                      sections(METHODS)["Published commands and ours"], re.M)
+    return [tuple(map(shlex.split, row)) for row in rows]
+
+
+def value(words, flag, default=None):
+    return words[words.index(flag) + 1] if flag in words else default
+
+
+def test_published_continual_learning_is_understood():
+    rows = equivalents("CL_DM.py", "continual.py")
+    assert [(value(theirs, "--method"), value(theirs, "--steps")) for theirs, _ in rows] == [
+        ("random", "5"), ("herding", "5"), ("DSA", "5"), ("DM", "5"), ("DM", "10")]
+    for theirs, words in rows:
+        args = continual.parse_args(words)
+        made, = args.memory
+        assert shlex.split(made.text)[1:] == ["--method", value(theirs, "--method").lower()]
+        assert (args.steps, args.ipc) == tuple(int(value(theirs, flag)) for flag in ("--steps", "--ipc"))
+        # CL_DM.py:23, :17, :26-28 and utils.py: five orders, three networks, 1001 epochs, DSA's augmentation for all.
+        assert (args.orders, args.num_eval, args.data, args.eval_model) == (5, 3, "cifar100", "convnet")
+        protocol = PROTOCOLS[args.protocol]
+        assert (protocol.epochs, protocol.batch_size, protocol.lr, protocol.aug_single) == (1001, 256, 0.01, True)
+
+
+MODES = {
+    # get_eval_pool, utils.py of VICO-UoE/DatasetCondensation, as our names have it: its ConvNet has width 128, depth 3, ReLU,
+    # average pooling and instance norm, and so has its ResNet18.
+    "M": "mlp convnet lenet alexnet vgg11 resnet18_full_in",
+    "B": "convnet_bn convnet_swish_bn alexnet_bn vgg11_bn resnet18_full",
+    "W": "convnet:width=32 convnet:width=64 convnet convnet:width=256",
+    "D": "convnet:depth=1 convnet:depth=2 convnet convnet4",
+    "A": "convnet:activation=sigmoid convnet convnet:activation=leakyrelu convnet_swish",
+    "P": "convnet:pooling=none convnet:pooling=max convnet",
+    "N": "convnet:norm=none convnet_bn convnet:norm=layer convnet convnet:norm=group",
+    "S": "convnet",
+    "SS": "convnet_bn",
+}
+
+
+def test_published_modes_of_evaluation_are_understood():
+    rows = [*equivalents("main_DM.py", "validate.py"), *equivalents("main.py", "validate.py")]
+    assert {value(theirs, "--eval_mode") for theirs, _ in rows} == set(MODES)
+    for theirs, words in rows:
+        args = validate.parse_args([*words, "--compare"])
+        assert args.eval_model == MODES[value(theirs, "--eval_mode")].split()
+        assert args.sampling == ["fixed"]
+    assert {value(words, "--protocol") for _, words in rows} == {"dsa", "dc"}
 
 
 def test_the_published_evaluations_are_understood():

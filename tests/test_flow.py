@@ -52,7 +52,7 @@ def flow(size=8, channels=1, classes=3, **options):
 
 @pytest.mark.parametrize("shortcut", [False, True])
 @pytest.mark.parametrize(("size", "channels", "classes", "width"),
-                         [(8, 1, 2, 8), (13, 3, 5, 9), (28, 1, 10, 20), (48, 4, 7, 8), (64, 3, 30, 16)])
+                         [(8, 1, 2, 8), (13, 3, 5, 9), (28, 1, 10, 20), (48, 4, 7, 8), (64, 3, 30, 16), (128, 3, 4, 8)])
 def test_every_size_channel_and_class_count(size, channels, classes, width, shortcut):
     generator = flow(size, channels, classes, width=width, shortcut=shortcut, sample_steps=2)
     images = generator(3 * torch.randn(2, generator.dim_noise), torch.arange(2))

@@ -141,7 +141,12 @@ def truncate(folder):
     path.write_bytes(path.read_bytes()[:400])
 
 
+def enlarge(folder):
+    Image.new("L", (129, 40)).save(folder / "train" / "bee" / "0.png")
+
+
 BREAKAGES = {
+    "larger than the networks": (enlarge, ["bee/0.png: has 129x40 pixels", "128 a side at most", "--image-size"]),
     "no train": (lambda f: remove(f, "train"), ["has no folder train/", "train/<class>/"]),
     "no test": (lambda f: remove(f, "test"), ["neither test/ nor val/"]),
     "class missing from test": (lambda f: remove(f, "test/bee"), ["test: has no folder of class 'bee'"]),
@@ -170,6 +175,15 @@ def test_unusable_folders_say_what_is_wrong_in_one_line(tmp_path, cache, breakag
     assert "\n" not in str(error.value)
     for words in expected + ["pets"]:
         assert words in str(error.value)
+
+
+def test_larger_pictures_are_reduced_to_a_size_that_is_given(tmp_path, cache):
+    folder = write_folder(tmp_path / "pets", size=(200, 150))
+    assert load_dataset(folder, cache, image_size=128).train.images.shape[1:] == (1, 128, 128)
+    with pytest.raises(UserError, match="200x150 pixels"):  # though the cache holds them
+        load_dataset(folder, cache)
+    with pytest.raises(UserError, match="129 pixels a side"):
+        load_dataset(folder, cache, image_size=129)
 
 
 @pytest.mark.parametrize(("most", "other"), [("RGB", "L"), ("L", "RGB")])

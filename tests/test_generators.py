@@ -38,7 +38,7 @@ def test_dim_networks_compute_what_the_published_ones_do(data, variant):
 
 @pytest.mark.parametrize("name", GANS)
 @pytest.mark.parametrize(("size", "channels", "classes"),
-                         [(8, 1, 2), (13, 3, 5), (20, 1, 10), (28, 1, 10), (48, 4, 7), (64, 3, 30)])
+                         [(8, 1, 2), (13, 3, 5), (20, 1, 10), (28, 1, 10), (48, 4, 7), (64, 3, 30), (128, 3, 4)])
 def test_every_size_channel_and_class_count(name, size, channels, classes):
     make_generator, make_critic = NETWORKS[name]
     generator = make_generator(size, channels, classes, dim_noise=classes + 6, width=16)

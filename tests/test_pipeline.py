@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from picture_folders import write_folder
 from PIL import Image
 from safetensors.torch import load_file
 from torchvision.datasets import ImageFolder
@@ -334,6 +335,22 @@ def test_a_folder_of_pictures_goes_through_all_stages(command, pictures, tmp_pat
     assert len(rows) == 3
     exported = ImageFolder(tmp_path / "set" / "images")
     assert (exported.classes, exported[0][0].size) == (["blue", "green", "red"], (12, 12))
+
+
+@pytest.mark.parametrize("recipe", ["pyramid", "dim", "biggan", "flow"])
+def test_a_folder_of_the_largest_pictures(command, tmp_path, recipe):
+    folder, results = write_folder(tmp_path / "pets", mode="RGB", size=(128, 128)), tmp_path / "results"
+    shared = ("--output-dir", results, "--compile", "off")
+    command(gen_condense, *shared, "--data", folder, "--image-size", 128, "--recipe", recipe, "--width", 8, "--batch-size", 2,
+            "--steps", 1)
+    if recipe == "pyramid":
+        small = ("--eval-model", "convnet:width=8", "--eval-ipc", 1, "--eval-epochs", 1)
+        command(pool_match, *shared, "--weight", results / "gan", "--pool", "convnet:width=8", "--pool-members", 1,
+                "--pool-epochs", 1, "--pool-snapshots", 1, "--match-batch", 2, "--batch-size", 2, "--steps", 1, *small)
+        command(validate, *shared, "--pretrain-weight", results / "match", "--ipc", 1, "--num-eval", 1, "--epochs", 1,
+                "--min-steps", 1, "--eval-model", "convnet:width=8", "resnet10:width=8")
+        assert len(json.loads((results / "test" / "report.json").read_text())) == 2
+    assert load_source(results / "gan").size == 128
 
 
 @pytest.mark.skipif(not os.environ.get("DATA_DIR"), reason="needs DATA_DIR with MNIST")

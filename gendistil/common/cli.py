@@ -12,6 +12,8 @@ from gendistil.common.errors import UserError
 
 PRECISIONS = ("auto", "fp32", "bf16", "fp16")
 COMPILE = ("auto", "on", "off")
+LARGEST = 128
+"""The largest side, in pixels, of images that the networks are made for."""
 
 
 class _Help(argparse.ArgumentDefaultsHelpFormatter):
@@ -43,8 +45,8 @@ def say(line):
         print(line, file=sys.stderr)
 
 
-def number(kind, low=None, high=None, *, open_low=False):
-    """An argparse type: an `int` or `float` within [low, high], or (low, high] with `open_low`."""
+def number(kind, low=None, high=None, *, open_low=False, why=""):
+    """An argparse type: an `int` or `float` within [low, high], or (low, high] with `open_low`; `why` ends the error."""
 
     def parse(text):
         try:
@@ -55,7 +57,7 @@ def number(kind, low=None, high=None, *, open_low=False):
         if value != value or too_low or (high is not None and value > high):
             bounds = [f"{'above' if open_low else 'at least'} {low}"] if low is not None else []
             bounds += [f"at most {high}"] if high is not None else []
-            raise argparse.ArgumentTypeError(f"{text} is out of range: it must be {' and '.join(bounds)}")
+            raise argparse.ArgumentTypeError(f"{text} is out of range: it must be {' and '.join(bounds)}{why}")
         return value
 
     return parse
@@ -104,8 +106,9 @@ def add_data_arguments(parser):
                             "(default: that of the run that is continued or judged, else digits)")
     group.add_argument("--data-dir", type=Path, default=None,
                        help="where named data sets are downloaded and caches kept (default: $DATA_DIR, else a cache folder)")
-    group.add_argument("--image-size", type=number(int, 8, 64), default=None,
-                       help="side of the square images, in pixels (default: the data set's own; a folder's: 32)")
+    group.add_argument("--image-size", type=number(int, 8, LARGEST, why=", for which the networks are made"), default=None,
+                       help="side of the square images, in pixels (default: the data set's own; a folder's: 32, if none of "
+                            f"its pictures is larger than {LARGEST})")
     group.add_argument("--classes", type=NATURAL, nargs="+", default=None, metavar="LABEL",
                        help="only these classes, by their labels, in this order (default: as --data; all)")
     group.add_argument("--held-out", type=number(float, 0.01, 0.5), default=None,

@@ -1,6 +1,7 @@
 """What the hardware is asked to do: memory, precision and the Accelerator."""
 
 import ctypes
+import math
 import os
 import platform
 from datetime import timedelta
@@ -62,6 +63,11 @@ def make_accelerator(precision="auto"):
         # Convolutions only: the products behind distances and clusterings keep all their digits.
         torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32 = True, False
     return Accelerator(mixed_precision={"fp32": "no"}.get(precision, precision))
+
+
+def free_bytes(device):
+    """How much memory of a GPU is free; infinite for what shares the host's memory."""
+    return torch.cuda.mem_get_info(device)[0] if torch.device(device).type == "cuda" else math.inf
 
 
 def synchronise(device):

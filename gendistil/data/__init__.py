@@ -2,7 +2,7 @@
 
 from gendistil.data.augment import AUGMENTATIONS, Augment, AugmentParams
 from gendistil.data.datasets import DATASETS, DataRow, Dataset, Spec, Split, default_data_dir, load_dataset
-from gendistil.data.images import standardise, to_signed, to_uint8
+from gendistil.data.images import HostImages, standardise, take, to_signed, to_uint8
 
 __all__ = [
     "AUGMENTATIONS",
@@ -11,11 +11,13 @@ __all__ = [
     "AugmentParams",
     "DataRow",
     "Dataset",
+    "HostImages",
     "Spec",
     "Split",
     "default_data_dir",
     "load_dataset",
     "standardise",
+    "take",
     "to_signed",
     "to_uint8",
 ]

@@ -12,11 +12,14 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from gendistil.common.device import user_cache
+from gendistil.common.cli import LARGEST
+from gendistil.common.device import free_bytes, send, user_cache
 from gendistil.common.errors import UserError
 from gendistil.common.rng import stream
 from gendistil.data.folders import load_folder, make_folder
-from gendistil.data.images import moments, resize
+from gendistil.data.images import HostImages, join, moments, resize, take
+
+_SHARE = 0.5  # of a device's free memory that images may take: networks and what they remember need the rest
 
 
 @dataclass(frozen=True)
@@ -41,9 +44,9 @@ class Spec:
 
 @dataclass(frozen=True)
 class Split:
-    """Images uint8 `[N, C, H, W]` and their labels int64 `[N]`, on one device."""
+    """Images uint8 `[N, C, H, W]` and their labels int64 `[N]`, on one device; `HostImages` where they do not fit there."""
 
-    images: torch.Tensor
+    images: torch.Tensor | HostImages
     labels: torch.Tensor
 
     def __len__(self):
@@ -51,10 +54,17 @@ class Split:
 
     def __getitem__(self, indices):
         """The split of the images at `indices` (a tensor or a slice)."""
-        return Split(self.images[indices], self.labels[indices])
+        images = self.images.part(indices) if isinstance(self.images, HostImages) else self.images[indices]
+        return Split(images, self.labels[indices])
 
-    def to(self, device):
-        return Split(self.images.to(device), self.labels.to(device))
+    def batch(self, rows):
+        """The images and labels at int64 `rows` of the host, as tensors on the device; nobody waits for them."""
+        return take(self.images, rows), self.labels[send(rows, self.labels.device)]
+
+    def to(self, device, on_host=False):
+        """The split on a device; with `on_host` its images stay where they are until they are taken."""
+        images = HostImages(self.images.cpu(), device) if on_host else self.images.to(device)
+        return Split(images, self.labels.to(device))
 
 
 @dataclass(frozen=True)
@@ -69,12 +79,14 @@ class Dataset:
     @property
     def full_train(self):
         """A new Split of all training images: `train`, then `held_out`."""
-        return Split(
-            torch.cat([self.train.images, self.held_out.images]), torch.cat([self.train.labels, self.held_out.labels])
-        )
+        return Split(join([self.train.images, self.held_out.images]), torch.cat([self.train.labels, self.held_out.labels]))
 
     def to(self, device):
-        return replace(self, train=self.train.to(device), held_out=self.held_out.to(device), test=self.test.to(device))
+        """The data set on a device; its images stay in the host's memory if they would take more than half of what is free."""
+        parts = {"train": self.train, "held_out": self.held_out, "test": self.test}
+        size = sum(part.images.shape.numel() for part in parts.values())
+        on_host = self.train.images.device.type == "cpu" and size > _SHARE * free_bytes(device)
+        return replace(self, **{name: part.to(device, on_host) for name, part in parts.items()})
 
     def of(self, classes):
         """The data set of some classes alone, on the CPU: label i is for class `classes[i]` of this one.
@@ -167,7 +179,7 @@ def _load_tinyimagenet(data_dir, image_size):
             f"--data tinyimagenet: there is no folder {folder}: unpack it there, with train/<class>/ and val/<class>/, or name "
             "its parent by --data-dir"
         )
-    return load_folder(folder, image_size or 64, data_dir)
+    return load_folder(folder, image_size, data_dir, usual=64)
 
 
 DATASETS = {
@@ -207,12 +219,15 @@ def load_dataset(name="digits", data_dir=None, image_size=None, held_out=0.1, cl
     if name in DATASETS:
         row = DATASETS[name]
     elif folder.is_dir():
-        row, name = DataRow(lambda data_dir, size: load_folder(folder, size or 32, data_dir), flip=True), folder.resolve().name
+        row, name = DataRow(lambda data_dir, size: load_folder(folder, size, data_dir), flip=True), folder.resolve().name
     else:
         raise UserError(f"--data {name}: is neither a folder nor one of the data sets {', '.join(DATASETS)}")
 
     names, (images, labels), test = row.load(data_dir, image_size)
     size = image_size or images.shape[-1]
+    if size > LARGEST:
+        raise UserError(f"--data {name}: its images have {size} pixels a side, and the networks are made for {LARGEST} at most:"
+                         " say by --image-size to how many to reduce them")
     images, test = resize(images, size), Split(resize(test[0], size), test[1])
     spec = Spec(name, names, images.shape[1], size, *moments(images), row.flip, row.published_std)
     selected = _held_out(labels, names, held_out, name)

@@ -11,6 +11,57 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
+from gendistil.common.device import send
+
+
+class HostImages:
+    """Stored images that are too many for a device: they stay in the host's memory, and what is taken of them moves there.
+
+    What a split's images are asked for as a tensor on the device: `shape`, `len`, `device`, indexing and `split`, which give
+    tensors on the device, `cpu` and `to`.
+    """
+
+    def __init__(self, images, device):
+        self.device = torch.device(device)
+        self.pixels = images.pin_memory() if self.device.type == "cuda" else images
+        self.shape = images.shape
+
+    def __len__(self):
+        return len(self.pixels)
+
+    def __getitem__(self, rows):
+        """Images at the rows of a slice or a tensor; one that lies on the device makes the host wait, see `take`."""
+        return send(self.pixels[_of_host(rows)], self.device)
+
+    def split(self, size):
+        return (send(part, self.device) for part in self.pixels.split(size))
+
+    def part(self, rows):
+        """The images at these rows, as `HostImages`."""
+        return HostImages(self.pixels[_of_host(rows)], self.device)
+
+    def cpu(self):
+        return self.pixels
+
+    def to(self, device):
+        return HostImages(self.pixels, device)
+
+
+def _of_host(rows):
+    return rows.cpu() if isinstance(rows, torch.Tensor) else rows
+
+
+def take(images, rows):
+    """`images[rows]` for int64 rows of the host, on the images' device, wherever they lie; the host does not wait for it."""
+    return images[rows] if isinstance(images, HostImages) else images[send(rows, images.device)]
+
+
+def join(parts):
+    """Stored images of several parts, which lie alike, as one."""
+    if isinstance(parts[0], HostImages):
+        return HostImages(torch.cat([part.pixels for part in parts]), parts[0].device)
+    return torch.cat(parts)
+
 
 def to_signed(images):
     """Stored images (uint8, any shape) as float32 in [-1, 1]."""

@@ -6,7 +6,7 @@ from pathlib import Path
 from gendistil.common.errors import UserError
 from gendistil.common.flags import given
 from gendistil.common.run import CONFIG, check_options, made_by, read_json
-from gendistil.evaluation.rows import LEARNED, REPORT, read_report, row_key, unique
+from gendistil.evaluation.rows import LEARNED, PLAIN, REPORT, read_report, row_key, unique
 from gendistil.evaluation.students import Result
 from gendistil.evaluation.teachers import fits, open_teacher
 from gendistil.sources import RealImages, Refined, Refinement, check_fits, load_source, refine
@@ -16,7 +16,7 @@ REAL, WHOLE, TRAIN = "random real images", "whole training set", "training set w
 
 # What --resume may be given anew: rows that are there stay, and others and more students are added.
 _MAY_CHANGE = {"resume", "overwrite", "output_dir", "tag", "data_dir", "precision", "compile", "pretrain_weight", "compare",
-               "ipc", "sampling", "labels", "eval_model", "num_eval", "together", "push_to_hub"}
+               "ipc", "sampling", "labels", "eval_model", "num_eval", "together", "push_to_hub", "ranking"}
 
 
 def resumed(args, paths, may_change=_MAY_CHANGE):
@@ -91,13 +91,15 @@ def learned_with(path):
 
 
 def list_rows(args, sources):
-    """What the report will hold: dicts of source, sampling, ipc, model and labels."""
+    """What the report will hold: dicts of source, sampling, ipc, model and labels, and of augmentation where there is none."""
     filters = {name: {"refined_by": source.teacher.name} if isinstance(source, Refined) and source.teacher else {}
                for name, source in sources.items()}
     rows = [{"source": name, "sampling": sampling, "ipc": ipc, "model": model,
              "labels": LEARNED if kind == "hard" and sources[name].soft else kind, **filters[name]}
             for model in args.eval_model for kind in args.labels for name in sources for sampling in args.sampling
             for ipc in args.ipc if fits(kind, sampling) and (name != REAL or ipc <= sources[REAL].max_ipc)]
+    if args.ranking:
+        rows += [{**row, "augmentation": PLAIN} for row in rows]
     if "whole" in args.compare:
         name = TRAIN if args.keep_students else WHOLE
         rows += [{"source": name, "sampling": "all", "ipc": None, "model": model, "labels": "hard"}

@@ -15,7 +15,8 @@ ACROSS = "students.png"
 _DASHES = {"fresh": "-", "fixed": "--"}
 _COLOURS = (0, 1, 2, 3, 4, 5, 6, 8, 9)  # of matplotlib's ten, without its grey
 
-_TOLD = {"protocol": "protocol {}", "scored_on": "scored on {}", "labels": "labels: {}"}
+_TOLD = {"protocol": "protocol {}", "scored_on": "scored on {}", "labels": "labels: {}",
+         "augmentation": "augmentation: {}"}
 """How a legend tells what is not the same for all lines, or not as usual."""
 
 

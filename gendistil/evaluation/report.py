@@ -20,6 +20,7 @@ from gendistil.common.errors import UserError
 from gendistil.common.run import CONFIG, write_json
 from gendistil.evaluation.page import Picture, find_sheets, page
 from gendistil.evaluation.plots import ACROSS, PLOTS, caption, plot, plot_across, plotted
+from gendistil.evaluation.ranking import ranking_grids, rankings
 from gendistil.evaluation.rows import LEARNED, REPORT, across_students, kind_of, line_of, read_report, students_of, unique
 
 LEGEND = """\
@@ -53,8 +54,10 @@ def _grid(header, lines):
     return "\n".join([form(header), "| " + " | ".join("-" * width for width in widths) + " |", *map(form, lines)])
 
 
-def _how(protocol, scored_on, labels="hard", teacher=None):
+def _how(protocol, scored_on, labels="hard", teacher=None, augmentation=None):
     """What the numbers of a table are, in words."""
+    if augmentation:
+        return f"**without augmentation**, {_how(protocol, scored_on, labels, teacher)}"
     if labels == LEARNED:
         return f"**labels learned with the images**, {_how(protocol, scored_on)}"
     if labels != "hard":
@@ -74,10 +77,11 @@ def grids(rows):
     """The rows (dicts with `KEYS`) as tables, each a tuple of its heading, its header and its lines of text.
 
     One table per data set, student and protocol, one column per IPC, or of continual learning per number of classes seen;
-    then, where there are several students, one column for each of them; then one table per data set of what its sources keep.
+    then, where there are several students, one column for each of them; then the scores of DD-Ranking, where there are all that
+    they need; then one table per data set of what its sources keep.
     """
     for group in sorted(unique(map(kind_of, rows)), key=lambda group: group[4] != "hard"):  # hard labels first
-        data, model, protocol, scored_on, labels, teacher, task = group
+        data, model, *how, task = group
         chosen = [row for row in rows if kind_of(row) == group]
         over = "classes" if task else "ipc"
         counted, column = _COLUMNS[over]
@@ -89,10 +93,10 @@ def grids(rows):
             counts = "-".join(str(n) for n in sorted({row["n"] for row in cells.values()}))
             lines.append([*name, counts, *(_cell(cells[value]) if value in cells else "" for value in values)])
         header = ["source", "sampling", counted, *("all images" if value is None else column.format(value) for value in values)]
-        how = "; ".join(filter(None, [_how(protocol, scored_on, labels, teacher), task]))
-        yield f"**{model} on {data}**, {how}", header, lines
+        yield f"**{model} on {data}**, {'; '.join(filter(None, [_how(*how), task]))}", header, lines
     for (data, *how), found in across_students(rows).items():
         yield _across(data, how, found)
+    yield from ranking_grids(rows)
     for data in unique(row["data"] for row in rows if row.get("bytes") is not None):
         kept = {(row["source"], row["ipc"], row.get("labels", "hard")): row for row in rows
                 if row["data"] == data and row.get("bytes") is not None}
@@ -136,9 +140,11 @@ def write_report(rows, folder, command, sheets):
     """report.json, report.md, report.html and the plots in `folder`, of the rows so far.
 
     Args: command, a list of words; sheets, those of `find_sheets`. Without a row that says its bytes there is no bytes.png,
-    and without several kinds of students no students.png.
+    without several kinds of students no students.png, and without what DD-Ranking's scores need no ranking.json.
     """
     write_json(folder / REPORT, rows)
+    if scores := rankings(rows):
+        write_json(folder / "ranking.json", scores)
     (folder / "report.md").write_text(f"{markdown(rows)}\n`{shlex.join(command)}`\n", encoding="utf-8")
     plots = []
     for over, (name, axis) in PLOTS.items():

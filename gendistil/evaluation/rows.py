@@ -9,9 +9,12 @@ KEYS = ("source", "data", "sampling", "ipc", "model", "mean", "std", "ci95", "n"
 """What every row has at least. Accuracies are in per cent, seconds those of all n students together. Rows may also say how many
 bytes their source keeps, its `diversity`, and the classifiers that it was `learned_with`."""
 
-KIND = ("data", "model", "protocol", "scored_on", "labels", "teacher", "task")
+KIND = ("data", "model", "protocol", "scored_on", "labels", "teacher", "augmentation", "task")
 """What tells one table from another; rows of one table differ in source, sampling and IPC. Rows of continual learning have a
-`task`, and differ in how many `classes` have been seen too."""
+`task`, and differ in how many `classes` have been seen too; the `augmentation` of others may be `PLAIN`."""
+
+PLAIN = "none"
+"""What a row says of students that were trained without the augmentation and the CutMix of their protocol."""
 
 DEFAULT = {"protocol": "default", "scored_on": "test", "labels": "hard"}
 """What a row means that does not say so."""
@@ -26,7 +29,8 @@ REPORT = "report.json"
 
 def row_key(row):
     """What tells a row of one evaluation from its others: a tuple."""
-    return tuple(row.get(key, DEFAULT.get(key)) for key in ("source", "sampling", "ipc", "model", "labels", "classes"))
+    return tuple(row.get(key, DEFAULT.get(key)) for key in ("source", "sampling", "ipc", "model", "labels", "classes",
+                                                                "augmentation"))
 
 
 def unique(values):

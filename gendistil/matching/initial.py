@@ -5,7 +5,7 @@ import torch
 from gendistil.common.clustering import herding, k_center, representatives
 from gendistil.common.errors import UserError
 from gendistil.common.rng import stream
-from gendistil.data import to_signed
+from gendistil.data import take, to_signed
 from gendistil.sources.latents import LatentSet
 from gendistil.sources.pixels import mosaic
 from generators import ConditionalGenerator
@@ -91,7 +91,7 @@ def latents(generator, dataset, ipc, space, seed):
     made = LatentSet.of(generator, ipc, space)
     rows = torch.stack([of_class[:ipc] for of_class in by_class])
     for label, of_class in enumerate(rows):
-        real = to_signed(dataset.train.images[of_class.to(dataset.train.images.device)]).flatten(1)
+        real = to_signed(take(dataset.train.images, of_class)).flatten(1)
         drawn = made.draw(label, _CANDIDATES, seed)
         labels = torch.full((_CANDIDATES,), label, device=drawn.device)
         images = torch.cat([made.paint(*piece) for piece in zip(drawn.split(SAMPLE_BATCH), labels.split(SAMPLE_BATCH))])

@@ -17,7 +17,7 @@ from gendistil.common.device import own_rows, send
 from gendistil.common.engine import Engine
 from gendistil.common.errors import UserError
 from gendistil.common.rng import Shuffle, stream
-from gendistil.data import to_signed
+from gendistil.data import take, to_signed
 from gendistil.matching import initial
 from gendistil.sources import LATENTS, MODEL, PIXELS, draw_set
 
@@ -49,11 +49,10 @@ class GeneratorLearner:
         """What happens before the first step of a run: nothing, the weights are there."""
 
     def step(self, step, matching):
-        rows = self.shard(self.shuffle.indices(step))
-        images, labels = to_signed(self.real.images[rows]), self.real.labels[rows]
-        term = functools.partial(matching, step) if matching else None
+        images, labels = self.real.batch(own_rows(self.accelerator, self.shuffle.indices(step)))
+        term = matching and functools.partial(matching.parts if matching.at_once else matching, step)
         # Averaging and random streams go on where the earlier stage stopped.
-        return self.trainer.step(images, labels, self.steps_before + step, term)
+        return self.trainer.step(to_signed(images), labels, self.steps_before + step, term)
 
     def images_per_class(self, real):
         """Synthetic images of a class beside so many real ones."""
@@ -245,7 +244,7 @@ class LatentLearner(StoredLearner):
         columns, rows = min(columns, self.spec.num_classes), min(rows, self.source.max_ipc)
         labels = torch.arange(columns, device=self.accelerator.device).repeat(rows)
         made = self.source.sample(labels).unflatten(0, (rows, columns))
-        real = to_signed(self.real.images[self.rows[:columns, :rows].T.to(self.real.images.device)])
+        real = to_signed(take(self.real.images, self.rows[:columns, :rows].T))
         return torch.stack([real, made], 1).flatten(0, 2), columns
 
     def state_dict(self):

@@ -5,7 +5,7 @@ import torch
 from gendistil.common.device import own_rows, send
 from gendistil.common.errors import UserError
 from gendistil.common.rng import Shuffle
-from gendistil.data import Augment, standardise, to_signed
+from gendistil.data import Augment, standardise, take, to_signed
 from gendistil.matching.objectives import OBJECTIVES, Eyes
 from gendistil.matching.selectors import SELECTORS
 
@@ -111,8 +111,7 @@ class Matcher:
             yield self.weight * len(positions) / len(shard) * self.objective.function(eyes, real, fake, labels, **options)
 
     def _real(self, rows):
-        images = self.dataset.train.images
-        return to_signed(images[send(rows, images.device)])
+        return to_signed(take(self.dataset.train.images, rows))
 
     def _look(self, images, setting, drawn):
         """What a network is shown of `images` [k, n, C, H, W]; `drawn` is [k, n or 1, 8]."""

@@ -68,6 +68,9 @@ class Method:
                               group=_METHOD)
     aug_setting: str = option("one setting of them for each pair of a real and a synthetic image, or for each class", "class",
                               choices=SETTINGS, group=_METHOD)
+    class_batch: int = option("classes in memory together, 0 for all (the default); the result is the same, but for the units "
+                              "of --match moments and cf, which are then those of each part", 0, type=NATURAL, group=_METHOD,
+                              first=True)
     select: str = option("real images: nearest to the centroids of a clustering of their class, or drawn uniformly", "random",
                          choices=SELECTORS, group=_METHOD)
     select_interval: int = option("steps between clusterings", 10, type=COUNT, group=_METHOD)
@@ -117,8 +120,6 @@ class Method:
 
     syn_batch: int = option("images of a class compared in one step, 0 for all", 0, type=NATURAL, group="pixels and latents",
                             learns=STORED, first=True)
-    class_batch: int = option("classes in memory together, 0 for all (the default); the result is the same", 0, type=NATURAL,
-                              group="pixels and latents", learns=STORED)
     optimizer: str = option("what learns them; of adam, --lr counts in images in [-1, 1] whatever --space", "sgd",
                             choices=OPTIMIZERS, group="pixels and latents", learns=STORED)
     momentum: float = option("of the SGD that learns them", 0.5, type=number(float, 0, 0.999), group="pixels and latents",

@@ -6,6 +6,8 @@ from gendistil.common.clustering import representatives
 from gendistil.common.errors import UserError
 from gendistil.common.rng import stream
 
+_AT_ONCE = 20_000  # candidates that are in memory together
+
 
 class Uniform:
     """`count` real images of a class, drawn without replacement while they last, anew at every step."""
@@ -64,8 +66,11 @@ class Dream(Uniform):
     def _select(self, step):
         generator = stream(self.seed, "dream", step)
         rows = torch.stack([self._draw(label, self.candidates, step) for label in range(len(self.rows))])
-        points = self.pool.embed(self.pool.draw(generator), rows.flatten()).unflatten(0, rows.shape)
-        return rows.gather(1, representatives(points, self.count, generator, self.nearest).cpu())
+        network, chosen = self.pool.draw(generator), []
+        for part in rows.split(max(1, _AT_ONCE // self.candidates)):
+            points = self.pool.embed(network, part.flatten()).unflatten(0, part.shape)
+            chosen.append(part.gather(1, representatives(points, self.count, generator, self.nearest).cpu()))
+        return torch.cat(chosen)
 
 
 SELECTORS = {"dream": Dream, "random": Uniform}

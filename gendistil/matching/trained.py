@@ -144,9 +144,9 @@ class TrainingMatcher(Matcher):
         else:
             network = self.pool.draw(generator)
             rows = self.selector.indices(torch.arange(self.classes), step).flatten()
-            real = standardise(to_signed(self.dataset.train.images[send(rows, learner.accelerator.device)]), self.dataset.spec)
-            real = self.augment.apply(real, self._setting(len(rows), "outcome", step))
-            labels = self.dataset.train.labels[send(rows, learner.accelerator.device)]
+            images, labels = self.dataset.train.batch(rows)
+            real = self.augment.apply(standardise(to_signed(images), self.dataset.spec),
+                                      self._setting(len(rows), "outcome", step))
         names, start = zip(*((name, x.detach()) for name, x in network.named_parameters()))
 
         def answer(weights, images):

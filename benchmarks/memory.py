@@ -1,0 +1,143 @@
+"""Peak memory and seconds of a step of DM, IDC and stage 2 at many classes: of all classes at once, and class by class.
+
+    python benchmarks/memory.py --output benchmarks/results/memory.json    # goes on with what is missing
+    python benchmarks/memory.py --document docs/speed.md
+
+Each step runs in a process of its own, which nothing else has made large, on noise in place of real images. What a network of
+the pool has learned changes no second of a step, so that of stage 2 is a random one.
+"""
+
+import contextlib
+import json
+import statistics
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+from benchmarks.contestants import Contestant
+from gendistil.common.cli import COUNT, LARGEST, PRECISIONS, Parser, number, run_script
+from gendistil.common.device import make_accelerator
+from gendistil.common.engine import Engine
+from gendistil.common.errors import UserError
+from gendistil.common.run import device_name, read_json, write_json
+from gendistil.data import Dataset, Spec, Split
+from gendistil.evaluation.report import rewrite_document
+from gendistil.matching import build, method_for
+from gendistil.matching.methods import GENERATOR
+from generators import RECIPES, make_trainer
+
+WORDS = {"dm": "DM", "idc": "IDC", "default": "stage 2"}
+"""The methods whose steps are taken, and what the table calls them."""
+
+
+def take_steps(method, classes, class_batch, size, ipc, real, precision="fp32", width=None):
+    """A function `step(number)` that takes one step of a method at so many classes; `width` None is the recipe's own."""
+    engine = Engine(make_accelerator(precision))
+    engine.choose("off")
+    row = method_for(method, "noise", ipc, size)
+    random = "random" if row.pool_training == "pretrained" else row.pool_training
+    method = replace(row, match_batch=real, match_classes=0, class_batch=class_batch, select="random", pool_training=random,
+                     pool=("convnet4" if size > 32 else "convnet",))
+    dataset = make_dataset(classes, max(real, ipc * method.factor**2), size).to(engine.accelerator.device)
+    state = {}
+    if method.learn == GENERATOR:
+        recipe = RECIPES["pyramid"]
+        recipe = replace(recipe, width=width or recipe.width)
+        state = make_trainer(engine.accelerator, dataset.spec, recipe, 0, engine).state_dict()
+    learner = build.make_learner(build.Begin(method, build.Start(ipc=ipc), 0, engine, dataset, state, Path("new")))
+    pool = build.make_pool(method, None, 0, dataset, engine)
+    learner.begin(dataset, method, pool)
+    matching = build.make_matcher(method, learner, dataset, pool)
+
+    def step(number):
+        learner.step(number, matching)
+
+    return step
+
+
+def make_dataset(classes, per_class, size):
+    """`per_class` images of noise of every class."""
+    spec = Spec("noise", tuple(map(str, range(classes))), 3, size, (0.5,) * 3, (0.25,) * 3, True)
+    images = torch.randint(256, (classes * per_class, 3, size, size), dtype=torch.uint8)
+    split = Split(images, torch.arange(classes).repeat_interleave(per_class))
+    return Dataset(spec, split, split, split)
+
+
+def measure(repeats, **options):
+    """One row of the results: seconds of each timed step, and the most memory that its process has held, in MiB."""
+    name = f"{options['method']}, {options['classes']} classes, {options['class_batch'] or 'all'} at once"
+    try:
+        with contextlib.closing(Contestant(name, take_steps, options)) as contestant:
+            for _ in range(repeats):
+                contestant.time_step()
+            return {**options, "seconds": contestant.seconds, "mib": contestant.reports[-1]["mib"]}
+    except UserError:  # killed for its memory, most likely; what it wrote stands above
+        return {**options, "seconds": None, "mib": None}
+
+
+def table(path):
+    """The markdown table of a file that this script wrote."""
+    results = json.loads(Path(path).read_text(encoding="utf-8"))
+    rows = {(row["method"], row["classes"], row["class_batch"]): row for row in results["rows"]}
+    batches = sorted({batch for *_, batch in rows})
+    heads = ["all at once" if batch == 0 else f"{batch} at once" for batch in batches]
+    lines = [f"| step | classes | {' | '.join(heads)} |", "|" + " --- |" * (2 + len(heads))]
+    for method, words in WORDS.items():
+        for classes in sorted({classes for name, classes, _ in rows if name == method}):
+            cells = [_cell(rows.get((method, classes, batch))) for batch in batches]
+            lines.append(f"| {words} | {classes} | {' | '.join(cells)} |")
+    first = results["rows"][0]
+    return "\n".join([*lines, "", f"{first['size']} pixels; of each class, stored images: {first['ipc']}, real ones: "
+                      f"{first['real']}. {results['device']}, torch {results['torch']}, {first['precision']}."])
+
+
+def _cell(row):
+    if row is None:
+        return ""
+    return "did not fit" if row["seconds"] is None else f"{statistics.median(row['seconds']):.3g} s, {row['mib']:,.0f} MiB"
+
+
+def memory_section(file, root):
+    return f"{table(root / file)} Measured: `{file}`\n"
+
+
+def main():
+    parser = Parser(description=__doc__.split("\n")[0])
+    parser.add_argument("--methods", nargs="+", choices=WORDS, default=list(WORDS), help="whose steps are taken")
+    parser.add_argument("--classes", type=COUNT, nargs="+", default=[100, 200], help="classes of the data")
+    parser.add_argument("--class-batch", type=number(int, 0), nargs="+", default=[0, 10], help="classes at once, 0 for all")
+    parser.add_argument("--size", type=number(int, 8, LARGEST), default=32, help="side of the images, in pixels")
+    parser.add_argument("--ipc", type=COUNT, default=1, help="stored images of each class")
+    parser.add_argument("--real", type=COUNT, default=8, help="real images of each class in a step")
+    parser.add_argument("--repeats", type=COUNT, default=2, help="timed steps of each kind")
+    parser.add_argument("--precision", choices=PRECISIONS, default="auto", help="arithmetic of the networks")
+    parser.add_argument("--output", type=Path, metavar="FILE", help="what was measured; what is there stays")
+    parser.add_argument("--document", type=Path, metavar="FILE",
+                        help="measure nothing: write the tables of a markdown file anew, from the files that its lines "
+                             "<!-- memory: FILE --> name")
+    args = parser.parse_args()
+    if bool(args.output) == bool(args.document):
+        parser.error("give one of --output and --document")
+    if args.document:
+        args.document.write_text(rewrite_document(args.document, {"memory": memory_section}), encoding="utf-8")
+        return
+    accelerator = make_accelerator(args.precision)
+    facts = {"device": device_name(accelerator.device), "torch": torch.__version__}
+    rows = read_json(args.output)["rows"] if args.output.exists() else []
+    shared = {"size": args.size, "ipc": args.ipc, "real": args.real,
+              "precision": accelerator.mixed_precision.replace("no", "fp32")}
+    for method in args.methods:
+        for classes in args.classes:
+            for class_batch in args.class_batch:
+                options = {"method": method, "classes": classes, "class_batch": class_batch, **shared}
+                if not any(options.items() <= row.items() for row in rows):
+                    rows.append(measure(args.repeats, **options))
+                    write_json(args.output, {**facts, "rows": rows})
+
+
+if __name__ == "__main__":
+    run_script(main)

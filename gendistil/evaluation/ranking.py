@@ -1,0 +1,178 @@
+"""DD-Ranking (Li et al., arXiv 2505.13300): its two scores of distilled sets, and the files that its package `ddranking` takes.
+
+What a set scores is what it adds to random images of the same number under the same training, with and without augmentation,
+and how much of the real images' accuracy it keeps with hard labels.
+"""
+
+import json
+import math
+from statistics import fmean, stdev
+from types import SimpleNamespace
+
+import torch
+
+from gendistil.common.errors import UserError
+from gendistil.data import standardise, to_signed
+from gendistil.evaluation.judged import REAL
+from gendistil.evaluation.rows import DEFAULT, PLAIN
+from gendistil.evaluation.students import PROTOCOLS
+from gendistil.sources import CHOICES
+
+_SHARED = ("data", "model", "protocol", "scored_on")  # what the rows of one ranking have in common
+
+
+def score(points):
+    """A sum of weighted differences of accuracy, in per cent, on DD-Ranking's scale: 100 for 100, 26.9 for 0, 0 for -100."""
+    return 100 * (math.exp(points / 100) - math.exp(-1)) / (math.e - math.exp(-1))
+
+
+def label_robust(real, hard, own, random, weight=0.5):
+    """The label-robust score (LRS): `weight` of what the set adds to random images, IOR, against what it loses to all real ones
+    with hard labels, HLR.
+
+    Args: accuracies in per cent of students of all `real` images and of the set, with `hard` labels; of the set with its `own`
+    labels and of as many `random` real images with such.
+    """
+    return score(weight * (own - random) - (1 - weight) * (real - hard))
+
+
+def augmentation_robust(own, random, plain, random_plain, weight=0.5):
+    """The augmentation-robust score (ARS): what the set adds to random images, by `weight` with augmentation, else without.
+
+    Args: accuracies in per cent of the set and of random images with augmentation, and both without.
+    """
+    return score(weight * (own - random) + (1 - weight) * (plain - random_plain))
+
+
+def complete(args):
+    """Add to the flags of validate.py what --ranking needs: both comparisons and hard labels. UserError for fresh images."""
+    if args.ranking:
+        if not {"fixed"} <= set(args.sampling) <= set(CHOICES):
+            raise UserError("--ranking scores sets beside random ones: use --sampling fixed, or fixed representative")
+        args.compare, args.labels = ["random", "whole"], tuple(dict.fromkeys(("hard", *args.labels)))
+
+
+def rankings(rows):
+    """The scores of every set that has all that they need among the rows of a report: a list of dicts.
+
+    Each has the row's source, sampling, ipc and labels; the accuracies that the scores are made of, means in per cent; hlr,
+    ior, lrs and ars, means over students, of which those of one seed are compared with each other; and the scores' `lrs_std`
+    and `ars_std`, None for one student.
+    """
+    rows = [{**DEFAULT, "augmentation": None, **row} for row in rows if not row.get("task")]
+    cells = {_place(row, row["source"], row["sampling"], row["labels"], row["augmentation"]): row for row in rows}
+    found = []
+    for row in rows:
+        name, sampling, labels = row["source"], row["sampling"], row["labels"]
+        if name == REAL or sampling not in CHOICES or row["augmentation"]:
+            continue
+        places = {"real": _place(row, None, "all", "hard"), "hard": _place(row, name, sampling, "hard"),
+                  "own": _place(row, name, sampling, labels), "random": _place(row, REAL, "fixed", labels),
+                  "plain": _place(row, name, sampling, labels, PLAIN),
+                  "random_plain": _place(row, REAL, "fixed", labels, PLAIN)}
+        needed = {part: cells.get(place) for part, place in places.items()}
+        if all(needed.values()):
+            facts = {key: row[key] for key in (*_SHARED, "source", "sampling", "ipc", "labels")}
+            found.append({**facts, **_scores(needed)})
+    return found
+
+
+def _place(row, source, sampling, labels, augmentation=None):
+    """Where the row of a source stands among those of one table with `row`; all real images have the same place for any IPC."""
+    shared = tuple(row[key] for key in _SHARED)
+    return (*shared, "all") if sampling == "all" else (*shared, source, sampling, row["ipc"], labels, augmentation)
+
+
+def _scores(needed):
+    """The numbers of one ranking, from its rows."""
+    students = [dict(zip(needed, values)) for values in zip(*(row["accuracies"] for row in needed.values()))]
+    lrs = [label_robust(*(each[name] for name in ("real", "hard", "own", "random"))) for each in students]
+    ars = [augmentation_robust(*(each[name] for name in ("own", "random", "plain", "random_plain"))) for each in students]
+    means = {name: fmean(each[name] for each in students) for name in needed}
+    spread = stdev if len(students) > 1 else lambda values: None
+    return {**means, "n": len(students), "hlr": means["real"] - means["hard"], "ior": means["own"] - means["random"],
+            "lrs": fmean(lrs), "lrs_std": spread(lrs), "ars": fmean(ars), "ars_std": spread(ars)}
+
+
+def ranking_grids(rows):
+    """The scores of `rankings`, the highest LRS first, as tables: tuples of a heading, a header and lines of text."""
+    found = rankings(rows)
+    for data, model, protocol, scored_on in dict.fromkeys(tuple(each[key] for key in _SHARED) for each in found):
+        chosen = [each for each in found if tuple(each[key] for key in _SHARED) == (data, model, protocol, scored_on)]
+        lines = [[each["source"], each["sampling"], str(each["ipc"]), each["labels"], str(each["n"]),
+                  *(f"{each[name]:.2f}" for name in _ACCURACIES), f"{each['hlr']:.2f}", f"{each['ior']:.2f}",
+                  *(f"{each[name]:.2f}" + ("" if each[f"{name}_std"] is None else f" ± {each[f'{name}_std']:.2f}")
+                    for name in ("lrs", "ars"))] for each in sorted(chosen, key=lambda each: -each["lrs"])]
+        how = "" if protocol == "default" else f", students of `--protocol {protocol}`"
+        yield (f"**DD-Ranking of sets of {data}**, {model}{how}, by accuracies of the last step and without a search for a "
+               "learning rate. HLR: what hard labels lose to all real images; IOR: what the set adds to random images; LRS and "
+               "ARS: the label-robust and the augmentation-robust score, 26.9 where nothing is lost or added",
+               ["source", "sampling", "IPC", "labels", "students", *_ACCURACIES.values(), "HLR", "IOR", "LRS", "ARS"], lines)
+
+
+_ACCURACIES = {"real": "all real, hard", "hard": "set, hard", "own": "set", "random": "random", "plain": "set, no augmentation",
+               "random_plain": "random, no augmentation"}
+"""What the columns of accuracies are called."""
+
+
+_KNOWN = {
+    "cifar100": {"dataset": "CIFAR100", "classes": 100, "size": 32, "model": "ConvNet-3", "mean": (0.4914, 0.4822, 0.4465),
+                 "std": (0.2023, 0.1994, 0.2010)},
+    "cifar10": {"dataset": "CIFAR10", "classes": 10, "size": 32, "model": "ConvNet-3", "mean": (0.4914, 0.4822, 0.4465),
+                "std": (0.2023, 0.1994, 0.2010)},
+    "tinyimagenet": {"dataset": "TinyImageNet", "classes": 200, "size": 64, "model": "ConvNet-4-BN",
+                     "mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225)},
+}
+"""The data sets of `ddranking` 0.2.0 that are data sets here: how it standardises their test images, and a network for which it
+knows how to train on all real ones."""
+
+# One operation for a batch is what the package draws of these, with the ranges of DSA.
+_OPERATIONS = {"flip": 0.5, "rotate": 15.0, "scale": 1.2, "crop": 0.125, "cutout": 0.5, "brightness": 1.0, "saturation": 2.0,
+               "contrast": 0.5}
+
+
+class RankingExport:
+    """Writes sets for `ddranking` 0.2.0: images.pt, labels.pt or soft_labels.pt, lr.pt and config.json.
+
+    Args: facts, what is known of the data set, a dict whose `name` is one of the package's, as cifar10, or begins with it, as a
+    folder's does (cifar10-jpeg); source, a `Source`. Raises UserError for images of anything else, and for another number of
+    classes or size than the package has.
+    """
+
+    def __init__(self, facts, source):
+        name = str(facts.get("name", ""))
+        self.data = next((row for start, row in _KNOWN.items() if name.startswith(start)), None)
+        shape = (source.num_classes, source.channels, source.size)
+        if self.data is None or shape != (self.data["classes"], 3, self.data["size"]):
+            classes, channels, size = shape
+            raise UserError(f"--format ddranking: its package knows {', '.join(sorted(_KNOWN))}, and these are {classes} "
+                            f"classes of {channels}x{size}x{size} images of {name or 'an unknown data set'}: name a run on one "
+                            "of them")
+
+    def write(self, folder, ipc, images, labels, logits=None):
+        """Write a set: uint8 images `[N, 3, H, W]`, class by class, labels int64 `[N]` and perhaps a teacher's logits `[N, K]`.
+
+        The images are float32, standardised as the package standardises the test images. The learning rate and the training in
+        config.json are those of our default protocol, as far as the package has them. Of stored images that hold several it
+        compares with `ipc` random ones where it is given labels; with logits it counts all, because it makes the labels itself.
+        """
+        folder.mkdir()
+        data, protocol = self.data, PROTOCOLS["default"]
+        torch.save(standardise(to_signed(images), SimpleNamespace(mean=data["mean"], std=data["std"])), folder / "images.pt")
+        targets = ("labels.pt", labels) if logits is None else ("soft_labels.pt", logits.float())
+        torch.save(targets[1], folder / targets[0])
+        torch.save(torch.tensor(protocol.lr), folder / "lr.pt")
+        soft = {} if logits is None else {
+            "soft_label_mode": "S", "soft_label_criterion": "kl", "loss_fn_kwargs": {"temperature": 2.0, "scale_loss": False},
+            "use_aug_for_hard": True, "stu_use_torchvision": False, "tea_use_torchvision": False,
+            "teacher_dir": "./teacher_models", "teacher_model_names": [data["model"]]}
+        config = {
+            "dataset": data["dataset"], "real_data_path": "./dataset/", "im_size": [data["size"]] * 2, "use_zca": False,
+            "ipc": ipc if logits is None else len(labels) // data["classes"], "model_name": data["model"],
+            "use_torchvision": False,
+            "data_aug_func": "dsa", "aug_params": _OPERATIONS, "optimizer": "sgd", "momentum": protocol.momentum,
+            "weight_decay": protocol.weight_decay, "lr_scheduler": "cosineannealing", "step_size": protocol.epochs // 2,
+            "num_epochs": protocol.epochs, "num_eval": 5, "real_batch_size": 256, "syn_batch_size": protocol.batch_size,
+            "custom_train_trans": None, "custom_val_trans": None, "num_workers": 4, "save_path": None, "device": "cuda",
+            "dist": False, "random_data_format": "tensor", "random_data_path": None, "eval_full_data": True, **soft}
+        (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")

@@ -1,0 +1,52 @@
+"""The benchmark of memory, on networks too small to say anything about it."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from benchmarks import memory
+from gendistil.evaluation.report import rewrite_document
+
+
+@pytest.mark.parametrize("method", memory.WORDS)
+@pytest.mark.parametrize("class_batch", [0, 2])
+def test_a_step_of_each_method(method, class_batch):
+    step = memory.take_steps(method, classes=3, class_batch=class_batch, size=8, ipc=1, real=2, width=8)
+    step(0)
+    step(1)
+
+
+def test_what_was_measured_stays_and_becomes_a_table(command, monkeypatch, tmp_path):
+    asked = []
+
+    def measure(repeats, **options):
+        asked.append(options)
+        fits = options["classes"] < 4
+        return {**options, "seconds": [1.0, 3.0] if fits else None, "mib": 1234.5 if fits else None}
+
+    monkeypatch.setattr(memory, "measure", measure)
+    for classes in ((3,), (3, 4)):
+        command(memory, "--methods", "dm", "--classes", *classes, "--class-batch", 0, 2, "--precision", "fp32", "--output",
+                tmp_path / "memory.json")
+    assert len(asked) == 4  # the second call has two of them already
+    (tmp_path / "pyproject.toml").touch()
+    (tmp_path / "page.md").write_text("<!-- memory: memory.json -->\nold\n<!-- /memory -->\n")
+    command(memory, "--document", tmp_path / "page.md")
+    text = (tmp_path / "page.md").read_text()
+    assert "| DM | 3 | 2 s, 1,234 MiB | 2 s, 1,234 MiB |\n| DM | 4 | did not fit | did not fit |" in text
+    assert "old" not in text
+
+
+def test_a_process_that_ends_is_a_step_that_did_not_fit():
+    assert memory.measure(1, method="none", classes=2, class_batch=0)["seconds"] is None
+
+
+def test_a_folder_or_a_document(fails, tmp_path):
+    assert "give one of --output and --document" in fails(2, memory)
+
+
+def test_the_document_shows_what_was_measured():
+    document = Path(__file__).parents[1] / "docs" / "speed.md"
+    assert document.read_text(encoding="utf-8") == rewrite_document(document, {"memory": memory.memory_section})
+    assert json.loads((document.parents[1] / "benchmarks" / "results" / "memory.json").read_text())["rows"]
