@@ -21,7 +21,7 @@ from gendistil.evaluation.judge import Judge, Judging
 from gendistil.evaluation.teachers import keep_rows, open_teacher
 from gendistil.matching import METHODS, Method, build, method_for, methods
 from gendistil.matching.build import LEARNED, SUMMARY, Start
-from gendistil.matching.methods import DEFAULT_IPC, GENERATOR, PIXELS
+from gendistil.matching.methods import DEFAULT_IPC, DRAWN, GENERATOR, PIXELS
 from gendistil.sources import ROWS, Teacher
 from pools import check_classifiers
 
@@ -63,7 +63,7 @@ def check(args):
     pool = args.pool_training or row.pool_training
     refuse(args, (Method,), lambda field: pool not in field.metadata.get("pools", [pool]),
            f"is not for networks of --pool-training {pool}, which --method {args.method} has here")
-    if learned.flags != GENERATOR and args.match == "none":
+    if learned.flags not in (GENERATOR, DRAWN) and args.match == "none":
         raise UserError(f"--match none {why}")
     if learned.needs_weight and not args.weight:
         raise UserError(f"--method {args.method} starts from a generator: give --weight, a run of gen_condense.py")
@@ -72,7 +72,7 @@ def check(args):
         raise UserError(f"--chunk-steps is for an inversion, which --weight {args.weight} has behind it")
     if args.control_of:
         args.match = "none"
-    if learned.flags == PIXELS and args.ipc is None:
+    if learned.flags in (PIXELS, DRAWN) and args.ipc is None:
         args.ipc = DEFAULT_IPC
     for flag, source in (("--weight", args.weight), ("--control-of", args.control_of)):
         if source and (args.output_dir / args.tag).resolve() in (source.resolve(), *source.resolve().parents):

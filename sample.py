@@ -35,7 +35,7 @@ from gendistil.sources import (
 )
 from pools import ClassifierPool
 
-DDRANKING = "ddranking"
+DDRANKING, PIPELINE = "ddranking", "pipeline"
 
 
 def parse_args(argv=None):
@@ -51,9 +51,9 @@ def parse_args(argv=None):
                         help="also keep, as float16 `logits` in set.safetensors, what the classifiers in this folder answer to "
                              "every image: a student that validate.py kept, or the mean of a pool's members at the end of "
                              "their training (default: the rows that a run keeps with its images, if it does)")
-    parser.add_argument("--format", choices=("pictures", DDRANKING), default="pictures",
+    parser.add_argument("--format", choices=("pictures", DDRANKING, PIPELINE), default="pictures",
                         help="ddranking: also a folder of that name with what the package ddranking 0.2.0 takes, for the data "
-                             "sets that it knows")
+                             "sets that it knows; pipeline: with a flow itself, as a pipeline of diffusers")
     add_flags(parser, Refinement)
     parser.add_argument("--output-dir", type=Path, default=Path("results/set"), help="folder for images/, set.safetensors "
                         "and sheet.png; an earlier set there is replaced")
@@ -91,7 +91,8 @@ def prepare(folder):
         if not (folder / "set.safetensors").exists():
             raise UserError(f"--output-dir {folder} holds images that are not an earlier set: name another folder")
         shutil.rmtree(folder / "images")
-        shutil.rmtree(folder / DDRANKING, ignore_errors=True)
+        for name in (DDRANKING, PIPELINE):
+            shutil.rmtree(folder / name, ignore_errors=True)
 
 
 def main():
@@ -101,6 +102,10 @@ def main():
         raise UserError(f"--pretrain-weight {args.pretrain_weight} makes images of {source.channels} channels: "
                         "pictures are grey or RGB")
     facts = describe(args.pretrain_weight, source.num_classes) | {"seed": args.seed, "ipc": args.ipc, "sampling": args.sampling}
+    if args.format == PIPELINE and not hasattr(source, "as_pipeline"):
+        raise UserError(f"--format pipeline is for a flow, and --pretrain-weight {args.pretrain_weight} is none: name a run of "
+                        "gen_condense.py --recipe flow or shortcut")
+    flow = source.as_pipeline() if args.format == PIPELINE else None
     export = RankingExport(facts, source) if args.format == DDRANKING else None
     tensors, teacher = {}, source.rows
     if args.teacher:
@@ -124,6 +129,8 @@ def main():
         folder.mkdir(parents=True)
         for index, image in enumerate(members):
             to_picture(image).save(folder / f"{index:05d}.png")
+    if flow:
+        flow.save_pretrained(args.output_dir / PIPELINE)
     if export:
         export.write(args.output_dir / DDRANKING, args.ipc, images, targets, tensors.get("logits"))
     columns = min(by_class.shape[1], 10)

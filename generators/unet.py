@@ -14,6 +14,7 @@ from torch.nn import functional as F
 
 from gendistil.common.errors import UserError
 from generators.base import ConditionalGenerator
+from generators.pipeline import FlowPipeline
 from generators.pyramid import doublings
 
 FINEST = 7
@@ -51,6 +52,18 @@ class FlowGenerator(ConditionalGenerator):
         self.classes = nn.Embedding(num_classes + 1, 4 * widths[0])  # the last one stands for no class
         self.spans = nn.Embedding(FINEST + 1, 4 * widths[0]) if shortcut else None
 
+    def as_pipeline(self):
+        """The same flow as a `FlowPipeline`, which diffusers loads without this package."""
+        rows = self.classes.weight.data  # K+1,D
+        if self.shortcut:
+            rows = (self.spans.weight.data.unsqueeze(1) + rows).flatten(0, 1)
+        shape = {**self.unet.config, "class_embed_type": None, "num_class_embeds": len(rows),
+                 "sample_size": self.size + self.padding}
+        shape.pop("_use_default_values", None)  # by which diffusers would forget the three
+        unet = UNet2DModel.from_config(shape)
+        unet.load_state_dict({**self.unet.state_dict(), "class_embedding.weight": rows})
+        return FlowPipeline(unet.eval(), self.size, self.num_classes, self.sample_steps, self.guidance, self.shortcut)
+
     def check_sampling(self, sample_steps=None, guidance=None):
         if self.shortcut and sample_steps not in (None, *(2**span for span in range(FINEST + 1))):
             raise UserError(f"--sample-steps {sample_steps}: a shortcut draws in 1, 2, 4, ... or {2**FINEST} steps")
@@ -84,12 +97,18 @@ class FlowGenerator(ConditionalGenerator):
         """The noise as an image, which is the coarsest grid that there is: [B, C, H, W]."""
         return noise.view(len(noise), self.channels, self.size, self.size)
 
+    def lead(self, x, labels, time, steps, guidance=None):
+        """Where the way through x [B, C, H, W] leads at `time`, a number, when it is gone in so many steps: float [B, C, H, W].
+
+        guidance, None for the generator's own.
+        """
+        guidance = self.guidance if guidance is None else guidance
+        time = x.new_full((len(x),), time)
+        span = torch.full_like(labels, int(math.log2(steps))) if self.shortcut else None
+        return self.velocity(x, labels, time, span) if guidance == 1 else self.guided(x, labels, time, guidance, span)
+
     def paint(self, x, labels, sample_steps=None, guidance=None):
         steps = sample_steps or self.sample_steps
-        guidance = self.guidance if guidance is None else guidance
-        span = torch.full_like(labels, int(math.log2(steps))) if self.shortcut else None
         for step in range(steps):
-            time = x.new_full((len(x),), 1 - step / steps)
-            lead = self.velocity(x, labels, time, span) if guidance == 1 else self.guided(x, labels, time, guidance, span)
-            x = x - lead / steps
+            x = x - self.lead(x, labels, 1 - step / steps, steps, guidance) / steps
         return x.detach().clamp(-1, 1) + (x - x.detach())  # bounds that let gradients through

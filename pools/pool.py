@@ -25,7 +25,7 @@ from pools.training import accuracy, embed_images, epoch_batches, split_batches,
 _FORMAT = 1  # raise it when the same definition comes to mean other weights
 _POOL, _STUDENT = "pool.json", "student.json"
 _FIRST_SNAPSHOT = 1 / 16  # of the training steps
-_USUAL = {"momentum": 0.9, "weight_decay": 5e-4, "schedule": "cosine", "aug_single": False}
+_USUAL = {"momentum": 0.9, "weight_decay": 5e-4, "schedule": "cosine", "aug_single": False, "initial": False}
 
 
 class _OtherFormat(UserError):
@@ -42,24 +42,25 @@ class ClassifierPool:
         accelerator: the Accelerate `Accelerator`; its main process trains and writes while the others wait.
         names: of classifiers, see `full_name`.
         members: networks of each name, different in weights and in order of the images.
-        epochs, batch_size (images), lr, aug_type: of the pretraining; momentum, weight_decay, schedule, aug_single too, which
-            are part of what defines the pool where they are not those of `_USUAL`.
+        epochs, batch_size (images), lr, aug_type: of the pretraining; momentum, weight_decay, schedule, aug_single too, and
+            initial, whether each member is also kept as it was before, which are part of what defines the pool where they are
+            not those of `_USUAL`.
         snapshots: kept of each member, at steps that grow geometrically from a sixteenth of its training to all of it; or
             "epochs": before the first step and after each epoch, so that a member is a trajectory (MTT, arXiv 2203.11932).
         seed: of all draws.
-        between: whether `draw` also gives networks between two snapshots of a member, whose weights are interpolated (NCFM,
+        mix: whether `draw` gives networks between two snapshots of a member, whose weights are interpolated (NCFM,
             arXiv 2502.20653). It is no part of what defines the pool.
         options: keywords of `build_classifier` for a name, e.g. `{"convnet": {"width": 64}}`.
         engine: the `Engine` that runs what is trained (default: that of the accelerator).
     Raises UserError for bad options and a folder that cannot be written.
     """
 
-    between = False
+    mix = False
 
     def __init__(self, dataset, folder, accelerator, *, names=("convnet",), members=4, epochs=20, snapshots=5, batch_size=64,
-                 lr=0.01, aug_type="color_crop_cutout_flip_scale_rotate", seed=0, options=None, between=False,
+                 lr=0.01, aug_type="color_crop_cutout_flip_scale_rotate", seed=0, options=None, mix=False,
                  engine=None, **training):
-        self.between = between
+        self.mix = mix
         self._dataset, self._engine = dataset, engine or Engine(accelerator)
         definition = {
             "format": _FORMAT, "data": asdict(dataset.spec), "images": _fingerprint(dataset.train), "names": list(names),
@@ -71,7 +72,7 @@ class ClassifierPool:
                        accelerator.device)
         steps_per_epoch = len(split_batches(torch.arange(len(dataset.train)), batch_size))
         self._steps = ([epoch * steps_per_epoch for epoch in range(epochs + 1)] if snapshots == "epochs"
-                       else snapshot_steps(epochs * steps_per_epoch, snapshots))
+                       else [0] * training.get("initial", False) + snapshot_steps(epochs * steps_per_epoch, snapshots))
         if accelerator.is_main_process:
             try:
                 self._pretrain(dataset)
@@ -181,12 +182,15 @@ class ClassifierPool:
         return [index for index, row in enumerate(self._rows) if row["step"] == last]
 
     def draw(self, generator):
-        """A member and snapshot, all equally likely, or with `between` any network between it and the snapshot after it, by the
-        next draws of `generator`."""
-        index = int(torch.randint(len(self), (), generator=generator, device=generator.device))
-        later, member = index + 1, self._rows[index]["member"]
-        if not self.between or later == len(self) or self._rows[later]["member"] != member:
+        """A member and snapshot, all equally likely, or with `mix` any network between one and the member's next, by the next
+        draws of `generator`."""
+        finished = self.finished()
+        first = [index for index in range(len(self)) if index not in finished] if self.mix else []
+        index = int(torch.randint(len(first) or len(self), (), generator=generator, device=generator.device))
+        if not first:
             return self[index]
+        index, later = first[index], first[index] + 1
+        member = self._rows[index]["member"]
         share = float(torch.rand((), generator=generator, device=generator.device))
         if member not in self._mixed:
             self._mixed[member] = self._build(member).to(self.device).eval().requires_grad_(False)

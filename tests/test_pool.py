@@ -56,23 +56,22 @@ def weights(model):
 
 
 def test_networks_between_snapshots_are_drawn_from_the_line_that_joins_them(digits, folder, pool):
-    between = ClassifierPool(digits, folder, cpu(), **SETTINGS, between=True)
-    assert between.dir == pool.dir
+    mixing = ClassifierPool(digits, folder, cpu(), **SETTINGS, mix=True)
+    assert mixing.dir == pool.dir
     shares = set()
     for draw in range(30):
-        network, index = (which.draw(stream(draw, "draw")) for which in (between, pool))
-        start = weights(index)
-        if torch.equal(weights(network), start):  # the last of a member has none after it
-            continue
-        later = next(i for i in range(len(pool)) if pool[i] is index) + 1
-        step, line = weights(network) - start, weights(pool[later]) - start
-        share = float(step @ line / line.square().sum())
-        torch.testing.assert_close(step, share * line, atol=1e-5, rtol=1e-4)
-        assert 0 < share < 1
-        shares.add(round(share, 3))
-    assert len(shares) > 10
+        network, found = mixing.draw(stream(draw, "draw")), []
+        for index in set(range(len(pool))) - set(pool.finished()):
+            step, line = weights(network) - weights(pool[index]), weights(pool[index + 1]) - weights(pool[index])
+            share = float(step @ line / line.square().sum())
+            if torch.allclose(step, share * line, atol=1e-5, rtol=1e-4):
+                found.append((index, round(share, 3)))
+        (place,) = found
+        assert 0 < place[1] < 1
+        shares.add(place)
+    assert len(shares) == 30
     rows = torch.arange(6)
-    torch.testing.assert_close(between.embed(network, rows), network.embed(
+    torch.testing.assert_close(mixing.embed(network, rows), network.embed(
         standardise(to_signed(digits.train.images[rows]), digits.spec)), atol=1e-2, rtol=1e-2)
 
 

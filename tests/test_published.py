@@ -96,7 +96,13 @@ BPTT = dict(match="outcome", match_weight=1.0, match_batch=500, unroll=200, wind
 DD = dict(match="outcome", match_weight=1.0, unroll=30, window=0, unroll_optimizer="sgd", unroll_order="steps", step_size=0.02,
           optimizer="adam", lr=0.01, init="noise", match_aug=False, pool_training="random")
 
+# gszfwsb/NCFM, config/cifar10.yaml: 20 networks, each as it was and after 60 epochs; lr 0.01 times 0.1 on images in [0, 1]
+NCFM = dict(match="cf", match_batch=1024, factor=2, init="real", aug_type="color_crop_cutout", pool=("convnet",),
+            pool_training="pretrained", pool_mix=True, pool_initial=True, pool_members=20, pool_epochs=60, pool_lr=0.01,
+            pool_aug="color_crop", optimizer="adam", lr=2e-3, steps=20_000, keep="last")
+
 PUBLISHED = {
+    **rows("ncfm", ["cifar10"], **NCFM),
     **rows("mtt", ["cifar10"], **MTT),
     **rows("datm", ["cifar10"], **DATM),
     **rows("bptt", ["cifar10"], **BPTT),

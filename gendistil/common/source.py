@@ -32,8 +32,14 @@ class Source:
     """Whether its labels were learned with its images."""
     classifiers = ()
     """Digests of the weights of classifiers that are kept with it."""
+    remark = ""
+    """What a report says beside its name."""
     temperature = 1.0
     """At which its soft labels were taken, and at which students answer to them."""
+
+    def fitted(self, spec):
+        """As it is, or adapted to the classes and the shape of a data set, where it can be."""
+        return self
 
     def sample(self, labels, seed=0):
         """Images for `labels` int64 [B], on the labels' device: float [B, C, H, W] in [-1, 1]."""

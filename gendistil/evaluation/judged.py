@@ -70,8 +70,9 @@ def load_sources(args, paths, dataset, real):
         raise UserError(f"--{flag.replace('_', '-')} is for generators, not for real images: give --pretrain-weight")
     device, sources, named = dataset.train.images.device, {}, {}
     for name, path in paths.items():
-        source = load_source(path, device)
+        source = load_source(path, device).fitted(dataset.spec)
         check_fits(source, dataset.spec, f"--pretrain-weight {path}")
+        name += f", {source.remark}" if source.remark else ""
         if not args.own and source.soft:
             source.rows = None
         if not args.own or args.lr is not None:

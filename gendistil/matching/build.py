@@ -11,14 +11,16 @@ from gendistil.common.errors import UserError
 from gendistil.common.flags import option, refuse
 from gendistil.common.run import CHECKPOINT, find_run, read_json, training_state
 from gendistil.matching import initial
+from gendistil.matching.drawing import DrawingLearner, modes_of
 from gendistil.matching.learners import GeneratorLearner, LatentLearner, PixelLearner
 from gendistil.matching.matcher import Matcher
-from gendistil.matching.methods import GENERATOR, LATENTS, PIXELS, STORED, Method
+from gendistil.matching.methods import DRAWN, GENERATOR, LATENTS, PIXELS, STORED, Method
 from gendistil.matching.objectives import OBJECTIVES
 from gendistil.matching.trained import TrainingMatcher
 from gendistil.sources import LATENTS as LATENTS_FOLDER
 from gendistil.sources import LatentSet, PixelSet, check_fits, load_source
 from generators import TRAINERS, make_trainer, recipe_of
+from generators.unet import FlowGenerator
 from pools import ClassifierPool, OnlinePool, RandomPool
 
 SUMMARY = "summary.json"
@@ -31,14 +33,14 @@ class Start:
 
     weight: Path | None = option("the generator to start from: a run's folder or a checkpoint file of the published code; for "
                                  "latents also a run of --method inversion", None, type=Path, metavar="PATH",
-                                 group="a generator", learns=(GENERATOR, LATENTS))
+                                 group="a generator", learns=(GENERATOR, LATENTS, DRAWN))
     control_of: Path | None = option("train without matching for as many seconds as this finished run took; sets --match none",
                                      None, type=Path, metavar="RUN", group="a generator", learns=(GENERATOR,))
     ipc: int | None = option("stored images per class (default: 10; of latents, as many as the smallest class has)", None,
-                             type=COUNT, group="pixels and latents", learns=STORED)
+                             type=COUNT, group="pixels and latents", learns=(*STORED, DRAWN))
     teacher: Path | None = option("the folder of a pool of pretrained classifiers, or of a student that validate.py kept: the "
                                   "mean logits for every stored image are kept with it, for validate.py --labels rows", None,
-                                  type=Path, metavar="FOLDER", group="pixels and latents", learns=STORED)
+                                  type=Path, metavar="FOLDER", group="pixels and latents", learns=(*STORED, DRAWN))
 
 
 def read_weight(path):
@@ -85,8 +87,8 @@ def make_pool(method, folder, seed, dataset, engine):
     given = {name: value for name, value in given.items() if value is not None}
     if method.pool_training == "pretrained":
         return ClassifierPool(dataset, folder, engine.accelerator, names=method.pool, members=method.pool_members,
-                              epochs=method.pool_epochs, snapshots=method.pool_snapshots, between=method.pool_mix,
-                              engine=engine, **given)
+                              epochs=method.pool_epochs, snapshots=method.pool_snapshots, mix=method.pool_mix,
+                              initial=method.pool_initial, engine=engine, **given)
     if method.pool_training == "expert":
         return ClassifierPool(dataset, folder, engine.accelerator, names=method.pool, members=method.pool_members,
                               epochs=method.pool_epochs, snapshots="epochs", engine=engine, momentum=method.pool_momentum,
@@ -169,10 +171,30 @@ def _latents(begin):
                          chunk_steps=begin.method.chunk_steps, **_stored_settings(begin))
 
 
+def _drawn(begin):
+    method, spec, device, weight = begin.method, begin.dataset.spec, begin.accelerator.device, begin.start.weight
+    flow, ipc = load_source(weight, device), begin.start.ipc
+    check_fits(flow, spec, f"--weight {weight}")
+    if not isinstance(flow, FlowGenerator):
+        raise UserError(f"--weight {weight} is no flow, whose images could be drawn under guidance: name a run of "
+                        "gen_condense.py --recipe flow or shortcut")
+    if (method.match == "none") == (method.steer > 0):
+        raise UserError("--steer says how far an objective moves the images, and --match which: give both or neither")
+    flow.check_sampling(sample_steps=method.steps, guidance=method.guidance)
+    pixels = PixelSet(size=spec.size, channels=spec.channels, num_classes=spec.num_classes, ipc=ipc).to(device)
+    modes = None
+    if method.pull:
+        initial.check(begin.dataset, "kmeans", ipc)
+        modes = modes_of(begin.dataset.train, spec.num_classes, ipc, begin.seed)
+    return DrawingLearner(begin.accelerator, spec, pixels, begin.seed, flow=flow, steps=method.steps, guidance=method.guidance,
+                          modes=modes, pull=method.pull, until=method.pull_until, steer=method.steer, engine=begin.engine)
+
+
 LEARNED = {
     GENERATOR: Learned("the weights of a generator", _generator, GENERATOR, needs_weight=True),
     PIXELS: Learned("pixels", _pixels, PIXELS),
     LATENTS: Learned("the latents of a frozen generator", _latents, LATENTS, needs_weight=True),
+    DRAWN: Learned("nothing: images drawn by a flow", _drawn, DRAWN, needs_weight=True),
 }
 """What a method can learn, by the name in its row."""
 

@@ -102,6 +102,14 @@ class StoredLearner:
         return stream(self.seed, self.folder, *name)
 
     def step(self, step, matching):
+        total = self.differentiate(step, matching)
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
+        self.bound()
+        return {"matching": total}
+
+    def differentiate(self, step, matching):
+        """The loss of a step, 0-dim; its gradient, over all processes, is left in `parameter.grad`."""
         self.optimizer.zero_grad()
         total = 0
         for part in matching.parts(step):
@@ -109,10 +117,7 @@ class StoredLearner:
             self.scaler.scale(loss).backward()
             total = total + loss.detach()
         self.parameter.grad = self.accelerator.reduce(self.parameter.grad, "sum") * self.scale
-        self.scaler.step(self.optimizer)
-        self.scaler.update()
-        self.bound()
-        return {"matching": total}
+        return total
 
     def bound(self):
         """Put values back that a step has moved too far: none."""

@@ -15,7 +15,7 @@ from gendistil.sources import DECODERS, LATENT_SPACES
 from generators.trainer import TUNED
 from pools import some_classifiers
 
-GENERATOR, PIXELS, LATENTS = "generator", "pixels", "latents"
+GENERATOR, PIXELS, LATENTS, DRAWN = "generator", "pixels", "latents", "drawn"
 """What the published methods learn; `build.LEARNED` says how."""
 
 STORED = (PIXELS, LATENTS)
@@ -143,6 +143,16 @@ class Method:
     chunk_steps: int = option("inversion: Adam steps on --syn-batch latents of a class before the next; 0: others each step", 0,
                               type=NATURAL, group="latents", learns=(LATENTS,), first="only")
 
+    pull: float = option("how far each image is moved towards its mode, a centroid of its class's real images, in every step: "
+                         "a share, 0 for none (MGD3)", 0.0, type=FRACTION, group="images that a flow draws", learns=(DRAWN,))
+    pull_until: float = option("time, from 1 (noise) to 0 (image), at which that ends", 0.5, type=FRACTION,
+                               group="images that a flow draws", learns=(DRAWN,))
+    steer: float = option("how far each image is moved against the gradient of --match in every step, as a share of how far it "
+                          "has still to go, 0 for none (IGD)", 0.0, type=WEIGHT, group="images that a flow draws",
+                          learns=(DRAWN,))
+    guidance: float | None = option("classifier-free guidance, 1 for none (default: the flow's own)", None, type=WEIGHT,
+                                    group="images that a flow draws", learns=(DRAWN,))
+
     pool: tuple = option("classifiers in the pool, named as for validate.py --eval-model (default: the method's)", ("convnet",),
                          nargs="+", type=some_classifiers, action=Joined, metavar="NAME", group="pool", first=True)
     pool_training: str = option("pretrained: on the real images, and kept; expert: the same by plain SGD, and kept after every "
@@ -166,8 +176,10 @@ class Method:
     pool_aug: str | None = option("augmentation of its training, or of the pretraining", None, group="pool", pools=TRAINED)
     pool_cutmix: float = option("probability that CutMix mixes a batch of its training", 0.0, type=FRACTION, group="pool",
                                 pools=ONLINE)
-    pool_mix: bool = option("also networks between two snapshots of a member, by interpolated weights (NCFM)", False,
-                                group="pool", pools=("pretrained",))
+    pool_mix: bool = option("networks between two snapshots of a member, by interpolated weights (NCFM)", False, group="pool",
+                            pools=("pretrained",))
+    pool_initial: bool = option("also keep each network as it was before its pretraining (NCFM)", False, group="pool",
+                                pools=("pretrained",))
     pool_members: int = option("pretrained networks of each classifier (default: 4)", 4, type=COUNT, group="pool", pools=KEPT)
     pool_epochs: int = option("epochs of their pretraining on the real images (default: 20)", 20, type=COUNT, group="pool",
                               pools=KEPT)
@@ -175,7 +187,7 @@ class Method:
                                  pools=("pretrained",))
 
     lr: float | None = option("learning rate of the generator (default: the recipe's), of pixels or of latents", None,
-                              type=POSITIVE, group=_LENGTH)
+                              type=POSITIVE, group=_LENGTH, learns=(GENERATOR, *STORED))
     steps: int | None = option("steps (default: the method's; of inversion, each latent once)", 1000, type=NATURAL,
                                group=_LENGTH)
     epochs: int | None = option("passes over the real images, instead of --steps, for a generator", None, type=COUNT,
@@ -209,6 +221,8 @@ _MTT = Method(PIXELS, "MTT, arXiv 2203.11932", match="trajectory", match_weight=
 _BPTT = Method(PIXELS, "RaT-BPTT, arXiv 2311.07025", match="outcome", match_weight=1.0, match_batch=500, unroll=200, window=60,
                unroll_optimizer="adam", step_size=1e-3, clip=2.0, aug_type="flip_rotate", aug_single=True, init="noise",
                optimizer="adam", lr=1e-3, steps=2000, keep="best")
+# Its authors' modes are of a diffusion model's latents; these are of pixels.
+_MGD3 = Method(DRAWN, "MGD3, arXiv 2505.18963", match="none", match_weight=1.0, pull=0.1, steps=50, keep="last")
 _CORESET = Method(PIXELS, "images at random", match_weight=1.0, steps=0, lr=1.0)
 
 METHODS = {
@@ -231,6 +245,13 @@ METHODS = {
     "dd": replace(_BPTT, source="Dataset Distillation, arXiv 1811.10959", match_batch=103, unroll=30, window=0,
                   unroll_optimizer="sgd", unroll_order="steps", step_size=0.02, step_size_lr=2e-4, clip=0.0, match_aug=False,
                   lr=0.01),
+    # Its authors take a step by each of the two losses; here it is one by their sum, in which neither outweighs the other.
+    "ncfm": replace(_IDC, source="NCFM, arXiv 2502.20653", match="cf", match_weight=300.0, calibrate=0.1, match_batch=1024,
+                    syn_batch=0, pool_training="pretrained", pool_mix=True, pool_initial=True, pool_members=20, pool_epochs=60,
+                    pool_snapshots=1, optimizer="adam", lr=2e-3, steps=20_000),
+    "mgd3": _MGD3,
+    "igd": replace(_MGD3, source="IGD, ICLR 2025", match="grad", metric="cos", steer=0.1, pull=0.0, match_batch=64,
+                   match_aug=False, pool_training="pretrained"),
     "random": _CORESET,
     "herding": replace(_CORESET, source="Welling, ICML 2009", init="herding", pool_training="pretrained"),
     "k-center": replace(_CORESET, source="Sener and Savarese, ICLR 2018", init="k-center", pool_training="pretrained"),
@@ -284,7 +305,8 @@ def method_for(name, data, ipc, size=32, factor=None):
             method = replace(method, **values)
     if (factor or method.factor) > 1:
         method = replace(method, **PUBLISHED_IN_PARTS.get((name, data), {}))
-    if method.space == "unit":  # IDC's and DREAM's rate is for 10 images of a class, and a loss that is a mean over images
+    # IDC's and DREAM's rate is for 10 images of a class, and a loss that is a mean over images; Adam's is the same for all.
+    if method.space == "unit" and method.optimizer == "sgd":
         method = replace(method, lr=method.lr * ipc / 10 * (size / _BASE_SIZE.get(data, 32)) ** 2)
     if method.pool_training == "synthetic":
         outer, inner = loops(ipc)

@@ -10,6 +10,7 @@ from gendistil.common.errors import UserError
 from gendistil.common.hub import is_hub, local_copy
 from gendistil.common.run import load_checkpoint
 from gendistil.sources.latents import LatentSet
+from gendistil.sources.pipeline import INDEX, PipelineSource
 from gendistil.sources.pixels import PixelSet
 from gendistil.sources.taught import Rows
 from generators import NETWORKS, load_published
@@ -24,13 +25,15 @@ STORED = {"PixelSet": PixelSet, "LatentSet": LatentSet}
 def load_source(path, device="cpu"):
     """The source kept at `path`, in eval mode on `device`.
 
-    Args: path, a run's folder, a saved model's folder, a checkpoint file of the published DiM or IT-GAN code, or a model on a
-    hub, `hub:owner/name` or `hub:owner/name@revision`.
+    Args: path, a run's folder, a saved model's folder, a pipeline of diffusers that draws images of a class, a checkpoint file
+    of the published DiM or IT-GAN code, or a model on a hub, `hub:owner/name` or `hub:owner/name@revision`.
     Raises UserError, naming `path`, if there is none or it cannot be read.
     """
     path, place = Path(path), local_copy(path)
     if place.is_file():
         return load_published(load_checkpoint(place), place).to(device)
+    if (place / INDEX).exists():
+        return PipelineSource.load(place, device)
     places = (place / MODEL, place / PIXELS, place / LATENTS, place)
     folder = next((folder for folder in places if (folder / "config.json").exists()), None)
     if not place.exists() and not is_hub(path):

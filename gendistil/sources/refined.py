@@ -76,8 +76,11 @@ class Refined(Source):
         return self.source.stored_bytes(ipc) + (sum(self.teacher.weights.values()) if self.teacher else 0)
 
     def check(self, device="cpu"):
-        """Raise TooFewAccepted for a class of which too few of the first images of seed 0 are accepted."""
-        if self.teacher:
+        """Raise TooFewAccepted for a class of which too few of the first images of seed 0 are accepted, and UserError for a
+        source that cannot be refined so."""
+        if self.teacher is None:
+            self.sample(torch.zeros(1, dtype=torch.int64, device=device))
+        else:
             for classes in torch.arange(self.num_classes, device=device).split(_AT_ONCE // _TRIED):
                 self._draw(classes, [0] * len(classes), [_TRIED] * len(classes), 0)
 

@@ -1,0 +1,124 @@
+"""Class-conditional pipelines of diffusers as sources: whatever draws images for `class_labels`."""
+
+import inspect
+import json
+
+import diffusers
+import torch
+from torchvision.transforms.functional import rgb_to_grayscale
+
+from gendistil.common.errors import UserError
+from gendistil.common.rng import stream
+from gendistil.common.source import Source, index_within_class
+from gendistil.data.images import resize, to_signed
+from generators.pipeline import FlowPipeline
+
+INDEX, CLASS_MAP = "model_index.json", "class_map.json"
+"""The file by which a folder is known as a pipeline, and the one beside it that says which of its classes are a data set's."""
+
+_AT_ONCE = 64  # images that are drawn together
+_OPTIONS = {"sample_steps": "num_inference_steps", "guidance": "guidance_scale"}
+"""Options of drawing by the names of their flags, and as a pipeline has them."""
+
+
+class PipelineSource(Source):
+    """The images of a pipeline, which has learned from other data than what it is judged on: a distilled source.
+
+    Each image has a random stream of its own, named by (seed, class, index within the class). Args: pipeline, whose call takes
+    `class_labels`; name, the folder that it comes from; num_classes, channels, size of its images; classes, int64 [K], the
+    pipeline's number of each class, None for the same.
+    """
+
+    def __init__(self, pipeline, name, num_classes, channels, size, classes=None):
+        self.pipeline, self.name, self.classes = pipeline, name, classes
+        self.num_classes, self.channels, self.size = num_classes, channels, size
+        self.parameters = inspect.signature(type(pipeline).__call__).parameters
+        self.remark = f"a {type(pipeline).__name__} that learned elsewhere"
+
+    @classmethod
+    def load(cls, folder, device="cpu"):
+        """The pipeline in `folder`. Raises UserError for one that draws no images of a class, and for a damaged one."""
+        try:
+            name = str(json.loads((folder / INDEX).read_text())["_class_name"])
+            # No code that lies in the folder is run.
+            kind = FlowPipeline if name == FlowPipeline.__name__ else getattr(diffusers, name)
+            asked = inspect.signature(kind.__call__).parameters
+        except (OSError, ValueError, KeyError, TypeError, AttributeError):
+            raise UserError(f"{folder / INDEX} names no pipeline of diffusers: save it again") from None
+        if "class_labels" not in asked:
+            raise UserError(f"{folder} holds a {name}, which draws no images of a class: name a DiTPipeline, a "
+                            "ConsistencyModelPipeline or a flow that sample.py --format pipeline wrote")
+        try:
+            pipeline = kind.from_pretrained(folder, local_files_only=True).to(device)
+        except (OSError, ValueError, TypeError, RuntimeError, AttributeError) as error:
+            raise UserError(f"{folder} holds a damaged {name} ({type(error).__name__}): save it again") from None
+        pipeline.set_progress_bar_config(disable=True)
+        if hasattr(pipeline, "transformer"):  # whose scheduler is given no random stream: a deterministic one
+            pipeline.scheduler = diffusers.DDIMScheduler.from_config(pipeline.scheduler.config)
+            shape = pipeline.transformer.config
+            finer = 2 ** (len(pipeline.vae.config.block_out_channels) - 1)
+            return cls(pipeline, folder, shape.num_embeds_ada_norm, pipeline.vae.config.out_channels, shape.sample_size * finer)
+        shape = pipeline.unet.config
+        count = pipeline.config.get("classes", shape.num_class_embeds)
+        if count is None:
+            raise UserError(f"{folder} holds a {name} that knows no classes: name one that was trained with them")
+        return cls(pipeline, folder, count, shape.in_channels, pipeline.config.get("size", shape.sample_size))
+
+    def fitted(self, spec):
+        """The classes of a data set, resized to its images, grey or in colour as they are.
+
+        Which classes these are, class_map.json in the pipeline's folder says: a list of its number of each class of the data
+        set. Without that, they are all of them, or those of the same names. Raises UserError where neither is so.
+        """
+        try:
+            file = self.name / CLASS_MAP
+            numbers = json.loads(file.read_text()) if file.exists() else self._by_name(spec)
+            classes = torch.tensor([int(number) for number in numbers])
+            if len(classes) != spec.num_classes or not 0 <= int(classes.min()) <= int(classes.max()) < self.num_classes:
+                raise ValueError
+        except (OSError, ValueError, TypeError, KeyError):
+            raise UserError(f"{self.name} draws {self.num_classes} classes, not those of {spec.name}: write {CLASS_MAP} there, "
+                            f"a list of {spec.num_classes} of its class numbers, one for each of "
+                            f"{', '.join(spec.classes[:3])}, ...") from None
+        return PipelineSource(self.pipeline, self.name, spec.num_classes, spec.channels, spec.size, classes)
+
+    def _by_name(self, spec):
+        if self.num_classes == spec.num_classes:
+            return range(self.num_classes)
+        known = getattr(self.pipeline, "labels", {})
+        return [known[name] for name in spec.classes]
+
+    def stored_bytes(self, ipc):
+        """Those of all parts of the pipeline, whatever the number of images."""
+        parts = [part for part in self.pipeline.components.values() if isinstance(part, torch.nn.Module)]
+        return sum(value.nbytes for part in parts for value in part.state_dict().values())
+
+    def check_sampling(self, **sampling):
+        for name in sampling:
+            if _OPTIONS[name] not in self.parameters:
+                flag = name.replace("_", "-")
+                raise UserError(f"--{flag}: the {type(self.pipeline).__name__} of {self.name} has none: leave it out")
+
+    def sample(self, labels, seed=0):
+        return self.images_at(labels, index_within_class(labels), seed)
+
+    @torch.no_grad()
+    def images_at(self, labels, index, seed=0, noise_std=1.0, **sampling):
+        """As `sample`, but for any indices within the classes, int64 [B], and other options of drawing."""
+        if noise_std != 1:
+            raise UserError(f"--noise-std: a {type(self.pipeline).__name__} draws its own noise: leave it out")
+        parts = zip(labels.split(_AT_ONCE), index.split(_AT_ONCE))
+        images = [self._draw(label.tolist(), place.tolist(), seed, sampling) for label, place in parts]
+        return torch.cat(images).to(labels.device)
+
+    def _draw(self, labels, index, seed, sampling):
+        numbers = labels if self.classes is None else self.classes[labels].tolist()
+        options = {_OPTIONS[name]: value for name, value in sampling.items()}
+        if "batch_size" in self.parameters:
+            options["batch_size"] = len(labels)
+        streams = [stream(seed, "pipeline", *pair) for pair in zip(labels, index)]
+        images = self.pipeline(class_labels=numbers, generator=streams, output_type="np", **options).images
+        images = (torch.from_numpy(images) * 255).round().to(torch.uint8).permute(0, 3, 1, 2)  # B,C,H,W
+        if images.shape[1] != self.channels:
+            images = rgb_to_grayscale(images) if self.channels == 1 else images.expand(-1, self.channels, -1, -1)
+        return to_signed(resize(images, self.size))
