@@ -58,8 +58,8 @@ def learned(run):
     return torch.cat([value.flatten() for value in state["generator"].values()])
 
 
-# What trains networks does it in float32 whatever the precision, and so does what draws: test_unroll.py, test_drawing.py. A pass
-# that warms a network takes too long here.
+# What trains networks does it in float32 whatever the precision, and so does what draws: test_unroll.py, test_drawing.py.
+# A pass that warms a network takes too long here.
 CASES = [*((name, ()) for name, row in METHODS.items()
            if row.steps != 0 and not row.pool_warmup and row.learn != "drawn" and OBJECTIVES[row.match].per != "training"),
          ("dc", ("--mean-weight", 1)),
