@@ -41,6 +41,8 @@ cifar10: $(BIN)/.installed
 	$(RUN) pool_match.py $(call GO,match) --weight $(OUT)/gan --calibrate 3 --steps 500 $(POOL)
 	$(RUN) pool_match.py $(call GO,control) --weight $(OUT)/gan --control-of $(OUT)/match $(POOL)
 	$(RUN) validate.py $(call GO,ten) --ipc 10 --sampling fixed --num-eval 5 $(STAGES) --compare random
+	$(RUN) validate.py $(call GO,rows) --ipc 10 --sampling fixed --num-eval 5 --labels rows \
+	    --pretrain-weight stage2=$(OUT)/match --compare random
 
 # The same on MNIST (downloaded unless DATA_DIR has it), as the README reports it: an hour and a half on two CPU cores.
 mnist: OUT = mnist-results
