@@ -22,14 +22,14 @@ from generators import GAN, GANRecipe
 ROOT = Path(__file__).parent.parent
 STEPS = 2
 
-# Runs command lines one after another as one process of several. Notes the rows that the process draws, and every file and
-# folder that it makes, renames or removes.
+# Runs command lines one after another as one process of several. Notes the rows of real images that the process takes, and
+# every file and folder that it makes, renames or removes.
 WORKER = textwrap.dedent("""
     import json, os, sys
-    import torch
     import gen_condense, pool_match
     from accelerate.state import AcceleratorState
     from gendistil.common.cli import run_script
+    from gendistil.data import Split
     from generators import GAN
 
     folder, commands = sys.argv[1], json.loads(sys.argv[2])
@@ -41,18 +41,16 @@ WORKER = textwrap.dedent("""
         if changes and str(args[0]).startswith(folder):
             written.append(str(args[0]))
 
-    def shard(self, drawn, shard=GAN.shard):
-        share = shard(self, drawn)
-        if drawn.dtype == torch.int64 and drawn.dim() == 1:
-            rows.append(share.tolist())
-        return share
+    def batch(self, asked, batch=Split.batch):
+        rows.append(asked.tolist())
+        return batch(self, asked)
 
     def noise(self, *args, noise=GAN.noise):
         share = noise(self, *args)
         noises.append(share.flatten().tolist())
         return share
 
-    GAN.shard, GAN.noise = shard, noise
+    Split.batch, GAN.noise = batch, noise
     sys.addaudithook(note)
     for script, *words in commands:
         AcceleratorState._reset_state()
