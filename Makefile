@@ -44,7 +44,7 @@ cifar10: $(BIN)/.installed
 	$(RUN) validate.py $(call GO,rows) --ipc 10 --sampling fixed --num-eval 5 --labels rows \
 	    --pretrain-weight stage2=$(OUT)/match --compare random
 
-# The same on MNIST (downloaded unless DATA_DIR has it), as the README reports it: an hour and a half on two CPU cores.
+# The three stages on MNIST (downloaded unless DATA_DIR has it), as docs/results.md reports them: an hour and a half on two CPU cores.
 mnist: OUT = mnist-results
 mnist: FLAGS = --data mnist --output-dir $(OUT) --overwrite
 mnist: JUDGE = $(RUN) validate.py $(FLAGS) --pretrain-weight stage2=$(OUT)/match
@@ -56,7 +56,7 @@ mnist: $(BIN)/.installed
 	$(JUDGE) --tag one --ipc 1 --sampling fixed representative --compare random --num-eval 5
 	$(JUDGE) --tag ten --ipc 10 --sampling representative --epochs 600
 
-# The pixel methods on MNIST, as the README reports them: on two CPU cores, an hour of matching and half an hour of students.
+# The pixel methods on MNIST, as docs/results.md reports them: on two CPU cores, an hour of matching and half an hour of students.
 baselines: OUT = baselines-results
 baselines: FLAGS = --data mnist --output-dir $(OUT) --overwrite
 baselines: SHORT = --ipc 1 --match-batch 32 --steps 800 --eval-epochs 200

@@ -4,10 +4,10 @@ import copy
 
 import pytest
 import torch
-from accelerate import Accelerator
 
 import gen_condense
 import pool_match
+from gendistil.common.device import make_accelerator
 from gendistil.common.errors import UserError
 from gendistil.common.rng import stream
 from gendistil.data import load_dataset, to_signed
@@ -34,9 +34,9 @@ def flow():
     return made
 
 
-def drawing(digits, flow, ipc=3, **settings):
+def drawing(digits, flow, ipc=3, precision="fp32", **settings):
     pixels = PixelSet(size=8, channels=1, num_classes=10, ipc=ipc)
-    return DrawingLearner(Accelerator(cpu=True), digits.spec, pixels, 0, flow=flow, steps=STEPS, **settings)
+    return DrawingLearner(make_accelerator(precision), digits.spec, pixels, 0, flow=flow, steps=STEPS, **settings)
 
 
 def drawn(learner, matching=None):
@@ -79,9 +79,12 @@ def test_a_drawing_goes_on_where_it_was_stopped_in_as_many_steps(digits, flow):
         second.load_state_dict(state, "there")
 
 
-def test_an_objective_steers_them(digits, flow):
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_an_objective_steers_them(digits, flow, monkeypatch, precision):
+    monkeypatch.setenv("ACCELERATE_USE_CPU", "1")
+
     def loss_of(steer):
-        learner = drawing(digits, flow, steer=steer)
+        learner = drawing(digits, flow, precision=precision, steer=steer)
         matcher = Matcher(learner, digits, Fixed(digits), match="mean", weight=1.0, select="random", classes=0, per_class=64,
                           aug_type="none", aug_setting="class", interval=1, candidates=20, at_once=4)
         drawn(learner, matcher)
@@ -120,6 +123,7 @@ def test_methods_draw_sets(command, tmp_path, monkeypatch, run, method):
 
 @pytest.mark.parametrize(("words", "said"), [
     (("--method", "mgd3"), "starts from a generator"),
+    (("--method", "mgd3", "--weight", "{run}", "--steps", 4, "--ipc", 900), "that --pull asks for: lower --ipc"),
     (("--method", "mgd3", "--weight", "{run}", "--steps", 3), "a shortcut draws in 1, 2, 4"),
     (("--method", "mgd3", "--weight", "{run}", "--steps", 4, "--steer", 0.1), "--steer says how far"),
     (("--method", "mgd3", "--weight", "{run}", "--lr", 0.1), "--lr is not for --method mgd3"),

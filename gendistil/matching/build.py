@@ -184,7 +184,7 @@ def _drawn(begin):
     pixels = PixelSet(size=spec.size, channels=spec.channels, num_classes=spec.num_classes, ipc=ipc).to(device)
     modes = None
     if method.pull:
-        initial.check(begin.dataset, "kmeans", ipc)
+        initial.check_count(begin.dataset, ipc, "--pull asks for: lower --ipc, or give --pull 0")
         modes = modes_of(begin.dataset.train, spec.num_classes, ipc, begin.seed)
     return DrawingLearner(begin.accelerator, spec, pixels, begin.seed, flow=flow, steps=method.steps, guidance=method.guidance,
                           modes=modes, pull=method.pull, until=method.pull_until, steer=method.steer, engine=begin.engine)

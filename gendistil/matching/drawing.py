@@ -77,7 +77,10 @@ class DrawingLearner(PixelLearner):
         if matching:
             self.parameter.data.copy_(end)
             report["matching"] = self.differentiate(step, matching)
-            gradient = self.parameter.grad
+            # Of float16, where the scaled gradient may overflow: that step steers nothing, and the next are scaled less.
+            self.scaler.unscale_(self.optimizer)
+            self.scaler.update()
+            gradient = self.parameter.grad.nan_to_num(0.0, 0.0, 0.0)
             end = end - self.steer * left * gradient / _lengths(gradient).clamp_min(_LEAST)
         self.place = end + (1 - 1 / (self.steps - step)) * (self.place - end)
         self.parameter.data.copy_(end)

@@ -37,11 +37,16 @@ INITS = ("noise", *CHOICES)
 
 
 def check(dataset, how, count):
-    """Raise UserError where a class has fewer real images than the `count` that `how` asks for."""
+    """Raise UserError where a class has fewer real images than the `count` that `--init how` asks for."""
+    if how != "noise":
+        check_count(dataset, count, f"--init {how} asks for: lower --ipc or --factor")
+
+
+def check_count(dataset, count, asked):
+    """Raise UserError where a class has fewer than `count` real images; `asked` ends the sentence: who asks, and the remedy."""
     fewest = int(torch.bincount(dataset.train.labels, minlength=dataset.spec.num_classes).min())
-    if how != "noise" and count > fewest:
-        raise UserError(f"the smallest class has {fewest} training images, fewer than the {count} that --init {how} asks for: "
-                        "lower --ipc or --factor")
+    if count > fewest:
+        raise UserError(f"the smallest class has {fewest} training images, fewer than the {count} that {asked}")
 
 
 def start(pixels, dataset, how, seed, pool):
