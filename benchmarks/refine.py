@@ -4,9 +4,9 @@
     python -m gendistil.evaluation.report refine.json
 
 As GaFi searches (arXiv 2305.10118), but on images held out of the training set: first the noise, with every image kept that
-the classifier assigns to its class, then the threshold at the best noise. What scored best of all that was measured, the
-generator as it is included, goes into the run's config.json, from where validate.py and sample.py take it. Run again, it goes
-on with what the file lacks.
+the classifier assigns to its class, then the threshold at the best noise. The best goes into the run's config.json, from where
+validate.py and sample.py take it, if the 95 % interval of its difference from the generator as it is lies above 0: the best of
+several is above one of them by chance too. Run again, it goes on with what the file lacks.
 """
 
 import sys
@@ -18,13 +18,15 @@ import torch
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from benchmarks.search import kept_rows, student_protocol
-from gendistil.common.cli import COUNT, FRACTION, POSITIVE, SEED, Parser, add_data_arguments, run_script
+from gendistil.common.cli import COUNT, FRACTION, POSITIVE, SEED, Parser, add_data_arguments, number, run_script
 from gendistil.common.device import make_accelerator
 from gendistil.common.engine import Engine
 from gendistil.common.errors import UserError
 from gendistil.common.run import CONFIG, amend, device_name, find_run, inherit_data, made_by, write_json
 from gendistil.data import load_dataset
 from gendistil.evaluation import SAMPLINGS, evaluate
+from gendistil.evaluation.report import tables
+from gendistil.evaluation.rows import difference
 from gendistil.evaluation.teachers import open_teacher
 from gendistil.sources import Refined, Refinement, Teacher, TooFewAccepted, check_fits, load_source
 
@@ -57,7 +59,7 @@ def main():
     parser.add_argument("--keep-above", type=FRACTION, nargs="+", default=[0.1, 0.3, 0.5, 0.7, 0.9], help="thresholds to try")
     parser.add_argument("--ipc", type=COUNT, default=50, help="images per class")
     parser.add_argument("--sampling", choices=SAMPLINGS, default="fresh", help="as validate.py has it")
-    parser.add_argument("--students", type=COUNT, default=3, help="students of each score, which differ in their seed")
+    parser.add_argument("--students", type=number(int, 2), default=5, help="students of each score, which differ in their seed")
     parser.add_argument("--eval-epochs", type=COUNT, default=40, help="epochs of a student")
     parser.add_argument("--seed", type=SEED, default=0, help="seed of the first student")
     parser.add_argument("--compile", choices=("on", "off"), default="off", help="compile the networks")
@@ -106,6 +108,12 @@ def main():
         return result.mean
 
     best = search(measure, args.noise_std, args.keep_above)
+    measured, asis = {row["source"]: row for row in rows}, Refinement()
+    print(tables(rows, [asis.words]))
+    points, low, high = difference(measured[best.words], measured[asis.words])
+    if best != asis and low <= 0:
+        print(f"{best.words}: {points:+.2f} points ({low:+.2f} to {high:+.2f}), no clear gain, so nothing is refined")
+        best = asis
     amend(run, refinement={**asdict(best), "teacher": str(folder)})
     print(f"{run / CONFIG} keeps: {best.words}")
 

@@ -160,6 +160,7 @@ STAGE2 = [
     (["--weight", "{gan}", "--match-batch", "1"], "--match-batch"),
     (["--weight", "{gan}", "--match-classes", "-1"], "--match-classes"),
     (["--weight", "{gan}", "--metric", "cos"], "--metric is not for --match energy"),
+    (["--weight", "{gan}", "--match", "none", "--calibrate", "3"], "--calibrate is not for --match none"),
     (["--weight", "{gan}", "--plugin", "nowhere.py"], "--plugin nowhere.py"),
     (["--weight", "{gan}", "--select", "best"], "--select"),
     (["--weight", "{gan}", "--aug-type", "color_blur"], "--aug-type color_blur"),

@@ -186,6 +186,7 @@ def test_several_runs_have_one_report(reports, tmp_path, monkeypatch, capsys):
     (["{b}", "--output-dir", "{b}/.."], "holds a run or one of the reports: name another folder"),
     (["{a}", "--output-dir", "{b}"], "cannot be written"),
     (["--document", "{a}", "--output-dir", "x"], "--output-dir is for the report of several"),
+    (["--document", "{a}", "--against", "gan"], "--against is for the report of several"),
 ])
 def test_a_joined_report_replaces_no_run(reports, monkeypatch, capsys, words, message):
     reports = dict(zip("ba", reports))  # b is the run

@@ -186,11 +186,17 @@ def test_a_search_is_kept_by_the_run_and_used(command, fails, capsys, run, pool,
     rows = read_report(tmp_path / "rows.json")
     assert [row["source"] for row in rows] == ["unrefined", "kept above 0, noise 1.2", "kept above 0.5, noise 1.2"]
     assert all(row["scored_on"] == "held_out" and row["n"] == 2 for row in rows)
-    best = max(rows, key=lambda row: row["mean"])
-    config = json.loads((run / "config.json").read_text())
-    assert config["refinement"] == {**best["refinement"], "teacher": str(pool.dir)}
-    assert config["command"] == "pool_match.py"
     assert "kept above 1, noise 1.2: left out" in capsys.readouterr().out
+    for spread, chosen in ((0.1, 2), (30.0, 0)):  # the best of several has to be clearly above the generator as it is
+        for number, row in enumerate(rows):
+            row.update(mean=50.0 + number, std=spread)
+        (tmp_path / "rows.json").write_text(json.dumps(rows))
+        command(search_script, "--pretrain-weight", run, "--noise-std", 1.2, "--keep-above", 0.5, "--ipc", 2, "--students", 2,
+                "--eval-epochs", 1, "--output", tmp_path / "rows.json")
+        config = json.loads((run / "config.json").read_text())
+        assert config["refinement"] == {**rows[chosen]["refinement"], "teacher": str(pool.dir)}
+        assert ("no clear gain" in capsys.readouterr().out) == (chosen == 0)
+    assert config["command"] == "pool_match.py"
 
     (run / "config.json").write_text(json.dumps({**config, "refinement": {**rows[2]["refinement"], "teacher": str(pool.dir)}}))
     command(validate, "--output-dir", tmp_path, *QUICK, "--pretrain-weight", run)

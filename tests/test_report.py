@@ -6,12 +6,13 @@ import sys
 from pathlib import Path
 
 import pytest
+from scipy.stats import ttest_ind
 
 from gendistil.common.errors import UserError
 from gendistil.evaluation import PROTOCOLS, Result
 from gendistil.evaluation.plots import plot, plot_across
 from gendistil.evaluation.report import LEGEND, main, markdown, rewrite, rewrite_document, tables
-from gendistil.evaluation.rows import KEYS, read_report
+from gendistil.evaluation.rows import KEYS, difference, read_report
 
 ROOT = Path(__file__).parents[1]
 
@@ -64,6 +65,39 @@ def test_a_table_has_one_line_per_source_and_one_column_per_ipc(tmp_path):
     assert text.count("best accuracy seen in five looks at the test set") == 1
     plot(rows, tmp_path / "accuracy.png")
     assert (tmp_path / "accuracy.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_a_difference_has_the_interval_of_welch():
+    scores = [(90.0, 92.0, 91.0, 94.0), (88.0, 89.5, 86.0)]
+    rows = [Result(each, images=100, epochs=1, steps=1, seconds=1.0).row() for each in scores]
+    interval = ttest_ind(*scores, equal_var=False).confidence_interval()
+    assert difference(*rows) == pytest.approx((rows[0]["mean"] - rows[1]["mean"], *interval))
+    assert difference(rows[0], make_row(n=1, std=None)) is None
+    assert difference(make_row(mean=92.0, std=0.0), make_row(std=0.0)) == (1.0, 1.0, 1.0)
+
+
+def test_sources_are_compared_with_a_reference(project, monkeypatch, capsys):
+    rows = [make_row(source="control"), make_row(mean=95.0), make_row(ipc=1, mean=50.0), make_row(sampling="fixed"),
+            make_row(source="one", mean=90.0, n=1, std=None, ci95=None), make_row(source="control", labels="rows", teacher="x")]
+    assert tables(rows, ["nobody"]) == tables(rows)
+    text = tables(rows, ["control"])
+    heading, _, header, _, *lines = text[text.index("Points above control"):].splitlines()
+    assert "95 % interval" in heading
+    assert header.split() == ["|", "source", "|", "sampling", "|", "IPC", "1", "|", "IPC", "10", "|"]
+    assert [line.split("|")[1].strip() for line in lines if line.startswith("|")][:2] == ["gan", "one"]
+    assert "| +4.0 (+0.6 to +7.4) |" in lines[0]
+    assert "| -1.0 " in lines[1]
+    assert text.count("Points above") == 1
+    (project / "a.json").write_text(json.dumps(rows))
+    call(monkeypatch, project / "a.json", "--against", "control", "--output-dir", project / "both")
+    assert "Points above control" in capsys.readouterr().out
+    assert all("Points above control" in (project / "both" / name).read_text() for name in ("report.md", "report.html"))
+    text = "<!-- table: a.json b.json against control, source-b -->\n<!-- /table -->\n"
+    assert rewrite(text, project).count("Points above") == 2
+    with pytest.raises(UserError, match=r"--against gans: .*control, gan"):
+        call(monkeypatch, project / "a.json", "--against", "gans")
+    with pytest.raises(UserError, match="against gans"):
+        rewrite(text.replace("control", "gans"), project)
 
 
 def test_several_students_are_compared_line_by_line(tmp_path):

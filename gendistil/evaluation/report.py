@@ -2,11 +2,13 @@
 
     python -m gendistil.evaluation.report results/a/report.json results/b/report.json    # prints one table of several reports
     python -m gendistil.evaluation.report results/*/report.json --output-dir both        # also as a page, with plots
+    python -m gendistil.evaluation.report results/a/report.json --against control        # also how far others are above it
     python -m gendistil.evaluation.report --document docs/results.md                     # rewrites every table of a document
 
 A document marks the place of a table, and the files that it is made from, by the lines `<!-- table: a.json b.json -->` and
 `<!-- /table -->`, and that of the legend by `<!-- legend -->` and `<!-- /legend -->`. Paths start at the root of the project,
-the document's nearest parent with a pyproject.toml.
+the document's nearest parent with a pyproject.toml. `<!-- table: a.json against control, random real images -->` is the same
+as `--against control "random real images"`.
 """
 
 import re
@@ -21,7 +23,17 @@ from gendistil.common.run import CONFIG, write_json
 from gendistil.evaluation.page import Picture, find_sheets, page
 from gendistil.evaluation.plots import ACROSS, PLOTS, caption, plot, plot_across, plotted
 from gendistil.evaluation.ranking import ranking_grids, rankings
-from gendistil.evaluation.rows import LEARNED, REPORT, across_students, kind_of, line_of, read_report, students_of, unique
+from gendistil.evaluation.rows import (
+    LEARNED,
+    REPORT,
+    across_students,
+    difference,
+    kind_of,
+    line_of,
+    read_report,
+    students_of,
+    unique,
+)
 
 LEGEND = """\
 Mean ± standard deviation over students with different seeds (± half the width of the mean's 95 % interval, Student's t).
@@ -73,12 +85,13 @@ def _how(protocol, scored_on, labels="hard", teacher=None, augmentation=None):
     return how + "scored once at the last step"
 
 
-def grids(rows):
+def grids(rows, against=()):
     """The rows (dicts with `KEYS`) as tables, each a tuple of its heading, its header and its lines of text.
 
-    One table per data set, student and protocol, one column per IPC, or of continual learning per number of classes seen;
-    then, where there are several students, one column for each of them; then the scores of DD-Ranking, where there are all that
-    they need; then one table per data set of what its sources keep.
+    One table per data set, student and protocol, one column per IPC, or of continual learning per number of classes seen, and
+    one more for each source in `against` that is in it, of how far the others are above that one; then, where there are
+    several students, one column for each of them; then the scores of DD-Ranking, where there are all that they need; then one
+    table per data set of what its sources keep.
     """
     for group in sorted(unique(map(kind_of, rows)), key=lambda group: group[4] != "hard"):  # hard labels first
         data, model, *how, task = group
@@ -94,6 +107,7 @@ def grids(rows):
             lines.append([*name, counts, *(_cell(cells[value]) if value in cells else "" for value in values)])
         header = ["source", "sampling", counted, *("all images" if value is None else column.format(value) for value in values)]
         yield f"**{model} on {data}**, {'; '.join(filter(None, [_how(*how), task]))}", header, lines
+        yield from _differences(chosen, against, over, [*header[:2], *header[3:]], values)
     for (data, *how), found in across_students(rows).items():
         yield _across(data, how, found)
     yield from ranking_grids(rows)
@@ -105,6 +119,25 @@ def grids(rows):
                  for (source, ipc, labels), row in kept.items()]
         yield (f"What the sources of {data} keep, and how far apart two images of a class are",
                ["source", "IPC", "bytes", "diversity"], lines)
+
+
+def _differences(rows, against, over, header, values):
+    """Tables of how far the rows of one table are above those of the sources `against`, as `grids` yields them."""
+    place = lambda row: (row["sampling"], row["ipc"], row.get("classes"))
+    for name in against:
+        others = {place(row): row for row in rows if row["source"] == name}
+        lines = {}
+        for row in rows:
+            if row["source"] != name and place(row) in others:
+                lines.setdefault(line_of(row), {})[row[over]] = _difference_cell(row, others[place(row)])
+        if lines:
+            yield (f"Points above {name} (95 % interval of the difference, Welch's t)", header,
+                   [[*line, *(cells.get(value, "") for value in values)] for line, cells in lines.items()])
+
+
+def _difference_cell(row, other):
+    points = difference(row, other)
+    return f"{points[0]:+.1f} ({points[1]:+.1f} to {points[2]:+.1f})" if points else f"{row['mean'] - other['mean']:+.1f}"
 
 
 def _across(data, how, found):
@@ -126,26 +159,27 @@ def _student_cell(row):
     return f"{text} †" if row["model"] in row.get("learned_with", ()) else text
 
 
-def tables(rows):
-    """The tables of the rows as markdown."""
-    return "\n\n".join(f"{heading}\n\n{_grid(header, lines)}" for heading, header, lines in grids(rows)) + "\n"
+def tables(rows, against=()):
+    """The tables of the rows as markdown; `against` as `grids` has it."""
+    return "\n\n".join(f"{heading}\n\n{_grid(header, lines)}" for heading, header, lines in grids(rows, against)) + "\n"
 
 
-def markdown(rows):
+def markdown(rows, against=()):
     """The tables of the rows, and the legend below."""
-    return f"{tables(rows)}\n{LEGEND}"
+    return f"{tables(rows, against)}\n{LEGEND}"
 
 
-def write_report(rows, folder, command, sheets):
+def write_report(rows, folder, command, sheets, against=()):
     """report.json, report.md, report.html and the plots in `folder`, of the rows so far.
 
-    Args: command, a list of words; sheets, those of `find_sheets`. Without a row that says its bytes there is no bytes.png,
-    without several kinds of students no students.png, and without what DD-Ranking's scores need no ranking.json.
+    Args: command, a list of words; sheets, those of `find_sheets`; against, as `grids` has it. Without a row that says its
+    bytes there is no bytes.png, without several kinds of students no students.png, and without what DD-Ranking's scores need no
+    ranking.json.
     """
     write_json(folder / REPORT, rows)
     if scores := rankings(rows):
         write_json(folder / "ranking.json", scores)
-    (folder / "report.md").write_text(f"{markdown(rows)}\n`{shlex.join(command)}`\n", encoding="utf-8")
+    (folder / "report.md").write_text(f"{markdown(rows, against)}\n`{shlex.join(command)}`\n", encoding="utf-8")
     plots = []
     for over, (name, axis) in PLOTS.items():
         shown = plotted(rows, over)
@@ -159,7 +193,8 @@ def write_report(rows, folder, command, sheets):
                              "with this one."))
     data = ", ".join(unique(row["data"] for row in rows))
     facts = {words: "; ".join(unique(str(row[key]) for row in rows if key in row)) for words, key in _FACTS.items()}
-    text = page(f"Accuracy of students on {data}", shlex.join(command), grids(rows), LEGEND, plots, sheets.values(), facts)
+    text = page(f"Accuracy of students on {data}", shlex.join(command), grids(rows, against), LEGEND, plots, sheets.values(),
+                facts)
     (folder / "report.html").write_text(text, encoding="utf-8")
 
 
@@ -187,12 +222,22 @@ def rewrite(text, root, sections=None):
     return "".join([*parts, text[end:]])
 
 
-def _section(files, root):
-    files = (files or "").split()
+def _section(rest, root):
+    files, _, against = (rest or "").partition(" against ")
+    files, against = files.split(), [name.strip() for name in against.split(",") if name.strip()]
     if not files:
         raise UserError("a table names no file: write <!-- table: FILE ... -->")
     rows = [row for file in files for row in read_report(root / file)]
-    return f"{tables(rows)}\nMeasured: {', '.join(f'`{file}`' for file in files)}\n"
+    _check_against(rows, against, "against")
+    return f"{tables(rows, against)}\nMeasured: {', '.join(f'`{file}`' for file in files)}\n"
+
+
+def _check_against(rows, against, flag):
+    """Raise UserError, which names `flag`, for a source in `against` that no row is of."""
+    sources = unique(row["source"] for row in rows)
+    for name in against:
+        if name not in sources:
+            raise UserError(f"{flag} {name}: no row has this source; there are {', '.join(sources)}")
 
 
 def rewrite_document(path, sections=None):
@@ -208,7 +253,7 @@ def rewrite_document(path, sections=None):
         raise UserError(f"--document {path}: {error}")
 
 
-def _join(reports, rows, folder, command):
+def _join(reports, rows, folder, command, against):
     """Write the report of several in a folder that is no run's, with the sheets that lie beside each of them."""
     if (folder / CONFIG).exists() or folder.resolve() in [path.resolve().parent for path in reports]:
         raise UserError(f"--output-dir {folder} holds a run or one of the reports: name another folder")
@@ -217,7 +262,7 @@ def _join(reports, rows, folder, command):
         sheets |= find_sheets(part, path.parent)
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        write_report(rows, folder, command, sheets)
+        write_report(rows, folder, command, sheets, against)
     except OSError as error:
         raise UserError(f"--output-dir {folder} cannot be written ({error.strerror}): name another folder")
     print(f"\nreport: {folder / 'report.html'}")
@@ -230,6 +275,8 @@ def main():
     parser.add_argument("--output-dir", type=Path, metavar="DIR", help="also write their report there: report.html, report.md, "
                         "report.json and plots: accuracy.png, bytes.png if the rows say their bytes, students.png if the "
                         "students are of several kinds")
+    parser.add_argument("--against", nargs="+", metavar="SOURCE", default=[], help="also say how many points the other sources "
+                        "are above these, with the interval of the difference")
     parser.add_argument("--document", type=Path, nargs="+", metavar="FILE", default=[],
                         help="markdown files in which every marked table and legend is written anew")
     args = parser.parse_args()
@@ -237,12 +284,15 @@ def main():
         parser.error("name either reports, or documents by --document")
     if args.output_dir and args.document:
         parser.error("--output-dir is for the report of several: name reports")
+    if args.against and args.document:
+        parser.error("--against is for the report of several: in a document, a table's own marker says it")
     if args.reports:
         reports = {path: read_report(path) for path in args.reports}
         rows = [row for part in reports.values() for row in part]
-        print(markdown(rows), end="")
+        _check_against(rows, args.against, "--against")
+        print(markdown(rows, args.against), end="")
         if args.output_dir:
-            _join(reports, rows, args.output_dir, [*shlex.split(parser.prog), *sys.argv[1:]])
+            _join(reports, rows, args.output_dir, [*shlex.split(parser.prog), *sys.argv[1:]], args.against)
     written = {path: rewrite_document(path) for path in args.document}  # all are read before the first is changed
     for path, text in written.items():
         try:

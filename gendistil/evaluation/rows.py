@@ -1,7 +1,10 @@
 """Rows of measured accuracy, as `validate.py` writes them: one for each source, student, sampling and number of images."""
 
 import json
+import math
 from pathlib import Path
+
+from scipy.special import stdtrit
 
 from gendistil.common.errors import UserError
 
@@ -68,6 +71,21 @@ def students_of(lines):
 def line_of(row):
     """What a row's line of a table is called: its source, with the IPC where columns do not tell it, and its sampling."""
     return (f"{row['source']}, IPC {row['ipc']}" if row.get("task") else row["source"]), row["sampling"]
+
+
+def difference(row, other):
+    """By how much the mean of `row` is above that of `other`: (points, low, high), or None where either has a single student.
+
+    The ends are those of the 95 % interval of the difference, by Welch's t, which lets the two spread differently.
+    """
+    if row["std"] is None or other["std"] is None:
+        return None
+    points, (a, b) = row["mean"] - other["mean"], [each["std"] ** 2 / each["n"] for each in (row, other)]
+    if a + b == 0:
+        return points, points, points
+    freedom = (a + b) ** 2 / (a**2 / (row["n"] - 1) + b**2 / (other["n"] - 1))
+    half = float(stdtrit(freedom, 0.975)) * math.sqrt(a + b)
+    return points, points - half, points + half
 
 
 def read_report(path):

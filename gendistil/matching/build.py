@@ -233,7 +233,9 @@ def check_match(args, match, pool):
     """Raise UserError for flags that are not for the objective `match`, and for networks (`pool`) that are not."""
     row = OBJECTIVES.get(match)
     taken, elsewhere = row.options if row else (), {name for row in OBJECTIVES.values() for name in row.options}
-    useless = elsewhere - set(taken) - {"paired_weight", "calibrate"}  # which `make_matcher` refuses by value
+    useless = elsewhere - set(taken)
+    if row:
+        useless -= {"paired_weight", "calibrate"}  # which `make_matcher` refuses by value
     if row and row.per == "training":
         useless |= {*_OF_CLASSES, *(_OF_SELECTORS if row.expert else ())}
     refuse(args, (Method,), lambda field: field.name in useless, f"is not for --match {match}")
