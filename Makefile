@@ -8,7 +8,7 @@ RUN := $(BIN)/accelerate launch --num_processes 1 --num_machines 1 --mixed_preci
     --num_cpu_threads_per_process $(CORES)
 FLAGS = --data digits --output-dir $(OUT) --overwrite
 
-.PHONY: demo cifar10 mnist baselines combinations itgan test lint clean
+.PHONY: demo cifar10 cifar10-methods mnist baselines combinations itgan test lint clean
 
 $(BIN)/.installed: pyproject.toml requirements.txt requirements-dev.txt
 	$(PYTHON) -m venv .venv
@@ -30,19 +30,29 @@ demo: $(BIN)/.installed
 demo: QUICK = --pool-members 1 --pool-epochs 6 --pool-snapshots 3 --eval-epochs 20
 
 # CIFAR-10, as docs/results.md reports it: hours on a GPU, days on two CPU cores. Run again, it goes on where it was stopped.
-cifar10: OUT = cifar10-results
-cifar10: DATA = cifar10
-cifar10: STARTED = $(OUT)/$1/checkpoint.pt -o -e $(OUT)/$1/report.json
-cifar10: GO = --data $(DATA) --output-dir $(OUT) --tag $1 $$(test -e $(STARTED) && echo --resume || echo --overwrite)
-cifar10: POOL = --pool-members 1 --pool-epochs 12 --pool-lr 0.05 --pool-aug crop_flip --keep last
+cifar10 cifar10-methods: OUT = cifar10-results
+cifar10 cifar10-methods: DATA = cifar10
+cifar10 cifar10-methods: STARTED = $(OUT)/$1/checkpoint.pt -o -e $(OUT)/$1/report.json
+cifar10 cifar10-methods: GO = --data $(DATA) --output-dir $(OUT) --tag $1 $$(test -e $(STARTED) && echo --resume || echo --overwrite)
+cifar10 cifar10-methods: POOL = --pool-members 1 --pool-epochs 12 --pool-lr 0.05 --pool-aug crop_flip
 cifar10: STAGES = --pretrain-weight stage1=$(OUT)/gan control=$(OUT)/control stage2=$(OUT)/match
 cifar10: $(BIN)/.installed
 	$(RUN) gen_condense.py $(call GO,gan) --steps 20000
-	$(RUN) pool_match.py $(call GO,match) --weight $(OUT)/gan --calibrate 3 --steps 500 $(POOL)
-	$(RUN) pool_match.py $(call GO,control) --weight $(OUT)/gan --control-of $(OUT)/match $(POOL)
+	$(RUN) pool_match.py $(call GO,match) --weight $(OUT)/gan --calibrate 3 --steps 500 --keep last $(POOL)
+	$(RUN) pool_match.py $(call GO,control) --weight $(OUT)/gan --control-of $(OUT)/match --keep last $(POOL)
 	$(RUN) validate.py $(call GO,ten) --ipc 10 --sampling fixed --num-eval 5 $(STAGES) --compare random
 	$(RUN) validate.py $(call GO,rows) --ipc 10 --sampling fixed --num-eval 5 --labels rows \
 	    --pretrain-weight stage2=$(OUT)/match --compare random
+	$(RUN) validate.py $(call GO,fresh) --ipc 50 --labels hard teacher --pretrain-weight stage2=$(OUT)/match
+
+# Pixels of CIFAR-10, ten images of a class, shortened to minutes, and a coreset; the pool is the one of `make cifar10`.
+cifar10-methods: PIXELS = --ipc 10 --match-batch 64 --eval-interval 1000 --eval-epochs 75
+cifar10-methods: $(BIN)/.installed
+	$(RUN) pool_match.py $(call GO,herding) --ipc 10 --method herding $(POOL)
+	$(RUN) pool_match.py $(call GO,dm) $(PIXELS) --method dm --steps 500
+	$(RUN) pool_match.py $(call GO,ncfm) $(PIXELS) --method ncfm --steps 200 --no-pool-initial --pool-snapshots 5 $(POOL)
+	$(RUN) validate.py $(call GO,methods) --ipc 10 --sampling fixed --pretrain-weight dm=$(OUT)/dm herding=$(OUT)/herding
+	$(RUN) validate.py $(call GO,methods-factor) --ipc 10 --sampling fixed --epochs 86 --pretrain-weight ncfm=$(OUT)/ncfm
 
 # The three stages on MNIST (downloaded unless DATA_DIR has it), as docs/results.md reports them: an hour and a half on two CPU cores.
 mnist: OUT = mnist-results

@@ -92,7 +92,7 @@ def main():
     shown = args.num_eval * protocol.epochs * replayed * spec.num_classes * args.steps // 2  # images, by students of an order
     engine.choose(args.compile, shown * spec.size**2)
     run = Run(vars(args), accelerator, spec.num_classes if args.resume else 0, dataset=dataclasses.asdict(spec),
-              students=dataclasses.asdict(protocol), sources={**known, **commands})
+              students=dataclasses.asdict(protocol), sources=known)
     facts = {"data": spec.name, "model": args.eval_model, "protocol": args.protocol, "scored_on": "test",
              "task": f"{args.steps} steps of new classes, scored on all seen so far; mean and interval over their orders",
              "device": device_name(device), "torch": torch.__version__}

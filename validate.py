@@ -25,7 +25,7 @@ from gendistil.evaluation.card import card
 from gendistil.evaluation.judged import REAL, WHOLE, joined, learned_with, list_rows, load_sources, named_paths, resumed
 from gendistil.evaluation.page import draw_sheets, find_sheets
 from gendistil.evaluation.ranking import complete
-from gendistil.evaluation.report import markdown, write_report
+from gendistil.evaluation.report import controls, markdown, write_report
 from gendistil.evaluation.rows import PLAIN, row_key
 from gendistil.evaluation.students import GROUP, rate_of, steps_per_epoch
 from gendistil.evaluation.teachers import Labels, Teachers, distilled_from, keep_student, labels_of
@@ -130,9 +130,9 @@ def main():
     if args.push_to_hub and accelerator.is_main_process:
         make_repository(args.push_to_hub)  # a refusal comes before the work, and after everything else that may be refused
     run = Run(vars(args), accelerator, dataset=dataclasses.asdict(dataset.spec),
-              students={model: dataclasses.asdict(protocol) for model, protocol in protocols.items()},
-              sources={**known, **{name: str(path) for name, path in paths.items()}})
+              students={model: dataclasses.asdict(protocol) for model, protocol in protocols.items()}, sources=known)
 
+    against = controls(known)
     facts = {"data": dataset.spec.name, "protocol": args.protocol, "scored_on": "test", "device": device_name(device),
              "torch": torch.__version__}
 
@@ -179,10 +179,10 @@ def main():
             rows[row_key(row)] = row = joined(rows.get(row_key(row)), row)
             run.log({f"accuracy/{row['source']}, {row['model']}, {row['sampling']}": row["mean"]}, row["ipc"] or 0)
         if run.is_main:
-            write_report([*rows.values()], run.dir, words, find_sheets(rows.values(), run.dir))
+            write_report([*rows.values()], run.dir, words, find_sheets(rows.values(), run.dir), against)
     run.close()
     rows = [*rows.values()]
-    accelerator.print(f"{markdown(rows)}\nreport: {run.dir / 'report.html'}")
+    accelerator.print(f"{markdown(rows, against)}\nreport: {run.dir / 'report.html'}")
     if args.push_to_hub and run.is_main:
         path, = paths.values()
         source = load_source(path)  # not refined

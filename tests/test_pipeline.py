@@ -118,6 +118,8 @@ def test_the_control_takes_as_long_and_matches_nothing(results):
 def test_the_report_has_a_row_for_each(results):
     rows = json.loads((results / "test" / "report.json").read_text())
     assert [(row["source"], row["ipc"], row["n"]) for row in rows] == [("gan", 2, 1), ("match", 2, 1), ("control", 2, 1)]
+    text = (results / "test" / "report.md").read_text()
+    assert text.count("Points above control (") == text.count("Points above") == 1  # which is known by its run
 
 
 def test_export(command, results, tmp_path):

@@ -20,21 +20,22 @@ _MAY_CHANGE = {"resume", "overwrite", "output_dir", "tag", "data_dir", "precisio
 
 
 def resumed(args, paths, may_change=_MAY_CHANGE):
-    """What the evaluation that --resume continues has already: rows by their `row_key`, and the paths of sources by name.
+    """The rows that the evaluation of --resume has already, by their `row_key`, and the paths of all its sources by name.
 
-    Both are empty without that flag. `paths` are those that are given now, `may_change` the flags that may be given anew.
+    Without that flag no row is there. `paths` are those that are given now, `may_change` the flags that may be given anew.
     Raises UserError for flags that do not fit what is there.
     """
+    paths = {name: str(path) for name, path in paths.items()}
     if not args.resume:
-        return {}, {}
+        return {}, paths
     check_options(vars(args), may_change)
     folder = args.output_dir / args.tag
     known = read_json(folder / CONFIG).get("sources", {})
     for name, path in paths.items():
-        if known.get(name, str(path)) != str(path):
+        if known.get(name, path) != path:
             raise UserError(f"--resume: '{name}' was {known[name]} when the evaluation was started: give {path} another name")
     rows = read_report(folder / REPORT) if (folder / REPORT).exists() else []
-    return {row_key(row): row for row in rows}, known
+    return {row_key(row): row for row in rows}, {**known, **paths}
 
 
 def joined(earlier, row):

@@ -19,7 +19,7 @@ from statistics import fmean
 
 from gendistil.common.cli import Parser, run_script
 from gendistil.common.errors import UserError
-from gendistil.common.run import CONFIG, write_json
+from gendistil.common.run import CONFIG, made_by, write_json
 from gendistil.evaluation.page import Picture, find_sheets, page
 from gendistil.evaluation.plots import ACROSS, PLOTS, caption, plot, plot_across, plotted
 from gendistil.evaluation.ranking import ranking_grids, rankings
@@ -157,6 +157,11 @@ def _student_cell(row):
     """Mean ± standard deviation, marked where the source was learned with such a network."""
     text = f"{row['mean']:.2f}" if row["std"] is None else f"{row['mean']:.2f} ± {row['std']:.2f}"
     return f"{text} †" if row["model"] in row.get("learned_with", ()) else text
+
+
+def controls(paths):
+    """Of the paths of sources by their names, the names of those that are controls of stage 2: a list."""
+    return [name for name, path in paths.items() if made_by(Path(path)).get("control_of")]
 
 
 def tables(rows, against=()):
