@@ -37,7 +37,7 @@ class ListMethods(argparse.Action):
 def parse_args(argv=None):
     parser = Parser(description=__doc__.split("\n")[0])
     add_run_arguments(parser, "match")
-    add_data_arguments(parser)
+    add_data_arguments(parser, whiten=True)
     parser.add_argument("--method", choices=METHODS, default="default", help="published method: a named set of all the choices")
     parser.add_argument("--list-methods", action=ListMethods, nargs=0, help="print the methods and leave")
     add_flags(parser, Method, Start)
@@ -122,7 +122,7 @@ def match(args, options):
     limit = build.read_seconds(args.control_of)
     with accelerator.local_main_process_first():  # one process downloads and decodes, the others find its cache
         dataset = load_dataset(args.data, args.data_dir, args.image_size, args.held_out, args.classes,
-                               accelerator.device)
+                               accelerator.device, args.whiten)
     spec = dataset.spec
     row = method_for(name, spec.name, args.ipc or 1, spec.size, args.factor)
     method = override(row, args, functools.partial(takes, args, name))

@@ -36,7 +36,7 @@ from pools import CLASSIFIERS, SETS, check_classifiers, some_classifiers
 def parse_args(argv=None):
     parser = Parser(description=__doc__.split("\n")[0])
     add_run_arguments(parser, "test")
-    add_data_arguments(parser)
+    add_data_arguments(parser, whiten=True)
     what = parser.add_argument_group("what is judged")
     what.add_argument("--pretrain-weight", nargs="+", default=[], metavar="[NAME=]PATH",
                       help="runs' folders, saved models' folders, hub:OWNER/NAME, or checkpoint files of the published code; "
@@ -112,7 +112,7 @@ def main():
     device = accelerator.device
     protocols = {model: override(protocol_for(args.protocol, args.data, model), args) for model in args.eval_model}
     with accelerator.local_main_process_first():  # one process downloads and decodes, the others find its cache
-        dataset = load_dataset(args.data, args.data_dir, args.image_size, args.held_out, args.classes, device)
+        dataset = load_dataset(args.data, args.data_dir, args.image_size, args.held_out, args.classes, device, args.whiten)
     real = dataset.train if args.keep_students else dataset.full_train
     sources, paths = load_sources(args, paths, dataset, real)
     if REAL in sources and args.ipc[-1] > sources[REAL].max_ipc:
@@ -133,7 +133,7 @@ def main():
               students={model: dataclasses.asdict(protocol) for model, protocol in protocols.items()}, sources=known)
 
     against = controls(known)
-    facts = {"data": dataset.spec.name, "protocol": args.protocol, "scored_on": "test", "device": device_name(device),
+    facts = {"data": dataset.spec.title, "protocol": args.protocol, "scored_on": "test", "device": device_name(device),
              "torch": torch.__version__}
 
     at_once = args.together or (args.num_eval if device.type == "cuda" else 1)

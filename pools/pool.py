@@ -18,7 +18,7 @@ from gendistil.common.engine import Engine
 from gendistil.common.errors import UserError
 from gendistil.common.rng import stream
 from gendistil.common.run import read_json, write_json
-from gendistil.data import Augment, Spec
+from gendistil.data import Augment, spec_of
 from pools.classifiers import build_classifier
 from pools.training import accuracy, embed_images, epoch_batches, split_batches, train_classifier
 
@@ -92,8 +92,7 @@ class ClassifierPool:
         pool.dir = Path(folder)
         record = pool._record()
         try:
-            spec = {name: tuple(value) if isinstance(value, list) else value for name, value in record["data"].items()}
-            pool._describe(record, pool.dir, Spec(**spec), torch.device(device))
+            pool._describe(record, pool.dir, spec_of(record["data"]), torch.device(device))
             pool._rows = record["snapshots"]
         except (KeyError, TypeError, AttributeError):
             raise UserError(f"{pool._file()} does not describe a pool: name a folder inside results/pools") from None

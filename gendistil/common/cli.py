@@ -98,8 +98,8 @@ def add_run_arguments(parser, default_tag):
     return group
 
 
-def add_data_arguments(parser):
-    """The flags that choose the real images."""
+def add_data_arguments(parser, whiten=False):
+    """The flags that choose the real images, and with `whiten` how classifiers see them."""
     group = parser.add_argument_group("data")
     group.add_argument("--data", "-d", default=None, metavar="NAME|PATH",
                        help="a data set's name, or a folder with train/ and test/ (or val/) in ImageFolder layout "
@@ -113,6 +113,10 @@ def add_data_arguments(parser):
                        help="only these classes, by their labels, in this order (default: as --data; all)")
     group.add_argument("--held-out", type=number(float, 0.01, 0.5), default=None,
                        help="fraction of the training images held out for model selection (default: as --data; 0.1)")
+    if whiten:
+        group.add_argument("--whiten", choices=("none", "zca"), default=None,
+                           help="what classifiers see: images standardised by channel, or whitened by ZCA; what is stored "
+                                "stays pictures (default: as --data; none)")
     return group
 
 

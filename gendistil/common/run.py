@@ -259,7 +259,8 @@ def amend(run, **facts):
 
 
 def inherit_data(args, weight):
-    """Fill --data, --data-dir, --image-size, --classes and --held-out where they were not given, from the run of `weight`."""
+    """Fill --data, --data-dir, --image-size, --classes, --held-out and --whiten where they were not given, from the run of
+    `weight`."""
     config = made_by(weight)
     if args.data is None:
         args.data = config.get("data") or "digits"
@@ -271,3 +272,5 @@ def inherit_data(args, weight):
             args.data_dir = Path(config["data_dir"])
     if args.held_out is None:
         args.held_out = config.get("held_out", 0.1)
+    if "whiten" in args:  # None for none, as in the runs from before there was another
+        args.whiten = config.get("whiten") if args.whiten is None else {"none": None}.get(args.whiten, args.whiten)

@@ -1,8 +1,9 @@
 """Real images: one table of data sets, held as uint8 tensors, and the conversions and augmentations that apply to them."""
 
 from gendistil.data.augment import AUGMENTATIONS, Augment, AugmentParams
-from gendistil.data.datasets import DATASETS, DataRow, Dataset, Spec, Split, default_data_dir, load_dataset
+from gendistil.data.datasets import DATASETS, DataRow, Dataset, Split, default_data_dir, load_dataset
 from gendistil.data.images import HostImages, standardise, take, to_signed, to_uint8
+from gendistil.data.spec import Spec, Whitened, spec_of
 
 __all__ = [
     "AUGMENTATIONS",
@@ -14,8 +15,10 @@ __all__ = [
     "HostImages",
     "Spec",
     "Split",
+    "Whitened",
     "default_data_dir",
     "load_dataset",
+    "spec_of",
     "standardise",
     "take",
     "to_signed",

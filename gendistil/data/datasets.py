@@ -18,28 +18,9 @@ from gendistil.common.errors import UserError
 from gendistil.common.rng import stream
 from gendistil.data.folders import load_folder, make_folder
 from gendistil.data.images import HostImages, join, moments, resize, take
+from gendistil.data.spec import Spec, Whitened
 
 _SHARE = 0.5  # of a device's free memory that images may take: networks and what they remember need the rest
-
-
-@dataclass(frozen=True)
-class Spec:
-    """What the rest of the suite needs to know of a data set. `mean` and `std` are per channel, of the whole training set's
-    images in [0, 1]; `size` is the side in pixels; `flip` says whether a mirrored image still belongs to its class;
-    `published_std` is what the code of DC, DSA and DM divides by, where that is something else than `std`."""
-
-    name: str
-    classes: tuple[str, ...]
-    channels: int
-    size: int
-    mean: tuple[float, ...]
-    std: tuple[float, ...]
-    flip: bool
-    published_std: tuple[float, ...] | None = None
-
-    @property
-    def num_classes(self):
-        return len(self.classes)
 
 
 @dataclass(frozen=True)
@@ -202,13 +183,14 @@ def default_data_dir():
     return user_cache()
 
 
-def load_dataset(name="digits", data_dir=None, image_size=None, held_out=0.1, classes=None, device="cpu"):
+def load_dataset(name="digits", data_dir=None, image_size=None, held_out=0.1, classes=None, device="cpu", whiten=None):
     """The data set called `name` (one of `DATASETS`, or a folder in ImageFolder layout), decoded, split and on `device`.
 
     Args: data_dir, where downloads and caches go (default: `default_data_dir()`); image_size, the side in pixels (default: the
     data set's own, 32 for a folder); held_out, the fraction of each class's training images that are held out, at least one
     image and at most all but one. The split depends on the labels alone: runs with other seeds select by the same images;
-    classes, the labels of those that are wanted, in their new order, see `Dataset.of` (default: all).
+    classes, the labels of those that are wanted, in their new order, see `Dataset.of` (default: all); whiten, "zca" for
+    networks that see whitened images, see `Whitened`.
     Returns a `Dataset`. Raises UserError for whatever is missing, damaged or unusable.
     """
     name = str(name)
@@ -233,7 +215,10 @@ def load_dataset(name="digits", data_dir=None, image_size=None, held_out=0.1, cl
     selected = _held_out(labels, names, held_out, name)
     whole = Split(images, labels)
     dataset = Dataset(spec, whole[~selected], whole[selected], test)
-    return (dataset.of(classes) if classes else dataset).to(device)
+    dataset = dataset.of(classes) if classes else dataset
+    if whiten:
+        dataset = replace(dataset, spec=Whitened.of(dataset.spec, dataset.full_train.images))
+    return dataset.to(device)
 
 
 def _held_out(labels, classes, fraction, name):

@@ -2,7 +2,8 @@
 
 * stored: uint8 `[N, C, H, W]`, 0 to 255;
 * signed: float in [-1, 1], what generators emit;
-* standardised: float, minus the training images' mean and divided by their standard deviation, what classifiers take.
+* standardised: float, minus the training images' mean and divided by their standard deviation, what classifiers take; of a
+  `Whitened` data set, whitened instead.
 """
 
 import functools
@@ -74,7 +75,10 @@ def to_uint8(signed):
 
 
 def standardise(signed, spec):
-    """Signed images `[B, C, H, W]` as float32 standardised by `spec`'s mean and std (which are those of images in [0, 1])."""
+    """Signed images `[B, C, H, W]` as float32 standardised by `spec`'s mean and std (which are those of images in [0, 1]), or
+    whitened if it is a `Whitened`."""
+    if hasattr(spec, "whiten"):
+        return spec.whiten(signed)
     scale, shift = _affine(spec.mean, spec.std, signed.device)
     return signed * scale + shift
 

@@ -9,6 +9,7 @@ from gendistil.common.cli import POSITIVE
 from gendistil.common.errors import UserError
 from gendistil.common.flags import from_flags, option, refuse
 from gendistil.common.run import made_by
+from gendistil.data import Whitened
 from gendistil.evaluation.rows import LEARNED
 from gendistil.evaluation.students import evaluate
 from gendistil.sources import CHOICES, KINDS, RealImages, Rows, Taught, Teacher, draw_set, load_source
@@ -67,6 +68,10 @@ def open_teacher(path, dataset):
     if not pool.learned_from(dataset.train):
         raise UserError(f"--teacher {path} has not learned from the training images of {dataset.spec.name} with this "
                         "--held-out, and those alone: name a pool, or a student, that has")
+    if type(pool.spec) is not type(dataset.spec):
+        seen = "whitened images" if isinstance(pool.spec, Whitened) else "images that are not whitened"
+        raise UserError(f"--teacher {path} has learned from {seen}: give the same --whiten, or name another")
+    pool.spec = dataset.spec
     return pool
 
 

@@ -17,7 +17,7 @@ from gendistil.common.device import own_rows, send
 from gendistil.common.engine import Engine
 from gendistil.common.errors import UserError
 from gendistil.common.rng import Shuffle, stream
-from gendistil.data import take, to_signed
+from gendistil.data import Whitened, take, to_signed
 from gendistil.matching import initial
 from gendistil.sources import LATENTS, MODEL, PIXELS, draw_set
 
@@ -79,7 +79,7 @@ class StoredLearner:
     `folder`, `images` and `images_per_class`, and may scale the gradient and bound the values.
     """
 
-    scale, has_pairs = 1.0, False
+    has_pairs = False
 
     def __init__(self, accelerator, spec, source, parameter, seed, *, lr, momentum, batch, optimizer="sgd", engine=None):
         self.accelerator, self.spec, self.source, self.parameter = accelerator, spec, source, parameter
@@ -116,8 +116,12 @@ class StoredLearner:
             loss = part * matching.summed
             self.scaler.scale(loss).backward()
             total = total + loss.detach()
-        self.parameter.grad = self.accelerator.reduce(self.parameter.grad, "sum") * self.scale
+        self.parameter.grad = self.rescale(self.accelerator.reduce(self.parameter.grad, "sum"))
         return total
+
+    def rescale(self, gradient):
+        """The gradient in the units of the learning rate: as it is."""
+        return gradient
 
     def bound(self):
         """Put values back that a step has moved too far: none."""
@@ -146,15 +150,17 @@ class PixelLearner(StoredLearner):
     """Stored pixels: DC, DSA, DM (in units of standardised images) and IDC, DREAM (in units of images in [0, 1]).
 
     Args: pixels, a `PixelSet`; space, one of `SPACES`: learning rates count in its units (of images standardised as the
-    published code does it, where that divides by another std than the images' own); batch counts decoded images; the
-    others as `StoredLearner` has them.
+    published code does it, where that divides by another std than the images' own, or whitened if `spec` is a `Whitened`, but
+    for Adam's); batch counts decoded images; the others as `StoredLearner` has them.
     """
 
     folder = PIXELS
 
-    def __init__(self, accelerator, spec, pixels, seed, *, lr, momentum=0.5, space="standardised", batch=None, **settings):
-        super().__init__(accelerator, spec, pixels, pixels.pixels, seed, lr=lr, momentum=momentum, batch=batch, **settings)
-        self.space = space
+    def __init__(self, accelerator, spec, pixels, seed, *, lr, momentum=0.5, space="standardised", batch=None, optimizer="sgd",
+                 **settings):
+        super().__init__(accelerator, spec, pixels, pixels.pixels, seed, lr=lr, momentum=momentum, batch=batch,
+                         optimizer=optimizer, **settings)
+        self.space, self.whitened = space, isinstance(spec, Whitened) and (space, optimizer) == ("standardised", "sgd")
         std = torch.tensor(spec.published_std or spec.std)
         unit = std * 2 if space == "standardised" else torch.full((spec.channels,), 2.0)
         # `unit` signed units are one of the space. A step of x there is one of unit * x here, and the gradient 1 / unit of it.
@@ -176,6 +182,9 @@ class PixelLearner(StoredLearner):
             return images
         chosen = torch.randperm(images.shape[1], generator=self.stream("subset", step))[: self.batch]
         return images[:, send(chosen, images.device)]
+
+    def rescale(self, gradient):
+        return self.spec.steepest(gradient) if self.whitened else gradient * self.scale
 
     def bound(self):
         if self.space == "unit":

@@ -11,7 +11,7 @@ from safetensors.torch import save_file
 from gendistil.common.engine import EAGER
 from gendistil.common.errors import UserError
 from gendistil.common.source import ROWS, Source, index_within_class
-from gendistil.data import standardise, to_signed, to_uint8
+from gendistil.data import Whitened, standardise, to_signed, to_uint8
 
 KINDS = ("hard", "rows", "teacher")
 """hard: the classes' own labels; rows: one row of a teacher's logits is kept with every image of a set; teacher: the teacher is
@@ -24,10 +24,13 @@ class Teacher:
     """Classifiers of a data set whose mean logits are the labels of whatever images they are shown.
 
     Args: networks, a list, in eval mode and frozen; spec, the data set's `Spec`; name, what a report calls it; engine, an
-    `Engine`; digests, of the networks' weights. `weights` holds the bytes of each network by its digest.
+    `Engine`; digests, of the networks' weights. `weights` holds the bytes of each network by its digest. Raises UserError for
+    whitened images whose matrix is not there.
     """
 
     def __init__(self, networks, spec, name, engine=EAGER, digests=None):
+        if isinstance(spec, Whitened):
+            spec.check()
         self.networks, self.spec, self.name, self.engine = networks, spec, name, engine
         sizes = [sum(value.nbytes for value in network.state_dict().values()) for network in networks]
         self.weights = dict(zip(digests or map(id, networks), sizes))
