@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
@@ -19,7 +20,7 @@ from gendistil.common.engine import EAGER
 from gendistil.common.errors import UserError
 from gendistil.common.rng import stream
 from gendistil.data import load_dataset, standardise, to_signed, to_uint8
-from gendistil.evaluation import PROTOCOLS, teachers
+from gendistil.evaluation import PROTOCOLS, evaluate, student_batches, teachers
 from gendistil.evaluation.teachers import Labels, Teachers
 from gendistil.sources import ROWS, Taught, Teacher, draw_set, load_source
 from pools import ClassifierPool, build_classifier, train_classifier
@@ -48,6 +49,21 @@ def test_targets_are_softened_mean_logits_of_the_images_themselves(digits, pool)
     assert torch.allclose(rows, (teacher.logits(images).half().float() / 3).softmax(1))
     drawn, targets = draw_set(taught, 3, 5)
     assert torch.equal(targets, taught.targets(torch.arange(10).repeat_interleave(3), 5, drawn))
+
+
+def test_a_kept_teacher_is_asked_about_what_a_student_sees(digits, pool, monkeypatch):
+    teacher, source, protocol = Teacher([pool[0]], digits.spec, "one"), Prototypes(), replace(PROTOCOLS["default"], cutmix=1.0)
+    taught = Taught(source, teacher, 3.0, stored=False)
+    assert Taught(source, teacher, 3.0, stored=True).answers is source.answers is None
+    hard, soft = (student_batches(lambda epoch: draw_set(source, 8, 5), digits.spec, protocol, 4, answers)
+                  for answers in (None, taught.answers))
+    for (images, _), (seen, targets) in zip(hard(2), soft(2), strict=True):
+        assert torch.equal(images, seen)
+        assert torch.allclose(targets, (pool[0](seen) / 3).softmax(1), atol=1e-6)
+    monkeypatch.setattr(taught, "targets", None)  # of images that no student sees as they are
+    for name in ("default", "dim"):
+        protocol = replace(PROTOCOLS[name], epochs=1, min_steps=0)
+        assert evaluate(taught, digits, "convnet", 4, num_eval=1, protocol=protocol).n == 1
 
 
 def test_what_rows_and_teachers_take_is_added(digits, pool):
@@ -123,7 +139,7 @@ def test_a_report_keeps_kinds_of_labels_apart(command, run):
     parts = text.split("**labels of a teacher** (convnet of step ")
     assert len(parts) == 3
     assert "% of the held-out images, temperature 3; a row is kept with every image)" in parts[1]
-    assert "it answers to every image that is drawn" in parts[2]
+    assert "temperature 3, asked about images as students see them; it is kept with the images)" in parts[2]
 
 
 @pytest.mark.parametrize(("words", "named"), [

@@ -34,6 +34,9 @@ class Source:
     """Digests of the weights of classifiers that are kept with it."""
     remark = ""
     """What a report says beside its name."""
+    answers = None
+    """Where a teacher is kept and asked: called with a batch as students see it, standardised and augmented [B, C, H, W], it
+    gives soft labels, float [B, K]. None where labels belong to the images that are drawn."""
     temperature = 1.0
     """At which its soft labels were taken, and at which students answer to them."""
 

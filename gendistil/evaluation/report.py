@@ -48,7 +48,7 @@ _FACTS = {"data set": "data", "students": "model", "protocol": "protocol", "scor
 """What a page says below its tables, by the row's key for it."""
 
 _PUBLISHED = {"dc": "DC", "dsa": "DSA and DM", "idc": "IDC and DREAM"}
-_KEPT = {"rows": "; a row is kept with every image", "teacher": "; it answers to every image that is drawn"}
+_KEPT = {"rows": "; a row is kept with every image", "teacher": "; it is kept with the images"}
 _COLUMNS = {"ipc": ("students", "IPC {}"), "classes": ("orders", "{} classes")}  # what a cell counts, and a column's name
 _SCORED = {"test": "test set", "held_out": "held-out images"}
 

@@ -151,6 +151,8 @@ def evaluate(source, dataset, model_name="convnet", ipc=50, sampling="fresh", *,
     if protocol.replay:
         protocol = replayed(source, ipc, protocol)
     protocol = replace(protocol, lr=rate_of(source, protocol))
+    answers, temperature = source.answers, source.temperature
+    source = source if answers is None else source.source  # whose images have hard labels until they are seen
 
     def batches_of(seed):
         once = draw_set(source, ipc, seed, device, sampling) if sampling in CHOICES else None
@@ -162,7 +164,7 @@ def evaluate(source, dataset, model_name="convnet", ipc=50, sampling="fresh", *,
         def images_of(epoch):
             return once or draw_set(source, ipc, _epoch_stream(seed, epoch).initial_seed(), device)
 
-        return student_batches(images_of, spec, protocol, seed)
+        return student_batches(images_of, spec, protocol, seed, answers)
 
     def random_batches_of(seed):
         augment = Augment(protocol.aug_type, spec, protocol.aug_single)
@@ -174,7 +176,7 @@ def evaluate(source, dataset, model_name="convnet", ipc=50, sampling="fresh", *,
                 drawn = stream(seed, "step", epoch, step).initial_seed()
                 images = to_uint8(source.sample(labels, drawn))
                 targets = source.targets(labels, drawn, images)
-                yield prepare_batch(images, targets, spec, augment, generator, protocol.cutmix)
+                yield _answered(prepare_batch(images, targets, spec, augment, generator, protocol.cutmix), answers)
 
         return batches
 
@@ -184,7 +186,7 @@ def evaluate(source, dataset, model_name="convnet", ipc=50, sampling="fresh", *,
     else:
         images, make_batches = spec.num_classes * (1 if protocol.replay else source.decoded(ipc)), batches_of
     return _evaluate(make_batches, images, dataset, model_name, num_eval, seed, protocol, scored_on, engine, together,
-                     source.temperature)
+                     temperature)
 
 
 def rate_of(source, protocol):
@@ -291,19 +293,27 @@ def _side_by_side(batches, num_classes):
     return stacked
 
 
-def student_batches(images_of, spec, protocol, seed):
+def student_batches(images_of, spec, protocol, seed, answers=None):
     """The batches of one student for `train_student`: a function of the epoch.
 
     Args: images_of, gives (uint8 images `[N, C, H, W]`, targets) of an epoch, all of which are seen once in it; targets are
-    int64 `[N]` or float `[N, K]`; seed, the student's, of the order and of the augmentation.
+    int64 `[N]` or float `[N, K]`; seed, the student's, of the order and of the augmentation; answers, as a `Source` has them,
+    which take the place of the targets.
     """
     augment = Augment(protocol.aug_type, spec, protocol.aug_single)
 
     def batches(epoch):
         images, targets = images_of(epoch)
-        return epoch_batches(images, targets, spec, augment, protocol.batch_size, _epoch_stream(seed, epoch), protocol.cutmix)
+        for batch in epoch_batches(images, targets, spec, augment, protocol.batch_size, _epoch_stream(seed, epoch),
+                                   protocol.cutmix):
+            yield _answered(batch, answers)
 
     return batches
+
+
+def _answered(batch, answers):
+    """A pair (images as a student sees them, targets) with what a teacher answers to these images, if there is one to ask."""
+    return batch if answers is None else (batch[0], answers(batch[0]))
 
 
 def _epoch_stream(seed, epoch):

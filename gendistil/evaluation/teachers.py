@@ -28,7 +28,8 @@ class Labels:
     """What students learn to answer, and whose answers these are."""
 
     labels: tuple = option("hard: the classes' own (the default); rows: with --sampling fixed or representative, one row of a "
-                           "teacher's logits for every image; teacher: with fresh, its answer to every image", ("hard",),
+                           "teacher's logits for every image; teacher: with fresh, its answer to every image as the student "
+                           "sees it", ("hard",),
                            choices=KINDS, nargs="+", group=_GROUP)
     teacher: Path | None = option("the folder of a pool of pretrained classifiers, whose mean logits are the labels, or of a "
                                   "student that --keep-students kept (default: the rows that a run keeps with its images, "
@@ -127,7 +128,8 @@ class Teachers:
             if teacher.name not in self._scores:
                 self._scores[teacher.name] = teacher.accuracy(self.dataset.held_out)
             score = self._scores[teacher.name]
-        return f"{teacher.name}, {score:.1f} % of the held-out images, temperature {self.labels.temperature:g}"
+        words = f"{teacher.name}, {score:.1f} % of the held-out images, temperature {self.labels.temperature:g}"
+        return words if source.stored else f"{words}, asked about images as students see them"
 
     def _keeps_rows(self, source):
         """Whether the rows that a source keeps are its labels."""

@@ -46,11 +46,12 @@ class Teacher:
     @torch.no_grad()
     def logits(self, images, labels=None):
         """uint8 images [N, C, H, W] -> float32 [N, K], whatever their labels."""
-        parts = []
-        for batch in images.split(_AT_ONCE):
-            batch = standardise(to_signed(batch), self.spec)
-            parts.append(sum(self.engine(network, batch).float() for network in self.networks) / len(self.networks))
-        return torch.cat(parts)
+        return torch.cat([self.look(standardise(to_signed(batch), self.spec)) for batch in images.split(_AT_ONCE)])
+
+    @torch.no_grad()
+    def look(self, batch):
+        """Standardised images [B, C, H, W] -> float32 [B, K]."""
+        return sum(self.engine(network, batch).float() for network in self.networks) / len(self.networks)
 
     def accuracy(self, split):
         """Percentage of a `Split` that it classifies as it should: a float."""
@@ -102,7 +103,8 @@ class Taught(Source):
 
     Hinton et al., "Distilling the Knowledge in a Neural Network" (2015). Images are those of `source`, and so is every other
     answer; teacher is a `Teacher` or `Rows`; temperature None leaves the logits as they are; stored says that what is kept of
-    the teacher is a float16 row of logits for every image, and not the teacher itself.
+    the teacher is a float16 row of logits for every image, and not the teacher itself, which else is asked about every image as
+    the student sees it (Beyer et al., "Knowledge distillation: a good teacher is patient and consistent", 2022).
     """
 
     def __init__(self, source, teacher, temperature, stored):
@@ -116,6 +118,14 @@ class Taught(Source):
     def targets(self, labels, seed=0, images=None):
         logits = self.teacher.logits(to_uint8(self.sample(labels, seed)) if images is None else images, labels)
         logits = logits.half().float() if self.stored else logits
+        return logits if self.temperature is None else (logits / self.temperature).softmax(1)
+
+    @property
+    def answers(self):
+        return None if self.stored else self._answers
+
+    def _answers(self, batch):
+        logits = self.teacher.look(batch)
         return logits if self.temperature is None else (logits / self.temperature).softmax(1)
 
     def decoded(self, ipc):
