@@ -272,5 +272,6 @@ def inherit_data(args, weight):
             args.data_dir = Path(config["data_dir"])
     if args.held_out is None:
         args.held_out = config.get("held_out", 0.1)
-    if "whiten" in args:  # None for none, as in the runs from before there was another
-        args.whiten = config.get("whiten") if args.whiten is None else {"none": None}.get(args.whiten, args.whiten)
+    if "whiten" in args:
+        whiten = args.whiten or config.get("whiten")
+        args.whiten = None if whiten == "none" else whiten  # as in the runs from before there was the flag
