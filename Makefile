@@ -43,7 +43,8 @@ cifar10: $(BIN)/.installed
 	$(RUN) validate.py $(call GO,ten) --ipc 10 --sampling fixed --num-eval 5 $(STAGES) --compare random
 	$(RUN) validate.py $(call GO,rows) --ipc 10 --sampling fixed --num-eval 5 --labels rows \
 	    --pretrain-weight stage2=$(OUT)/match --compare random
-	$(RUN) validate.py $(call GO,fresh) --ipc 50 --labels hard teacher --pretrain-weight stage2=$(OUT)/match
+	$(RUN) validate.py $(call GO,fresh) --ipc 50 --labels hard teacher \
+	    --pretrain-weight stage2=$(OUT)/match stage1=$(OUT)/gan
 
 # Pixels of CIFAR-10, ten images of a class, shortened to minutes, and a coreset; the pool is the one of `make cifar10`.
 cifar10-methods: PIXELS = --ipc 10 --match-batch 64 --eval-interval 1000 --eval-epochs 75
