@@ -5,7 +5,6 @@
 
 import dataclasses
 import functools
-import math
 import sys
 from pathlib import Path
 
@@ -22,12 +21,24 @@ from gendistil.common.run import Run, check_folder, device_name, inherit_data, m
 from gendistil.data import Augment, load_dataset
 from gendistil.evaluation import PROTOCOLS, SAMPLINGS, Protocol, evaluate, evaluate_full, protocol_for
 from gendistil.evaluation.card import card
-from gendistil.evaluation.judged import REAL, WHOLE, joined, learned_with, list_rows, load_sources, named_paths, resumed
+from gendistil.evaluation.judged import (
+    REAL,
+    WHOLE,
+    count_pixels,
+    full_protocol,
+    joined,
+    learned_with,
+    list_rows,
+    load_sources,
+    named_paths,
+    real_images,
+    resumed,
+)
 from gendistil.evaluation.page import draw_sheets, find_sheets
 from gendistil.evaluation.ranking import complete
 from gendistil.evaluation.report import controls, markdown, write_report
-from gendistil.evaluation.rows import PLAIN, row_key
-from gendistil.evaluation.students import GROUP, rate_of, steps_per_epoch
+from gendistil.evaluation.rows import PLAIN, SCORED, row_key
+from gendistil.evaluation.students import GROUP, rate_of
 from gendistil.evaluation.teachers import Labels, Teachers, distilled_from, keep_student, labels_of
 from gendistil.sources import Refinement, diversity, load_source
 from pools import CLASSIFIERS, SETS, check_classifiers, some_classifiers
@@ -49,6 +60,8 @@ def parse_args(argv=None):
     what.add_argument("--sampling", choices=SAMPLINGS, nargs="+", default=["fresh"],
                       help="fixed: a student sees one set of --ipc images of every class; representative: one chosen, by "
                            "clustering, among 20 times as many; fresh: a new one every epoch")
+    what.add_argument("--scored-on", choices=SCORED, default="test", help="real images on which students are scored; held_out: "
+                      "to choose settings by, so that the test set is looked at once; what --compare shows leaves them out")
     what.add_argument("--resume", action="store_true", help="continue the evaluation of this tag: what is there stays, "
                       "and what is missing is added, such as more --num-eval, --ipc or sources")
     what.add_argument("--push-to-hub", type=repository, metavar="OWNER/NAME",
@@ -87,23 +100,6 @@ def parse_args(argv=None):
     return args
 
 
-def full_protocol(args, protocol, spec, real):
-    """The protocol of all real images: --full-epochs, else as many steps as the largest --ipc takes."""
-    steps = protocol.epochs * steps_per_epoch(spec.num_classes * args.ipc[-1], protocol.batch_size)
-    epochs = args.full_epochs or math.ceil(steps / steps_per_epoch(len(real), protocol.batch_size))
-    return dataclasses.replace(protocol, epochs=epochs)
-
-
-def count_pixels(args, plan, protocols, spec):
-    """About how many pixels this process shows to students, the whole training set left out."""
-    images = 0
-    for row in plan:
-        protocol = protocols[row["model"]]
-        steps = protocol.epochs * steps_per_epoch(spec.num_classes * (row["ipc"] or 0), protocol.batch_size)
-        images += protocol.batch_size * max(steps, protocol.min_steps)
-    return args.num_eval * images * spec.size**2
-
-
 def main():
     args = parse_args()
     paths = named_paths(args)
@@ -113,7 +109,7 @@ def main():
     protocols = {model: override(protocol_for(args.protocol, args.data, model), args) for model in args.eval_model}
     with accelerator.local_main_process_first():  # one process downloads and decodes, the others find its cache
         dataset = load_dataset(args.data, args.data_dir, args.image_size, args.held_out, args.classes, device, args.whiten)
-    real = dataset.train if args.keep_students else dataset.full_train
+    real = real_images(args, dataset)
     sources, paths = load_sources(args, paths, dataset, real)
     if REAL in sources and args.ipc[-1] > sources[REAL].max_ipc:
         accelerator.print(f"no row of {REAL} above --ipc {sources[REAL].max_ipc}: the smallest class has no more")
@@ -133,7 +129,7 @@ def main():
               students={model: dataclasses.asdict(protocol) for model, protocol in protocols.items()}, sources=known)
 
     against = controls(known)
-    facts = {"data": dataset.spec.title, "protocol": args.protocol, "scored_on": "test", "device": device_name(device),
+    facts = {"data": dataset.spec.title, "protocol": args.protocol, "scored_on": args.scored_on, "device": device_name(device),
              "torch": torch.__version__}
 
     at_once = args.together or (args.num_eval if device.type == "cuda" else 1)
@@ -142,7 +138,7 @@ def main():
 
     def judge(row, first):
         settings = {"num_eval": min(at_once, args.num_eval - first), "seed": args.seed + first, "engine": engine,
-                    "together": at_once}
+                    "together": at_once, "scored_on": args.scored_on}
         protocol = protocols[row["model"]]
         if row.get("augmentation"):
             protocol = dataclasses.replace(protocol, aug_type=PLAIN, cutmix=0.0)

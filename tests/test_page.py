@@ -135,6 +135,7 @@ def test_published_points_stand_beside_ours(tmp_path, legends):
     assert all(METHODS[name].source in caption for name in ("DC", "DSA", "DM", "IDC", "NCFM", "DiM"))
     assert "original images" not in plots.caption([make_row(data="cifar10")], "bytes")
     assert "Hollow" not in plots.caption([make_row(bytes=1)], "bytes") + plots.caption(rows, "ipc")
+    assert "Hollow" not in plots.caption([{**rows[0], "scored_on": "held_out"}], "bytes")
 
 
 def test_bytes_of_published_sets_and_generators():

@@ -73,6 +73,22 @@ def test_report(call, gan, tmp_path, capsys):
     assert (folder / "config.json").exists()
 
 
+def test_settings_are_chosen_on_held_out_images(call, gan, tmp_path, monkeypatch):
+    load = validate.load_dataset
+
+    monkeypatch.setattr(validate, "load_dataset", lambda *args: dataclasses.replace(load(*args), test=None))
+    words = ("--pretrain-weight", gan, "--ipc", 3, "--compare", "--full-epochs", 1, *QUICK)
+    call(validate, "--tag", "t", "--scored-on", "held_out", *words)
+    folder = tmp_path / "results" / "t"
+    rows = read_report(folder / "report.json")
+    assert {row["scored_on"] for row in rows} == {"held_out"}
+    assert {(row["source"], row["images"]) for row in rows if row["sampling"] == "all"} == {
+        ("training set without its held-out images", len(load("digits").train))}
+    assert "accuracy on the held-out images" in (folder / "report.md").read_text()
+    with pytest.raises(SystemExit):
+        call(validate, "--tag", "t", "--resume", *words)  # on the test set: another evaluation
+
+
 def test_rows_survive_an_interruption(call, gan, tmp_path, monkeypatch):
     results = iter([RESULT])
 

@@ -1,13 +1,15 @@
 """What an evaluation judges: sources by the names that its report gives them, and the rows that it will hold."""
 
 import functools
+import math
+from dataclasses import replace
 from pathlib import Path
 
 from gendistil.common.errors import UserError
 from gendistil.common.flags import given
 from gendistil.common.run import CONFIG, check_options, made_by, read_json
 from gendistil.evaluation.rows import LEARNED, PLAIN, REPORT, read_report, row_key, unique
-from gendistil.evaluation.students import Result
+from gendistil.evaluation.students import Result, steps_per_epoch
 from gendistil.evaluation.teachers import fits, open_teacher
 from gendistil.sources import RealImages, Refined, Refinement, check_fits, load_source, refine
 
@@ -86,6 +88,32 @@ def load_sources(args, paths, dataset, real):
     return sources, named
 
 
+def real_images(args, dataset):
+    """The `Split` of --compare: without the held-out images where they score students, or a student is kept as a teacher."""
+    return dataset.train if _spare_held_out(args) else dataset.full_train
+
+
+def _spare_held_out(args):
+    return args.keep_students or args.scored_on == "held_out"
+
+
+def full_protocol(args, protocol, spec, real):
+    """The protocol of all real images: --full-epochs, else as many steps as the largest --ipc takes."""
+    steps = protocol.epochs * steps_per_epoch(spec.num_classes * args.ipc[-1], protocol.batch_size)
+    epochs = args.full_epochs or math.ceil(steps / steps_per_epoch(len(real), protocol.batch_size))
+    return replace(protocol, epochs=epochs)
+
+
+def count_pixels(args, plan, protocols, spec):
+    """About how many pixels this process shows to students, the whole training set left out."""
+    images = 0
+    for row in plan:
+        protocol = protocols[row["model"]]
+        steps = protocol.epochs * steps_per_epoch(spec.num_classes * (row["ipc"] or 0), protocol.batch_size)
+        images += protocol.batch_size * max(steps, protocol.min_steps)
+    return args.num_eval * images * spec.size**2
+
+
 def learned_with(path):
     """The classifiers in whose eyes the run at `path` matched its images, a list; empty where there were none."""
     values = made_by(path).get("method_values") or {}
@@ -103,7 +131,7 @@ def list_rows(args, sources):
     if args.ranking:
         rows += [{**row, "augmentation": PLAIN} for row in rows]
     if "whole" in args.compare:
-        name = TRAIN if args.keep_students else WHOLE
+        name = TRAIN if _spare_held_out(args) else WHOLE
         rows += [{"source": name, "sampling": "all", "ipc": None, "model": model, "labels": "hard"}
                  for model in args.eval_model]
     return rows

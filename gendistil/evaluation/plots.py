@@ -29,7 +29,8 @@ def _line_name(row, kinds):
 
 
 def _beside(rows):
-    """What others published on the data sets of the rows with the same students, and how a legend and a caption call it."""
+    """What others published on the test sets of the rows with the same students, and how a legend and a caption call it."""
+    rows = [row for row in rows if row.get("scored_on", DEFAULT["scored_on"]) == "test"]
     found, title = [], "published by others, not measured here"
     for data in unique(row["data"] for row in rows):
         points = published(data, {row["model"] for row in rows if row["data"] == data})

@@ -26,6 +26,7 @@ from gendistil.evaluation.ranking import ranking_grids, rankings
 from gendistil.evaluation.rows import (
     LEARNED,
     REPORT,
+    SCORED,
     across_students,
     difference,
     kind_of,
@@ -50,7 +51,6 @@ _FACTS = {"data set": "data", "students": "model", "protocol": "protocol", "scor
 _PUBLISHED = {"dc": "DC", "dsa": "DSA and DM", "idc": "IDC and DREAM"}
 _KEPT = {"rows": "; a row is kept with every image", "teacher": "; it is kept with the images"}
 _COLUMNS = {"ipc": ("students", "IPC {}"), "classes": ("orders", "{} classes")}  # what a cell counts, and a column's name
-_SCORED = {"test": "test set", "held_out": "held-out images"}
 
 
 def _cell(row):
@@ -74,7 +74,7 @@ def _how(protocol, scored_on, labels="hard", teacher=None, augmentation=None):
         return f"**labels learned with the images**, {_how(protocol, scored_on)}"
     if labels != "hard":
         return f"**labels of a teacher** ({teacher}{_KEPT.get(labels, '')}), {_how(protocol, scored_on)}"
-    scored = _SCORED[scored_on]
+    scored = SCORED[scored_on]
     if protocol == "dim":  # the only one whose scores are not those of the last step
         return f"published DiM protocol: best accuracy seen in five looks at the {scored}, in per cent"
     how = f"accuracy on the {scored} in per cent, "

@@ -26,6 +26,9 @@ DEFAULT = {"protocol": "default", "scored_on": "test", "labels": "hard"}
 LEARNED = "learned"
 """What a row calls the labels of a source that were learned with its images."""
 
+SCORED = {"test": "test set", "held_out": "held-out images"}
+"""The real images that students are scored on, by the values of `scored_on`, as a report calls them."""
+
 REPORT = "report.json"
 """The file of an evaluation's folder that holds its rows."""
 
