@@ -94,7 +94,8 @@ def search(args, variants, engine, dataset, train_one, **facts):
             together = Result.of_rows(*[result.row() for result in results])
             rows.append({"source": name, "sampling": sampling, "ipc": ipc, "model": "convnet", "scored_on": "held_out",
                          "protocol": "default", "torch": torch.__version__, **settings,
-                         "variant": _values(variants[name]), **each, **together.row()})
+                         "variant": _values(variants[name]), "bytes": trained[0][0].stored_bytes(ipc), **each,
+                         **together.row()})
         write_json(args.output, rows)
     print(tables(sorted(rows, key=lambda row: -row["mean"])))
 

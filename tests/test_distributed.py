@@ -123,6 +123,53 @@ def test_two_processes_learn_the_pixels_of_one(command, tmp_path, monkeypatch):
         torch.testing.assert_close(two["optimizer"]["state"][0]["momentum_buffer"], moved, rtol=1e-2,
                                    atol=1e-3 * float(moved.abs().max()))
         torch.testing.assert_close(two["pixels"]["pixels"], one["pixels"]["pixels"], atol=1e-3, rtol=0)
+        assert_same_losses(tmp_path, method)
+
+
+def assert_same_losses(folder, name):
+    """Two processes report the matching terms of one."""
+    lines = [map(json.loads, (folder / f"{name}{count}" / "metrics.jsonl").open()) for count in (1, 2)]
+    ours, theirs = ([entry["matching"] for entry in entries if "matching" in entry] for entries in lines)
+    assert len(ours) == STEPS
+    assert ours == pytest.approx(theirs, rel=1e-3)
+
+
+TRAININGS = {
+    "datm": ["--pool-members", "1", "--pool-epochs", "2", "--max-start", "1", "--expert-epochs", "1", "--unroll", "4",
+             "--unroll-batch", "7"],
+    "bptt": ["--unroll", "4", "--window", "2", "--match-batch", "4", "--select-candidates", "20"],
+}
+
+
+def test_two_processes_share_a_training_on_the_images(command, tmp_path, monkeypatch):
+    monkeypatch.setenv("ACCELERATE_USE_CPU", "1")
+    shared = ["pool_match", "--output-dir", str(tmp_path), "--steps", str(STEPS), "--precision", "fp32", "--eval-epochs", "1",
+              "--eval-ipc", "1", "--log-interval", "1", "--pool", "convnet:depth=1,width=8"]
+    _, *words = stage1("pyramid", tmp_path, "gan")
+    command(gen_condense, *words)
+
+    def commands(count):
+        for method, flags in TRAININGS.items():
+            yield [*shared, "--tag", f"{method}{count}", "--method", method, "--ipc", "2", *flags]
+        yield [*shared, "--tag", f"outcome{count}", "--weight", str(tmp_path / "gan"), "--match", "outcome", "--unroll", "3",
+               "--pool-training", "random", "--match-batch", "4", "--select-candidates", "20", "--match-weight", "10"]
+
+    for _, *words in commands(1):
+        command(pool_match, *words)
+    launch(tmp_path, [*commands(2)])
+    for method in TRAININGS:
+        one, two = (load_checkpoint(tmp_path / f"{method}{count}" / "checkpoint.pt") for count in (1, 2))
+        torch.testing.assert_close(two["pixels"]["pixels"], one["pixels"]["pixels"], rtol=0, atol=1e-4)
+        for value in ("rates", "length", *(["logits"] if method == "datm" else [])):
+            torch.testing.assert_close(two["matching"][value], one["matching"][value], rtol=1e-4, atol=1e-6)
+        moments = [list(state["optimizer"]["state"][0].values()) for state in (one, two)]
+        for ours, theirs in zip(*moments):
+            assert (theirs - ours).norm() < 1e-3 * ours.norm()
+    one, two = (load_checkpoint(tmp_path / f"outcome{count}" / "checkpoint.pt")["optim_g"]["state"] for count in (1, 2))
+    ours, theirs = (torch.cat([moment["exp_avg"].flatten() for moment in state.values()]) for state in (one, two))
+    assert (theirs - ours).norm() < 1e-3 * ours.norm()
+    for name in (*TRAININGS, "outcome"):
+        assert_same_losses(tmp_path, name)
 
 
 def counted(state, part, optimizer):

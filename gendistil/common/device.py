@@ -109,6 +109,15 @@ class _Sum(torch.autograd.Function):
         return _Sum.apply(gradient)
 
 
+def process_sums(tensors):
+    """The sums of tensors of one type over all processes, without a graph: a list. Where there is one, what is given."""
+    if not dist.is_initialized() or dist.get_world_size() == 1:
+        return list(tensors)
+    total = torch.cat([x.detach().flatten() for x in tensors])
+    dist.all_reduce(total)
+    return [part.view_as(x) for part, x in zip(total.split([x.numel() for x in tensors]), tensors)]
+
+
 def process_mean(x):
     """The mean of a tensor over all processes, differentiable; `x` itself where there is only one."""
     if not dist.is_initialized() or dist.get_world_size() == 1:

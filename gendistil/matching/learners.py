@@ -109,13 +109,13 @@ class StoredLearner:
         return {"matching": total}
 
     def differentiate(self, step, matching):
-        """The loss of a step, 0-dim; its gradient, over all processes, is left in `parameter.grad`."""
+        """The loss of a step, 0-dim, the mean of all processes counts; the gradient of all is left in `parameter.grad`."""
         self.optimizer.zero_grad()
         total = 0
         for part in matching.parts(step):
             loss = part * matching.summed
             self.scaler.scale(loss).backward()
-            total = total + loss.detach()
+            total = total + loss.detach() * self.accelerator.num_processes
         self.parameter.grad = self.rescale(self.accelerator.reduce(self.parameter.grad, "sum"))
         return total
 

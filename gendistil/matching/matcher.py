@@ -31,6 +31,9 @@ class Matcher:
     Raises UserError for choices that do not go together.
     """
 
+    shared = False
+    """Whether processes share the work of an objective that looks at all classes together."""
+
     def __init__(self, learner, dataset, pool, *, match, weight, select, classes, per_class, aug_type, interval, candidates,
                  kept=0, nearest=1, aug_single=False, aug_setting="image", at_once=0, options=None):
         spec = dataset.spec
@@ -56,7 +59,7 @@ class Matcher:
         self.paired = objective.paired == "real" or (objective.paired and self.options.get("paired_weight", 0.0) > 0)
         if self.paired and not self.learner.has_pairs:
             raise UserError(f"--match {match} compares latents with the images that they stand for: use --method inversion")
-        if objective.per != "class" and (processes > 1 or self.at_once):
+        if objective.per != "class" and ((processes > 1 and not self.shared) or self.at_once):
             raise UserError(f"--match {match} looks at all classes of a step together: launch one process, and give no "
                             "--class-batch")
         if self.kept and not objective.embeds:
@@ -73,7 +76,8 @@ class Matcher:
     @property
     def summed(self):
         """What turns the loss of `parts` into the sum over all classes that the methods of stored images minimise."""
-        return self.dataset.spec.num_classes / self.learner.accelerator.num_processes if self.objective.per == "class" else 1
+        classes = self.dataset.spec.num_classes if self.objective.per == "class" else 1
+        return classes / self.learner.accelerator.num_processes
 
     def __call__(self, step):
         """The weighted loss of step `step`, a 0-dim tensor whose gradient reaches what is learned."""

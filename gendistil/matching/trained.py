@@ -11,7 +11,7 @@ import torch
 from torch.func import functional_call
 from torch.nn import functional as F
 
-from gendistil.common.device import send
+from gendistil.common.device import own_rows, process_sums, send
 from gendistil.common.errors import UserError
 from gendistil.common.rng import Shuffle
 from gendistil.data import standardise, to_signed
@@ -54,6 +54,8 @@ class TrainingMatcher(Matcher):
     of a `Method` that the row of the objective names. Beside what the learner learns it learns the step size of the training,
     and label logits for stored images, and lets a stored source know of them.
     """
+
+    shared = True
 
     def __init__(self, learner, dataset, pool, *, classes=0, aug_setting="class", **settings):
         super().__init__(learner, dataset, pool, classes=0, aug_setting="class", **settings)
@@ -105,15 +107,19 @@ class TrainingMatcher(Matcher):
         return mean.unflatten(0, (self.classes, -1))
 
     def parts(self, step):
-        """Yield the loss of one training, whose gradient reaches what made the images; the other values take their step."""
+        """Yield the loss of one training, whose gradient reaches what made the images; the other values take their step.
+
+        Each process makes the images of its classes, and computes its share of every step of the training.
+        """
         learner, options, device = self.learner, self.options, self.learner.accelerator.device
         lesson = self._lesson(step)
-        labels = torch.arange(self.classes)
+        mine = own_rows(learner.accelerator, torch.arange(self.classes))
         with learner.engine.autocast():
-            made = learner.images(send(labels, device), labels, (self.classes, self.per_class), step).float()  # K,m,C,H,W
+            made = learner.images(send(mine, device), mine, (self.classes, self.per_class), step).float()  # k,m,C,H,W
         count = made.shape[1]
         classes = balanced_labels(self.classes, count, device)
-        images = standardise(made.flatten(0, 1), self.dataset.spec)
+        own = standardise(made.flatten(0, 1), self.dataset.spec)
+        images = self._of_all(own.detach())
         window, length = options.get("window", 0), options["unroll"]
         if window:
             length = int(torch.randint(window, length + 1, (), generator=learner.stream("window", step)))
@@ -121,16 +127,27 @@ class TrainingMatcher(Matcher):
         settings = [self._setting(len(rows), "unrolled", step, inner) for inner, rows in enumerate(batches)]
 
         def loss(weights, inputs, inner):
-            rows = batches[inner]
+            rows = own_rows(learner.accelerator, batches[inner])
             targets = classes[rows] if self.logits is None else inputs[1][rows].softmax(1)
-            return F.cross_entropy(lesson.answer(weights, self.augment.apply(inputs[0][rows], settings[inner])), targets)
+            setting = settings[inner]._replace(uniform=own_rows(learner.accelerator, settings[inner].uniform))
+            logits = lesson.answer(weights, self.augment.apply(inputs[0][rows], setting))
+            return F.cross_entropy(logits, targets, reduction="sum") / len(batches[inner])
 
         inputs = [images] if self.logits is None else [images, self.logits.flatten(0, 1)]
         value, gradients = unroll(loss, self.optimizer, lesson.start, inputs, self.rates, length,
                                   lambda weights: self.objective.function(lesson, weights), window)
         gradients = self._within(value, gradients)
         self._learn(*gradients[1:])
-        yield self.weight * Known.apply(value, images, gradients[0])
+        of_own = own_rows(learner.accelerator, gradients[0].unflatten(0, (self.classes, -1))).flatten(0, 1)
+        yield self.weight * Known.apply(value, own, of_own * learner.accelerator.num_processes)
+
+    def _of_all(self, own):
+        """The images of all classes, [K * m, C, H, W], in every process; `own` are those of its classes."""
+        count = len(own) * self.learner.accelerator.num_processes
+        images = own.new_zeros(count, *own.shape[1:])
+        own_rows(self.learner.accelerator, images.unflatten(0, (self.classes, -1))).copy_(own.unflatten(
+            0, (-1, count // self.classes)))
+        return process_sums([images])[0]
 
     def _lesson(self, step):
         """The network of a step, its start, and what it is compared with."""

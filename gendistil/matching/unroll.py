@@ -5,6 +5,8 @@ import math
 
 import torch
 
+from gendistil.common.device import process_sums
+
 
 class SGD:
     """Steps of SGD with momentum, as `torch.optim.SGD` takes them, as a function of all that they depend on."""
@@ -56,13 +58,14 @@ def unroll(loss, optimizer, weights, inputs, rates, steps, terminal, window=0):
 
     Args:
         loss: `loss(weights, inputs, step)` is what step `step` (from 0) descends, a 0-dim function of its arguments and of
-            nothing else, because every step is taken again.
+            nothing else, because every step is taken again. Several processes give a part each, whose sum is descended.
         optimizer: an `SGD` or `Adam`.
         weights, inputs: lists of float tensors; inputs are images, soft labels, or whatever else is learned.
         rates: float [r], the learning rates; step i takes entry i modulo r.
         terminal: `terminal(weights)` is 0-dim.
         window: steps at the end that are differentiated, 0 for all.
-    Returns (terminal's value, the list of its gradients with respect to `inputs` and `rates`), without graphs.
+    Returns (terminal's value, the list of its gradients with respect to `inputs` and `rates`), without graphs, the same in
+    all processes.
 
     Exact: reverse-mode differentiation of the whole training, but with the graph of one step at a time. Weights and the
     optimiser's memory are kept at every s-th of n steps, s² ≈ n, and those in between are found again, so that memory
@@ -70,17 +73,29 @@ def unroll(loss, optimizer, weights, inputs, rates, steps, terminal, window=0):
     """
     count, learned = len(weights), [x.detach() for x in (*inputs, rates)]
 
-    def advance(state, learned, step, graph=False):
-        weights, memory = state[:count], state[count:]
+    def descent(weights, inputs, step, graph=False):
         with torch.enable_grad():
-            found = torch.autograd.grad(loss(weights, learned[:-1], step), weights, create_graph=graph, materialize_grads=True)
-        with torch.set_grad_enabled(graph):
-            return optimizer(weights, memory, found, learned[-1][step % len(rates)], step)
+            return torch.autograd.grad(loss(weights, inputs, step), weights, create_graph=graph, materialize_grads=True)
+
+    def advance(weights, memory, found, rates, step):
+        return optimizer(weights, memory, found, rates[step % len(rates)], step)
 
     def onward(state, step):
-        return advance(_leaves(state), learned, step)
+        found = process_sums(descent(_leaves(state[:count]), learned[:-1], step))
+        return advance(state[:count], state[count:], found, learned[-1], step)
 
-    with exact(weights[0].device):
+    def backward(state, adjoint, step):
+        weights, inputs = _leaves(state[:count]), _leaves(learned[:-1])
+        mine = descent(weights, inputs, step, graph=True)
+        before = _leaves([*state, *process_sums(mine), learned[-1]])
+        with torch.enable_grad():
+            after = advance(before[:count], before[count:len(state)], before[len(state):-1], before[-1], step)
+        *found, of_rates = torch.autograd.grad(after, before, adjoint, materialize_grads=True)
+        through = torch.autograd.grad(mine, [*weights, *inputs], found[len(state):], materialize_grads=True)
+        of_weights = torch._foreach_add(found[:count], process_sums(through[:count]))
+        return [*of_weights, *found[count:len(state)]], [*through[count:], of_rates]
+
+    with exact(weights[0].device), torch.no_grad():
         first = steps - (window or steps)
         spacing = max(1, math.isqrt(steps - first))
         state, marks = [x.detach() for x in (*weights, *optimizer.begin(weights))], []
@@ -100,13 +115,9 @@ def unroll(loss, optimizer, weights, inputs, rates, steps, terminal, window=0):
             for step in range(begin, end - 1):
                 between.append(onward(between[-1], step))
             for step in reversed(range(begin, end)):
-                before, copies = _leaves(between.pop()), _leaves(learned)
-                with torch.enable_grad():
-                    after = advance(before, copies, step, graph=True)
-                found = torch.autograd.grad(after, [*before, *copies], adjoint, materialize_grads=True)
-                adjoint = found[: len(before)]
-                torch._foreach_add_(gradients, found[len(before):])
-    return value.detach(), gradients
+                adjoint, found = backward(between.pop(), adjoint, step)
+                torch._foreach_add_(gradients, found)
+    return value.detach(), [*process_sums(gradients[:-1]), gradients[-1]]
 
 
 def _leaves(tensors):
