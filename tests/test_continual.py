@@ -85,16 +85,21 @@ def test_joined_sources_are_one_after_the_other():
 
 def teacher(answers, size=7):
     """A stand-in for a `Teacher`, sure of the class `answers` of `size`."""
-    return SimpleNamespace(logits=lambda images, labels: 50 * torch.eye(size)[answers].repeat(len(images), 1),
-                           weights={"a": size})
+    sure = lambda images, *rest: 50 * torch.eye(size)[answers].repeat(len(images), 1)
+    return SimpleNamespace(logits=sure, look=sure, weights={"a": size})
 
 
 def test_every_labelling_says_who_answers():
     parts, labels = [pixels(-0.5, 2), pixels(0.5, 2)], torch.tensor([0, 3, 1])
     hard = LABELLINGS["hard"].join(parts, [], None)
     assert torch.equal(hard.targets(labels), labels)
-    previous = LABELLINGS["previous"].join(parts, [], teacher(1, 2))
-    assert previous.targets(labels).round().tolist() == [[0, 1, 0, 0], [0, 0, 0, 1], [0, 1, 0, 0]]
+    previous, seen = LABELLINGS["previous"].join(parts, [], teacher(1, 2)), torch.zeros(3, 1, 8, 8)
+    assert hard.answers is None
+    assert torch.equal(previous.targets(labels), labels)  # until they are seen
+    assert previous.answers(seen, labels, None).round().tolist() == [[0, 1, 0, 0], [0, 0, 0, 1], [0, 1, 0, 0]]
+    mixed = torch.tensor([[0.75, 0, 0, 0.25], [0, 0, 1, 0], [0.5, 0.5, 0, 0]])
+    assert torch.allclose(previous.answers(seen, mixed, None), torch.tensor(
+        [[0, 0.75, 0, 0.25], [0, 0, 1, 0], [0, 1, 0, 0]]))
     assert previous.stored_bytes(2) == hard.stored_bytes(2) + 2
     assert torch.equal(LABELLINGS["previous"].join(parts[:1], [], None).targets(labels[:1]), labels[:1])
     pool = LABELLINGS["pool"].join(parts, [teacher(1, 2), teacher(0, 2)], None)

@@ -35,8 +35,9 @@ class Source:
     remark = ""
     """What a report says beside its name."""
     answers = None
-    """Where a teacher is kept and asked: called with a batch as students see it, standardised and augmented [B, C, H, W], it
-    gives soft labels, float [B, K]. None where labels belong to the images that are drawn."""
+    """Where a teacher is kept and asked: `answers(batch, targets, spec)` are soft labels, float [B, K], in place of `targets`,
+    int64 [B] or float [B, K], for a batch as students see it, standardised by `spec` and augmented, [B, C, H, W]. None where
+    labels belong to the images that are drawn."""
     temperature = 1.0
     """At which its soft labels were taken, and at which students answer to them."""
 

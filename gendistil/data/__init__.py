@@ -2,7 +2,7 @@
 
 from gendistil.data.augment import AUGMENTATIONS, Augment, AugmentParams
 from gendistil.data.datasets import DATASETS, DataRow, Dataset, Split, default_data_dir, load_dataset
-from gendistil.data.images import HostImages, standardise, take, to_signed, to_uint8
+from gendistil.data.images import HostImages, restandardise, standardise, take, to_signed, to_uint8
 from gendistil.data.spec import Spec, Whitened, spec_of
 
 __all__ = [
@@ -18,6 +18,7 @@ __all__ = [
     "Whitened",
     "default_data_dir",
     "load_dataset",
+    "restandardise",
     "spec_of",
     "standardise",
     "take",

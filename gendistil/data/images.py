@@ -83,6 +83,14 @@ def standardise(signed, spec):
     return signed * scale + shift
 
 
+def restandardise(batch, spec, other):
+    """A batch [B, C, H, W] that `spec` standardised as `other` would have: itself where their mean and std agree."""
+    if (spec.mean, spec.std) == (other.mean, other.std):
+        return batch
+    scale, shift = _affine(spec.mean, spec.std, batch.device)
+    return standardise((batch - shift) / scale, other)
+
+
 @functools.lru_cache(maxsize=32)
 def _affine(mean, std, device):
     """float32 `[C, 1, 1]` scale and shift that take [-1, 1] to standardised values.

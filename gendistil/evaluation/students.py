@@ -152,7 +152,6 @@ def evaluate(source, dataset, model_name="convnet", ipc=50, sampling="fresh", *,
         protocol = replayed(source, ipc, protocol)
     protocol = replace(protocol, lr=rate_of(source, protocol))
     answers, temperature = source.answers, source.temperature
-    source = source if answers is None else source.source  # whose images have hard labels until they are seen
 
     def batches_of(seed):
         once = draw_set(source, ipc, seed, device, sampling) if sampling in CHOICES else None
@@ -176,7 +175,7 @@ def evaluate(source, dataset, model_name="convnet", ipc=50, sampling="fresh", *,
                 drawn = stream(seed, "step", epoch, step).initial_seed()
                 images = to_uint8(source.sample(labels, drawn))
                 targets = source.targets(labels, drawn, images)
-                yield _answered(prepare_batch(images, targets, spec, augment, generator, protocol.cutmix), answers)
+                yield _answered(prepare_batch(images, targets, spec, augment, generator, protocol.cutmix), answers, spec)
 
         return batches
 
@@ -306,14 +305,14 @@ def student_batches(images_of, spec, protocol, seed, answers=None):
         images, targets = images_of(epoch)
         for batch in epoch_batches(images, targets, spec, augment, protocol.batch_size, _epoch_stream(seed, epoch),
                                    protocol.cutmix):
-            yield _answered(batch, answers)
+            yield _answered(batch, answers, spec)
 
     return batches
 
 
-def _answered(batch, answers):
+def _answered(batch, answers, spec):
     """A pair (images as a student sees them, targets) with what a teacher answers to these images, if there is one to ask."""
-    return batch if answers is None else (batch[0], answers(batch[0]))
+    return batch if answers is None else (batch[0], answers(*batch, spec))
 
 
 def _epoch_stream(seed, epoch):

@@ -1,6 +1,7 @@
 """Several sources as one: the classes of each follow those of the one before."""
 
 import torch
+import torch.nn.functional as F
 
 from gendistil.common.source import Source
 
@@ -9,7 +10,8 @@ class Joined(Source):
     """Sources of images of one size as a source of all their classes, in the order of `parts`.
 
     Image i of a class is what its part gives for the same seed. Targets are labels, or soft labels for all images where a part
-    has soft ones: each part answers among its own classes only, and a hard label becomes a soft one that is sure.
+    has soft ones: each part answers among its own classes only, and a hard label becomes a soft one that is sure. So it is
+    where parts have teachers to ask; of a target that is shared by several parts (CutMix), each answers for its share.
     """
 
     def __init__(self, parts):
@@ -44,6 +46,22 @@ class Joined(Source):
             else:
                 soft[rows, first + values] = 1
         return soft
+
+    @property
+    def answers(self):
+        return None if all(part.answers is None for part in self.parts) else self._answers
+
+    def _answers(self, batch, targets, spec):
+        soft = targets if targets.is_floating_point() else F.one_hot(targets, self.num_classes).float()
+        answered, first = soft.clone(), 0
+        for part in self.parts:
+            own = slice(first, first + part.num_classes)
+            first = own.stop
+            rows = soft[:, own].sum(1).nonzero().squeeze(1)
+            if part.answers and len(rows):
+                share = soft[rows, own].sum(1, keepdim=True)
+                answered[rows, own] = share * part.answers(batch[rows], soft[rows, own] / share, spec)
+        return answered
 
     def decoded(self, ipc):
         return self.parts[0].decoded(ipc)

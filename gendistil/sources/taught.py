@@ -11,7 +11,7 @@ from safetensors.torch import save_file
 from gendistil.common.engine import EAGER
 from gendistil.common.errors import UserError
 from gendistil.common.source import ROWS, Source, index_within_class
-from gendistil.data import Whitened, standardise, to_signed, to_uint8
+from gendistil.data import Whitened, restandardise, standardise, to_signed, to_uint8
 
 KINDS = ("hard", "rows", "teacher")
 """hard: the classes' own labels; rows: one row of a teacher's logits is kept with every image of a set; teacher: the teacher is
@@ -46,11 +46,12 @@ class Teacher:
     @torch.no_grad()
     def logits(self, images, labels=None):
         """uint8 images [N, C, H, W] -> float32 [N, K], whatever their labels."""
-        return torch.cat([self.look(standardise(to_signed(batch), self.spec)) for batch in images.split(_AT_ONCE)])
+        return torch.cat([self.look(standardise(to_signed(batch), self.spec), self.spec) for batch in images.split(_AT_ONCE)])
 
     @torch.no_grad()
-    def look(self, batch):
-        """Standardised images [B, C, H, W] -> float32 [B, K]."""
+    def look(self, batch, spec):
+        """Images [B, C, H, W] that `spec` standardised -> float32 [B, K]."""
+        batch = restandardise(batch, spec, self.spec)
         return sum(self.engine(network, batch).float() for network in self.networks) / len(self.networks)
 
     def accuracy(self, split):
@@ -99,12 +100,13 @@ class Rows:
 
 
 class Taught(Source):
-    """A source whose targets are a teacher's answers to its images, softened by a temperature: float [B, K] that sum to 1.
+    """A source whose images students answer to as a teacher does, softened by a temperature: float [B, K] that sum to 1.
 
-    Hinton et al., "Distilling the Knowledge in a Neural Network" (2015). Images are those of `source`, and so is every other
-    answer; teacher is a `Teacher` or `Rows`; temperature None leaves the logits as they are; stored says that what is kept of
-    the teacher is a float16 row of logits for every image, and not the teacher itself, which else is asked about every image as
-    the student sees it (Beyer et al., "Knowledge distillation: a good teacher is patient and consistent", 2022).
+    Hinton et al., "Distilling the Knowledge in a Neural Network" (2015). Images are those of `source`, and so is all else;
+    teacher is a `Teacher` or `Rows`; temperature None leaves the logits as they are; stored says that what is kept of the
+    teacher is a float16 row of logits for every image, which are its targets. Else the teacher itself is kept, and `answers`
+    asks it about every image as the student sees it (Beyer et al., "Knowledge distillation: a good teacher is patient and
+    consistent", 2022); targets are those of `source` until then.
     """
 
     def __init__(self, source, teacher, temperature, stored):
@@ -116,16 +118,19 @@ class Taught(Source):
         return self.source.sample(labels, seed)
 
     def targets(self, labels, seed=0, images=None):
+        if not self.stored:
+            return self.source.targets(labels, seed, images)
         logits = self.teacher.logits(to_uint8(self.sample(labels, seed)) if images is None else images, labels)
-        logits = logits.half().float() if self.stored else logits
-        return logits if self.temperature is None else (logits / self.temperature).softmax(1)
+        return self._soften(logits.half().float())
 
     @property
     def answers(self):
         return None if self.stored else self._answers
 
-    def _answers(self, batch):
-        logits = self.teacher.look(batch)
+    def _answers(self, batch, targets, spec):
+        return self._soften(self.teacher.look(batch, spec))
+
+    def _soften(self, logits):
         return logits if self.temperature is None else (logits / self.temperature).softmax(1)
 
     def decoded(self, ipc):
