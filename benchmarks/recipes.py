@@ -6,6 +6,7 @@ How a search goes on, scores and counts its seconds: see `benchmarks/search.py`.
 """
 
 import sys
+import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,7 +14,9 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from benchmarks.search import add_arguments, begin, search, train
 from gendistil.common.cli import Parser, run_script
+from gendistil.common.device import synchronise
 from gendistil.matching import GeneratorLearner
+from gendistil.sources import draw_set
 from generators import RECIPES, make_trainer
 
 DEFAULT, DIM, FLOW = RECIPES["pyramid"], RECIPES["dim"], RECIPES["flow"]
@@ -60,6 +63,16 @@ VARIANTS = {**{name: replace(DEFAULT, **change) for name, change in CHANGES.item
 """Recipes by the name that --variants knows."""
 
 
+def seconds_to_draw(source, device, count=1000):
+    """Seconds that 10,000 images take, by those of about `count`."""
+    draw_set(source, 1, 0, device)
+    synchronise(device)
+    began = time.perf_counter()
+    images, _ = draw_set(source, max(1, count // source.num_classes), 0, device)
+    synchronise(device)
+    return (time.perf_counter() - began) * 10_000 / len(images)
+
+
 def main():
     parser = Parser(description=__doc__.split("\n")[0])
     add_arguments(parser, VARIANTS, 120, ("50:fresh:5",), "recipes.json")
@@ -71,7 +84,8 @@ def main():
         for step in range(2):  # what is compiled, and how convolutions are best done, is found out before the clock starts
             GeneratorLearner(first, dataset).step(step, None)
         steps = train(GeneratorLearner(trainer, dataset), None, args.seconds, trainer.pace)
-        return trainer.source, {"generator_steps": steps}
+        return trainer.source, {"generator_steps": steps,
+                                "draw_seconds": seconds_to_draw(trainer.source, engine.accelerator.device)}
 
     search(args, VARIANTS, engine, dataset, train_one)
 

@@ -35,6 +35,7 @@ def test_recipes_are_scored_alike_and_a_search_goes_on(command, fails, capsys, m
         ("dim", 1, "held_out", 2), ("pyramid", 1, "held_out", 2)]
     assert rows[0] == first
     assert all(row["variant"]["width"] == 16 and row["generator_steps"][0] > 0 for row in rows)
+    assert all(row["bytes"] > 0 and row["draw_seconds"][0] > 0 for row in rows)
     table = capsys.readouterr().out.strip().splitlines()[-2:]
     assert {line.split()[1] for line in table} == {"dim", "pyramid"}
     error = fails(2, recipes, *words, "--seconds", 0.2, "--variants", "pyramid")

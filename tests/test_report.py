@@ -67,6 +67,15 @@ def test_a_table_has_one_line_per_source_and_one_column_per_ipc(tmp_path):
     assert (tmp_path / "accuracy.png").read_bytes().startswith(b"\x89PNG")
 
 
+def test_what_sources_keep_and_how_fast_they_draw():
+    rows = [make_row(bytes=1234), make_row(source="flow", bytes=99, draw_seconds=[3.0, 4.0], diversity=0.5)]
+    *_, header, _, gan, flow = tables(rows).strip().splitlines()
+    assert header.split(" | ")[-1].strip(" |") == "seconds for 10,000 images"
+    assert [cell.strip() for cell in flow.strip("|").split("|")] == ["flow", "10", "99", "0.500", "3.5"]
+    assert gan.startswith("| gan    | 10  | 1,234 |")
+    assert "seconds" not in tables(rows[:1])
+
+
 def test_a_difference_has_the_interval_of_welch():
     scores = [(90.0, 92.0, 91.0, 94.0), (88.0, 89.5, 86.0)]
     rows = [Result(each, images=100, epochs=1, steps=1, seconds=1.0).row() for each in scores]

@@ -115,10 +115,13 @@ def grids(rows, against=()):
         kept = {(row["source"], row["ipc"], row.get("labels", "hard")): row for row in rows
                 if row["data"] == data and row.get("bytes") is not None}
         lines = [[source if labels == "hard" else f"{source}, labels: {labels}", str(ipc), f"{row['bytes']:,}",
-                  "" if row.get("diversity") is None else f"{row['diversity']:.3f}"]
+                  "" if row.get("diversity") is None else f"{row['diversity']:.3f}",
+                  f"{fmean(row['draw_seconds']):.1f}" if "draw_seconds" in row else ""]
                  for (source, ipc, labels), row in kept.items()]
+        header = ["source", "IPC", "bytes", "diversity", "seconds for 10,000 images"]
+        columns = [place for place in range(len(header)) if place < 4 or any(line[place] for line in lines)]
         yield (f"What the sources of {data} keep, and how far apart two images of a class are",
-               ["source", "IPC", "bytes", "diversity"], lines)
+               [header[place] for place in columns], [[line[place] for place in columns] for line in lines])
 
 
 def _differences(rows, against, over, header, values):
