@@ -31,7 +31,7 @@ from gendistil.evaluation.continual import (
     order_row,
     steps_of,
 )
-from gendistil.evaluation.judged import joined, resumed
+from gendistil.evaluation.judged import add_scored_on, joined, resumed
 from gendistil.evaluation.report import markdown, write_report
 from gendistil.evaluation.rows import row_key
 from gendistil.evaluation.students import GROUP
@@ -55,6 +55,7 @@ def parse_args(argv=None):
                         "of pool_match.py, one of gen_condense.py for a generator that replays them, or several with && "
                         "between them, each of which starts from the run of the one before")
     add_flags(parser, Continual, told=True)
+    add_scored_on(parser)
     parser.add_argument("--resume", action="store_true", help="continue the evaluation of this tag: what is there stays, and "
                         "what is missing is added, such as more --orders, --memory or --labels")
     students = parser.add_argument_group(GROUP)
@@ -93,7 +94,7 @@ def main():
     engine.choose(args.compile, shown * spec.size**2)
     run = Run(vars(args), accelerator, spec.num_classes if args.resume else 0, dataset=dataclasses.asdict(spec),
               students=dataclasses.asdict(protocol), sources=known)
-    facts = {"data": spec.name, "model": args.eval_model, "protocol": args.protocol, "scored_on": "test",
+    facts = {"data": spec.name, "model": args.eval_model, "protocol": args.protocol, "scored_on": args.scored_on,
              "task": f"{args.steps} steps of new classes, scored on all seen so far; mean and interval over their orders",
              "device": device_name(device), "torch": torch.__version__}
 
@@ -127,7 +128,8 @@ def main():
                 source = labelling.join(parts, pools, previous)
                 result = judge(source, scored, args.eval_model, row["ipc"], row["sampling"],
                                num_eval=args.num_eval, seed=seed, accelerator=accelerator, together=args.together,
-                               protocol=protocol, engine=engine, kept=student_of(memory, name) if chained else None)
+                               protocol=protocol, scored_on=args.scored_on, engine=engine,
+                               kept=student_of(memory, name) if chained else None)
                 row = {**row, "bytes": source.stored_bytes(row["ipc"])}
                 rows[key] = joined(rows.get(key), order_row(row, result, rows.get(key)))
                 run.log({f"accuracy/{memory.name}, {row['labels']}, order {order}": result.mean}, len(seen))

@@ -24,6 +24,7 @@ from gendistil.evaluation.card import card
 from gendistil.evaluation.judged import (
     REAL,
     WHOLE,
+    add_scored_on,
     count_pixels,
     full_protocol,
     joined,
@@ -37,7 +38,7 @@ from gendistil.evaluation.judged import (
 from gendistil.evaluation.page import draw_sheets, find_sheets
 from gendistil.evaluation.ranking import complete
 from gendistil.evaluation.report import controls, markdown, write_report
-from gendistil.evaluation.rows import PLAIN, SCORED, row_key
+from gendistil.evaluation.rows import PLAIN, row_key
 from gendistil.evaluation.students import GROUP, rate_of
 from gendistil.evaluation.teachers import Labels, Teachers, distilled_from, keep_student, labels_of
 from gendistil.sources import Refinement, diversity, load_source
@@ -60,8 +61,7 @@ def parse_args(argv=None):
     what.add_argument("--sampling", choices=SAMPLINGS, nargs="+", default=["fresh"],
                       help="fixed: a student sees one set of --ipc images of every class; representative: one chosen, by "
                            "clustering, among 20 times as many; fresh: a new one every epoch")
-    what.add_argument("--scored-on", choices=SCORED, default="test", help="real images on which students are scored; held_out: "
-                      "to choose settings by, so that the test set is looked at once; what --compare shows leaves them out")
+    add_scored_on(what)
     what.add_argument("--resume", action="store_true", help="continue the evaluation of this tag: what is there stays, "
                       "and what is missing is added, such as more --num-eval, --ipc or sources")
     what.add_argument("--push-to-hub", type=repository, metavar="OWNER/NAME",

@@ -232,12 +232,13 @@ def test_a_name_keeps_its_memory(fails, results):
 
 def test_a_coreset_is_of_real_images_of_its_class(command, tmp_path, dataset):
     command(continual, "--output-dir", tmp_path, *QUICK, "--orders", 1, "--classes", 4, 8, 1, 0, "--memory",
-            "random=pool_match.py --method random --eval-epochs 1")
+            "random=pool_match.py --method random --eval-epochs 1", "--scored-on", "held_out")
     order = [[4, 8, 1, 0][place] for place in class_order(0, 4)]
     for step in (0, 1):
         images, labels = draw_set(load_source(tmp_path / "cl" / "memories" / f"random-order0-step{step}"), 2, 0)
         for image, label in zip(images, labels):
             real = dataset.train.images[dataset.train.labels == order[2 * step + label]]
             assert (real == image).flatten(1).all(1).any()
-    assert json.loads((tmp_path / "cl" / "report.json").read_text())[1]["classes"] == 4
+    rows = read_report(tmp_path / "cl" / "report.json")
+    assert [(row["classes"], row["scored_on"]) for row in rows] == [(2, "held_out"), (4, "held_out")]
     assert RealImages(dataset.of(order).train, 4).max_ipc > 100

@@ -8,7 +8,7 @@ from pathlib import Path
 from gendistil.common.errors import UserError
 from gendistil.common.flags import given
 from gendistil.common.run import CONFIG, check_options, made_by, read_json
-from gendistil.evaluation.rows import LEARNED, PLAIN, REPORT, read_report, row_key, unique
+from gendistil.evaluation.rows import LEARNED, PLAIN, REPORT, SCORED, read_report, row_key, unique
 from gendistil.evaluation.students import Result, steps_per_epoch
 from gendistil.evaluation.teachers import fits, open_teacher
 from gendistil.sources import RealImages, Refined, Refinement, check_fits, load_source, refine
@@ -86,6 +86,12 @@ def load_sources(args, paths, dataset, real):
     if "random" in args.compare:
         sources[REAL] = RealImages(real, dataset.spec.num_classes)
     return sources, named
+
+
+def add_scored_on(parser):
+    """Add --scored-on to a parser or a group of one."""
+    parser.add_argument("--scored-on", choices=SCORED, default="test", help="real images that students are scored on; "
+                        "held_out: to choose settings by, so that the test set is looked at once; students see none of them")
 
 
 def real_images(args, dataset):
