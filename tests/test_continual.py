@@ -1,7 +1,6 @@
 """Class-incremental learning: what a step sees, what students see of the steps before, and what a report says of them."""
 
 import dataclasses
-import json
 import os
 import subprocess
 import sys
