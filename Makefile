@@ -43,8 +43,9 @@ cifar10: $(BIN)/.installed
 	$(RUN) validate.py $(call GO,ten) --ipc 10 --sampling fixed --num-eval 5 $(STAGES) --compare random
 	$(RUN) validate.py $(call GO,rows) --ipc 10 --sampling fixed --num-eval 5 --labels rows \
 	    --pretrain-weight stage2=$(OUT)/match --compare random
-	$(RUN) validate.py $(call GO,fresh) --ipc 50 --labels hard teacher \
-	    --pretrain-weight stage2=$(OUT)/match stage1=$(OUT)/gan
+	$(RUN) validate.py $(call GO,fresh) --ipc 50 --pretrain-weight stage2=$(OUT)/match stage1=$(OUT)/gan
+	$(RUN) validate.py $(call GO,fresh-teacher) --ipc 50 --labels teacher --temperature 4 --lr 0.02 --aug-type crop_flip \
+	    --epochs 1200 --pretrain-weight stage2=$(OUT)/match stage1=$(OUT)/gan
 
 # Pixels of CIFAR-10, ten images of a class, shortened to minutes, and a coreset; the pool is the one of `make cifar10`.
 cifar10-methods: PIXELS = --ipc 10 --match-batch 64 --eval-interval 1000 --eval-epochs 75
@@ -52,8 +53,10 @@ cifar10-methods: $(BIN)/.installed
 	$(RUN) pool_match.py $(call GO,herding) --ipc 10 --method herding $(POOL)
 	$(RUN) pool_match.py $(call GO,dm) $(PIXELS) --method dm --steps 500
 	$(RUN) pool_match.py $(call GO,ncfm) $(PIXELS) --method ncfm --steps 200 --no-pool-initial --pool-snapshots 5 $(POOL)
+	$(RUN) pool_match.py $(call GO,random4) --ipc 10 --method random --factor 2
 	$(RUN) validate.py $(call GO,methods) --ipc 10 --sampling fixed --pretrain-weight dm=$(OUT)/dm herding=$(OUT)/herding
-	$(RUN) validate.py $(call GO,methods-factor) --ipc 10 --sampling fixed --epochs 86 --pretrain-weight ncfm=$(OUT)/ncfm
+	$(RUN) validate.py $(call GO,methods-factor) --ipc 10 --sampling fixed --epochs 86 \
+	    --pretrain-weight ncfm=$(OUT)/ncfm "random real images, four in one"=$(OUT)/random4
 
 # The three stages on MNIST (downloaded unless DATA_DIR has it), as docs/results.md reports them: an hour and a half on two CPU cores.
 mnist: OUT = mnist-results

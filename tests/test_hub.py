@@ -108,14 +108,14 @@ def test_folders_of_this_machine_are_not_published(spec):
 def test_what_is_pushed_comes_back(server, spec, monkeypatch, make, mode):
     monkeypatch.setattr(server, "mode", lambda path: mode)
     source = make()
-    facts = hub.facts_of(source, CONFIG, spec, 0.2)
+    facts = hub.facts_of(source, CONFIG | {"whiten": "zca"}, spec, 0.2)
     assert hub.push(source, NAME, card(NAME, [ROW], facts, COMMAND), facts) == f"{server.address}/{NAME}"
     assert set(server.newest()) == FILES
     for path in (f"hub:{NAME}", Path(f"hub:{NAME}"), f"hub:{NAME}@main", f"hub:{NAME}@{1:040x}"):
         assert same(load_source(path), source)
     assert hub.read_facts(Path(f"hub:{NAME}")) == json.loads(json.dumps(facts))
     assert facts["image_size"] == 8
-    assert facts["held_out"] == 0.2
+    assert (facts["held_out"], facts["whiten"]) == (0.2, "zca")
     assert "data_dir" not in facts
 
 
@@ -149,14 +149,14 @@ def test_the_card_says_what_it_is(spec):
 def test_only_json_and_safetensors_are_downloaded(server, tmp_path):
     run = tmp_path / "run"
     make_gan().save_pretrained(run / "generator")
-    (run / "config.json").write_text(json.dumps(CONFIG | {"data": "digits", "held_out": 0.3}))
+    (run / "config.json").write_text(json.dumps(CONFIG | {"data": "digits", "held_out": 0.3, "whiten": "zca"}))
     names = ("checkpoint.pt", "generator/diffusion_pytorch_model.bin", "samples/a.png", "report.json", "ipc10/set.safetensors")
     server.put(run, **dict.fromkeys(names, b"no"))
     assert same(load_source(f"hub:{NAME}"), make_gan())
     fetched = {path.partition("/resolve/")[2].partition("/")[2] for path in server.asked if "/resolve/" in path}
     assert fetched == {"config.json", "generator/config.json", "generator/diffusion_pytorch_model.safetensors"}
     facts = hub.read_facts(f"hub:{NAME}")
-    assert (facts["data"], facts["held_out"], facts["method"]) == ("digits", 0.3, "dm")
+    assert (facts["data"], facts["held_out"], facts["method"], facts["whiten"]) == ("digits", 0.3, "dm", "zca")
     assert "data_dir" not in facts
 
 

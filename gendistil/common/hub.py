@@ -38,7 +38,7 @@ _FILES = ("config.json", "diffusion_pytorch_model*.safetensors", "diffusion_pyto
 _WANTED = [FACTS, *(folder + file for folder in ("", "generator/", "pixels/", "latents/") for file in _FILES)]
 
 _KINDS = {"command": str, "argv": list, "method": str, "data": str, "image_size": int, "classes": list, "held_out": float,
-          "dataset": dict, "versions": dict, "commit": str, "kind": str}
+          "whiten": str, "dataset": dict, "versions": dict, "commit": str, "kind": str}
 """What is uploaded beside a model, by the names that a run's config.json has for it; never a folder of this machine."""
 
 
@@ -102,7 +102,7 @@ def facts_of(source, config, spec, held_out):
 
     Args: source; spec, a `Spec`; held_out, the fraction of the training images that selected it.
     """
-    kept = ("command", "argv", "method", "classes", "versions", "commit")
+    kept = ("command", "argv", "method", "classes", "whiten", "versions", "commit")
     made = {key: config[key] for key in kept if config.get(key) is not None}
     if "argv" in made:
         made["argv"] = public(made["argv"])

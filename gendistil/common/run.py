@@ -274,4 +274,4 @@ def inherit_data(args, weight):
         args.held_out = config.get("held_out", 0.1)
     if "whiten" in args:
         whiten = args.whiten or config.get("whiten")
-        args.whiten = None if whiten == "none" else whiten  # as in the runs from before there was the flag
+        args.whiten = "zca" if whiten == "zca" else None  # as in the runs from before there was the flag
