@@ -142,8 +142,9 @@ latents-%: $(BIN)/.installed
 lint: $(BIN)/.installed
 	$(BIN)/ruff check .
 
+# The tests are small: several at once, on a thread each, are sooner done than one after the other on all threads.
 test: lint
-	$(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist loadfile
 
 clean:
 	rm -rf .venv demo-results mnist-results baselines-results combinations-results digits-results itgan-results results
