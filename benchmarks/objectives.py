@@ -21,6 +21,10 @@ from gendistil.matching import METHODS, build
 from gendistil.sources import Teacher, draw_set
 
 KEPT = {"match_real": 1000, "select": "random", "match_aug": False}
+TRAINED = {"select": "random", "match_aug": False, "match_batch": 10, "unroll": 20, "step_size": 0.02}
+TRAJECTORY = {**TRAINED, "match": "trajectory", "pool_training": "expert", "pool_epochs": 6, "pool_lr": 0.02,
+              "expert_epochs": 1, "max_start": 5}
+OUTCOME = {**TRAINED, "match": "outcome", "pool_training": "random"}
 VARIANTS = {
     "control": {"match": "none"},
     "default": {},
@@ -33,6 +37,10 @@ VARIANTS = {
     "published": {"match": "logit", "select": "random", "lr": 5e-6, "lr_critic": 5e-6},
     "feature": {"match": "feature"},
     "gradients": {"match": "grad", "match_batch": 32},
+    "trajectory": TRAJECTORY,
+    "trajectory-10": {**TRAJECTORY, "match_weight": 10.0},
+    "outcome": OUTCOME,
+    "outcome-10": {**OUTCOME, "match_weight": 10.0},
     "kept": KEPT,
     "cf": {"match": "cf"},
     "cf-kept": {"match": "cf", **KEPT},
@@ -73,13 +81,15 @@ def main():
     args = parser.parse_args()
     engine, dataset = begin(args, args.weight)
     try:
-        methods = {name: dataclasses.replace(METHODS["default"], **args.pool, **change) for name, change in VARIANTS.items()}
+        shared = dataclasses.replace(METHODS["default"], **args.pool)
     except TypeError:
-        raise UserError(f"--pool {json.dumps(args.pool)} names what a method does not have, or a variant sets") from None
+        raise UserError(f"--pool {json.dumps(args.pool)} names what a method does not have") from None
+    methods = {name: dataclasses.replace(shared, **change) for name, change in VARIANTS.items()}
+    pools = args.pools or args.weight.parent / "pools"
 
     def train_one(name, seed):
         method, state = methods[name], training_state(args.weight / CHECKPOINT)
-        pool = build.make_pool(method, args.pools or args.weight.parent / "pools", 0, dataset, engine)
+        pool = build.make_pool(method, pools, 0, dataset, engine)
         begun = build.Begin(method, build.Start(), seed, engine, dataset, state, args.weight, state["step"])
         learner = build.make_learner(begun)
         matcher = build.make_matcher(method, learner, dataset, pool)
@@ -89,7 +99,8 @@ def main():
         steps = train(learner, matcher, args.seconds)
         if args.models:
             learner.source.save_pretrained(args.models / f"{name}-{seed}")
-        return learner.source, {"generator_steps": steps, "agreement": agreement(learner.source, pool)}
+        judges = build.make_pool(shared, pools, 0, dataset, engine)
+        return learner.source, {"generator_steps": steps, "agreement": agreement(learner.source, judges)}
 
     search(args, methods, engine, dataset, train_one, weight=str(args.weight))
 

@@ -14,12 +14,14 @@ from generators import RECIPES
 
 def test_settings_of_stage_2_are_scored_on_held_out_images(command, monkeypatch, tmp_path):
     command(gen_condense, "--output-dir", tmp_path, "--tag", "gan", "--width", 16, "--steps", 2)
-    monkeypatch.setattr(objectives, "VARIANTS", {"control": {"match": "none"}, "logit": {"match": "logit", "match_batch": 4}})
+    monkeypatch.setattr(objectives, "VARIANTS", {
+        "control": {"match": "none"}, "logit": {"match": "logit", "match_batch": 4},
+        **{name: {**objectives.VARIANTS[name], "match_batch": 2, "unroll": 2} for name in ("trajectory", "outcome")}})
     words = ("--weight", tmp_path / "gan", "--seconds", 0.1, "--scores", "1:fixed:2", "--eval-epochs", 1,
              "--pool", '{"pool_epochs": 1, "pool_members": 1, "pool_snapshots": 2}', "--models", tmp_path / "models")
     command(objectives, *words, "--output", tmp_path / "rows.json")
     rows = read_report(tmp_path / "rows.json")
-    assert [row["source"] for row in rows] == ["control", "logit"]
+    assert [row["source"] for row in rows] == ["control", "logit", "trajectory", "outcome"]
     assert all(row["scored_on"] == "held_out" and row["n"] == 2 and 0 <= row["agreement"][0] <= 100 for row in rows)
     assert load_source(tmp_path / "models" / "logit-0").num_classes == 10
 
