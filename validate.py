@@ -138,7 +138,7 @@ def main():
 
     def judge(row, first):
         settings = {"num_eval": min(at_once, args.num_eval - first), "seed": args.seed + first, "engine": engine,
-                    "together": at_once, "scored_on": args.scored_on}
+                    "together": at_once, "scored_on": args.scored_on, "on_epoch": lambda done, of: bar.update(1 / of)}
         protocol = protocols[row["model"]]
         if row.get("augmentation"):
             protocol = dataclasses.replace(protocol, aug_type=PLAIN, cutmix=0.0)
@@ -167,7 +167,10 @@ def main():
         return diversity(sources[name], ipc, device)
 
     draw_sheets(run, sources, device)
-    for first in tqdm(range(0, len(units), accelerator.num_processes), "validate", unit="part", disable=not run.is_main):
+    rounds = range(0, len(units), accelerator.num_processes)
+    form = "validate: {percentage:3.0f}%|{bar}| [{elapsed}<{remaining}]"
+    bar = tqdm(total=len(rounds), bar_format=form, disable=not run.is_main)
+    for first in rounds:
         index = first + accelerator.process_index  # every process judges students of its own
         judged = [{**row, **facts, "lr": protocols[row["model"]].lr, **judge(row, first)}
                   for row, first in units[index:index + 1]]
@@ -176,6 +179,7 @@ def main():
             run.log({f"accuracy/{row['source']}, {row['model']}, {row['sampling']}": row["mean"]}, row["ipc"] or 0)
         if run.is_main:
             write_report([*rows.values()], run.dir, words, find_sheets(rows.values(), run.dir), against)
+    bar.close()
     run.close()
     rows = [*rows.values()]
     accelerator.print(f"{markdown(rows, against)}\nreport: {run.dir / 'report.html'}")

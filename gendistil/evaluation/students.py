@@ -136,12 +136,13 @@ class Result:
 
 
 def evaluate(source, dataset, model_name="convnet", ipc=50, sampling="fresh", *, num_eval=3, seed=0,
-             protocol=PROTOCOLS["default"], scored_on="test", engine=EAGER, together=None):
+             protocol=PROTOCOLS["default"], scored_on="test", engine=EAGER, together=None, on_epoch=None):
     """Train `num_eval` students on exactly `ipc` images of every class from `source`, and score each at its last step.
 
     Args: source, a `gendistil.sources.Source`; dataset, a `Dataset`, on whose device everything happens; sampling, one of
     `SAMPLINGS`; scored_on, "test" or "held_out"; engine, the `Engine` that runs the students; together, how
-    many of them are trained side by side (default: all on a GPU, one elsewhere).
+    many of them are trained side by side (default: all on a GPU, one elsewhere); on_epoch, called after each epoch of theirs
+    with how many of them are done and how many there are.
     A source with a step size of its own gives the learning rate. Student i has the seed `seed + i`. Unless sampling is fresh it
     is trained on the set that `draw_set` gives for that seed.
     Returns a `Result`. Raises UserError where the source does not fit the data set or has too few images.
@@ -184,7 +185,7 @@ def evaluate(source, dataset, model_name="convnet", ipc=50, sampling="fresh", *,
         images, make_batches = steps * protocol.batch_size, random_batches_of
     else:
         images, make_batches = spec.num_classes * (1 if protocol.replay else source.decoded(ipc)), batches_of
-    return _evaluate(make_batches, images, dataset, model_name, num_eval, seed, protocol, scored_on, engine, together,
+    return _evaluate(make_batches, images, dataset, model_name, num_eval, seed, protocol, scored_on, engine, together, on_epoch,
                      temperature)
 
 
@@ -209,7 +210,7 @@ def replayed(source, ipc, protocol):
 
 
 def evaluate_full(dataset, model_name="convnet", *, split=None, num_eval=3, seed=0, protocol=PROTOCOLS["default"],
-                  scored_on="test", engine=EAGER, together=None):
+                  scored_on="test", engine=EAGER, together=None, on_epoch=None):
     """As `evaluate`, but each epoch is one pass over the real images of `split` (default: the whole training set, without the
     held-out part if that is scored)."""
     split = split or (dataset.full_train if scored_on == "test" else dataset.train)
@@ -217,10 +218,11 @@ def evaluate_full(dataset, model_name="convnet", *, split=None, num_eval=3, seed
     def batches_of(seed):
         return student_batches(lambda epoch: (split.images, split.labels), dataset.spec, protocol, seed)
 
-    return _evaluate(batches_of, len(split), dataset, model_name, num_eval, seed, protocol, scored_on, engine, together)
+    return _evaluate(batches_of, len(split), dataset, model_name, num_eval, seed, protocol, scored_on, engine, together,
+                     on_epoch)
 
 
-def _evaluate(make_batches, images, dataset, model_name, num_eval, seed, protocol, scored_on, engine, together,
+def _evaluate(make_batches, images, dataset, model_name, num_eval, seed, protocol, scored_on, engine, together, on_epoch,
               temperature=1.0):
     """Train and score the students; `make_batches(seed)(epoch)` yields one epoch of a student's batches."""
     start = time.perf_counter()
@@ -232,7 +234,8 @@ def _evaluate(make_batches, images, dataset, model_name, num_eval, seed, protoco
                                    generator=stream(student_seed, "student's weights")).to(device)
                   for student_seed in seeds.tolist()]
         batches = [make_batches(student_seed) for student_seed in seeds.tolist()]
-        scores += train_students(models, batches, scored, spec, protocol, engine=engine, temperature=temperature).tolist()
+        scores += train_students(models, batches, scored, spec, protocol, engine=engine, temperature=temperature,
+                                 on_epoch=on_epoch).tolist()
         student = models[0] if student is None else student
     steps = protocol.epochs * steps_per_epoch(images, protocol.batch_size)
     return Result(tuple(scores), images, protocol.epochs, steps, time.perf_counter() - start, student)
@@ -243,7 +246,7 @@ def train_student(model, batches, split, spec, protocol, *, engine=EAGER, temper
     return train_students([model], [batches], split, spec, protocol, engine=engine, temperature=temperature)[0]
 
 
-def train_students(models, batches, split, spec, protocol, *, engine=EAGER, temperature=1.0):
+def train_students(models, batches, split, spec, protocol, *, engine=EAGER, temperature=1.0, on_epoch=None):
     """Train students side by side, in place, and score them: their accuracies in per cent, [S] on their device.
 
     Each learns what it learns alone. All that `evaluate` does for some of its students. An evaluation of another shape calls it
@@ -258,6 +261,7 @@ def train_students(models, batches, split, spec, protocol, *, engine=EAGER, temp
         protocol: a `Protocol`, whose epochs are taken as they are: see `long_enough` for its `min_steps`.
         engine: the `Engine` that runs the models.
         temperature: of soft labels, see `train_classifier`.
+        on_epoch: as `evaluate` has it.
     """
     look_after = {math.ceil(protocol.epochs * look / protocol.looks) for look in range(1, protocol.looks + 1)}
     scores = []
@@ -272,6 +276,8 @@ def train_students(models, batches, split, spec, protocol, *, engine=EAGER, temp
                 learning.write_back()
             each = [accuracy(model, split.images, split.labels, spec, engine=engine) for model in models]
             scores.append(torch.stack(each))
+        if on_epoch:
+            on_epoch(epochs_done, protocol.epochs)
 
     train_classifier(learning, batches, epochs=protocol.epochs, lr=protocol.lr, momentum=protocol.momentum,
                      weight_decay=protocol.weight_decay, schedule=protocol.schedule, temperature=temperature, engine=engine,
