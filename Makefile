@@ -19,15 +19,15 @@ $(BIN)/.installed: pyproject.toml requirements.txt requirements-dev.txt
 # The three stages on the embedded digits, the control of stage 2, and one table of what each stage gains.
 demo: $(BIN)/.installed
 	$(RUN) gen_condense.py $(FLAGS) --tag gan --width 64 --steps 1500
-	$(RUN) pool_match.py $(FLAGS) --tag match --weight $(OUT)/gan --steps 120 $(QUICK)
-	$(RUN) pool_match.py $(FLAGS) --tag control --weight $(OUT)/gan --control-of $(OUT)/match $(QUICK)
+	$(RUN) pool_match.py $(FLAGS) --tag match --weight $(OUT)/gan --steps 120 \
+	    --pool-members 1 --pool-epochs 6 --pool-snapshots 3 --eval-epochs 20
+	$(RUN) pool_match.py $(FLAGS) --tag control --control-of $(OUT)/match --eval-epochs 20
 	$(BIN)/python sample.py --pretrain-weight $(OUT)/match --ipc 10 --seed 0 --output-dir $(OUT)/ipc10
 	$(RUN) validate.py $(FLAGS) --tag test --ipc 1 10 --sampling fixed representative fresh --compare random \
 	    --epochs 50 --min-steps 100 --pretrain-weight stage1=$(OUT)/gan stage2=$(OUT)/match control=$(OUT)/control
 	@echo "There are 360 test images: generators whose students score this much alike cannot be told apart by them."
 	@echo "report:        $(OUT)/test/report.html"
 	@echo "sample sheet:  $(OUT)/ipc10/sheet.png"
-demo: QUICK = --pool-members 1 --pool-epochs 6 --pool-snapshots 3 --eval-epochs 20
 
 # CIFAR-10, as docs/results.md reports it: hours on a GPU, days on two CPU cores. Run again, it goes on where it was stopped.
 cifar10 cifar10-methods: OUT = cifar10-results
@@ -39,7 +39,7 @@ cifar10: STAGES = --pretrain-weight stage1=$(OUT)/gan control=$(OUT)/control sta
 cifar10: $(BIN)/.installed
 	$(RUN) gen_condense.py $(call GO,gan) --steps 20000
 	$(RUN) pool_match.py $(call GO,match) --weight $(OUT)/gan --calibrate 3 --steps 500 --keep last $(POOL)
-	$(RUN) pool_match.py $(call GO,control) --weight $(OUT)/gan --control-of $(OUT)/match --keep last $(POOL)
+	$(RUN) pool_match.py $(call GO,control) --control-of $(OUT)/match
 	$(RUN) validate.py $(call GO,ten) --ipc 10 --sampling fixed --num-eval 5 $(STAGES) --compare random
 	$(RUN) validate.py $(call GO,rows) --ipc 10 --sampling fixed --num-eval 5 --labels rows \
 	    --pretrain-weight stage2=$(OUT)/match --compare random

@@ -65,13 +65,14 @@ def check(args):
            f"is not for networks of --pool-training {pool}, which --method {args.method} has here")
     if learned.flags not in (GENERATOR, DRAWN) and args.match == "none":
         raise UserError(f"--match none {why}")
+    if args.control_of:
+        args.match = "none"
+        build.train_alike(args)
     if learned.needs_weight and not args.weight:
         raise UserError(f"--method {args.method} starts from a generator: give --weight, a run of gen_condense.py")
     build.check_match(args, match, pool)
     if args.chunk_steps is not None and row.first and len(plan(args)) == 1:
         raise UserError(f"--chunk-steps is for an inversion, which --weight {args.weight} has behind it")
-    if args.control_of:
-        args.match = "none"
     if learned.flags in (PIXELS, DRAWN) and args.ipc is None:
         args.ipc = DEFAULT_IPC
     for flag, source in (("--weight", args.weight), ("--control-of", args.control_of)):

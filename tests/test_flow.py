@@ -220,9 +220,9 @@ def test_a_flow_goes_through_every_stage_and_resumes_exactly(command, tmp_path, 
     steps = [record for record in records if "flow" in record]
     assert len(steps) == 3
     assert all(record["matching"] > 0 for record in steps)
-    command(pool_match, *shared, "control", "--weight", tmp_path / "whole", *STAGE2, "--control-of", tmp_path / "match")
     command(pool_match, *shared, "one", *words, "--steps", 1, "--sample-steps", 1)
-    assert [load_source(tmp_path / tag).sample_steps for tag in ("whole", "match", "control", "one")] == [2, 2, 2, 1]
+    command(pool_match, *shared, "control", "--control-of", tmp_path / "one", "--eval-epochs", 1, "--eval-ipc", 1)
+    assert [load_source(tmp_path / tag).sample_steps for tag in ("whole", "match", "one", "control")] == [2, 2, 1, 1]
 
     guided = () if recipe == "shortcut" else ("--guidance", 2)
     command(validate, *shared, "test", "--pretrain-weight", tmp_path / "match", "--ipc", 1, "--epochs", 1, "--min-steps", 1,

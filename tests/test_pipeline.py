@@ -44,7 +44,7 @@ def results(command, tmp_path_factory):
     shared = ("--output-dir", folder)
     command(gen_condense, *shared, "--tag", "gan", *STAGE1, "--steps", 6)
     command(pool_match, *shared, "--tag", "match", "--weight", folder / "gan", *STAGE2, "--steps", 4, "--eval-interval", 2)
-    command(pool_match, *shared, "--tag", "control", "--weight", folder / "gan", *STAGE2, "--control-of", folder / "match")
+    command(pool_match, *shared, "--tag", "control", "--control-of", folder / "match", "--eval-epochs", 1, "--eval-ipc", 1)
     command(validate, *shared, "--tag", "test", *STAGE3, "--pretrain-weight",
             *(f"{name}={folder / name}" for name in ("gan", "match", "control")))
     return folder
@@ -111,7 +111,11 @@ def test_metrics(results):
 def test_the_control_takes_as_long_and_matches_nothing(results):
     match, control = (read_json(results / tag / "summary.json") for tag in ("match", "control"))
     assert control["train_seconds"] >= match["train_seconds"] > 0
-    assert read_json(results / "control" / "config.json")["match"] == "none"
+    matched, alone = (read_json(results / tag / "config.json") for tag in ("match", "control"))
+    assert alone["match"] == "none"
+    assert alone["weight"] == matched["weight"]  # which its command line left out
+    assert alone["recipe_values"] == matched["recipe_values"]
+    assert alone["recipe_values"]["batch_size"] == 16
     assert not any("matching" in record for record in records(results / "control"))
 
 
@@ -178,7 +182,7 @@ def test_stage_2_resumes_exactly(command, fails, results, monkeypatch, select):
 
 
 def test_a_control_resumes_too(command, results):
-    words = ("--output-dir", results, "--tag", "control", "--weight", results / "gan", *STAGE2)
+    words = ("--output-dir", results, "--tag", "control", "--eval-epochs", 1, "--eval-ipc", 1)
     steps = read_json(results / "control" / "summary.json")["steps"]
     command(pool_match, *words, "--control-of", results / "match", "--resume")
     assert read_json(results / "control" / "summary.json")["steps"] == steps

@@ -9,7 +9,7 @@ from pathlib import Path
 from gendistil.common.cli import COUNT
 from gendistil.common.errors import UserError
 from gendistil.common.flags import option, refuse
-from gendistil.common.run import CHECKPOINT, find_run, read_json, training_state
+from gendistil.common.run import CHECKPOINT, find_run, made_by, read_json, training_state
 from gendistil.matching import initial
 from gendistil.matching.drawing import DrawingLearner, modes_of
 from gendistil.matching.learners import GeneratorLearner, LatentLearner, PixelLearner
@@ -24,6 +24,7 @@ from generators.unet import FlowGenerator
 from pools import ClassifierPool, OnlinePool, RandomPool
 
 SUMMARY = "summary.json"
+_CONTROLLED = ("lr", "lr_critic", "batch_size", "ema", "tune", "sample_steps", "keep")
 _STEPS = 4  # of a flow that are matched through, at most, unless --sample-steps asks for more
 
 
@@ -34,13 +35,25 @@ class Start:
     weight: Path | None = option("the generator to start from: a run's folder or a checkpoint file of the published code; for "
                                  "latents also a run of --method inversion", None, type=Path, metavar="PATH",
                                  group="a generator", learns=(GENERATOR, LATENTS, DRAWN))
-    control_of: Path | None = option("train without matching for as many seconds as this finished run took; sets --match none",
-                                     None, type=Path, metavar="RUN", group="a generator", learns=(GENERATOR,))
+    control_of: Path | None = option("train without matching for as many seconds as this finished run took, from the same "
+                                     "--weight and by the same values unless flags say others; sets --match none", None,
+                                     type=Path, metavar="RUN", group="a generator", learns=(GENERATOR,))
     ipc: int | None = option("stored images per class (default: 10; of latents, as many as the smallest class has)", None,
                              type=COUNT, group="pixels and latents", learns=(*STORED, DRAWN))
     teacher: Path | None = option("the folder of a pool of pretrained classifiers, or of a student that validate.py kept: the "
                                   "mean logits for every stored image are kept with it, for validate.py --labels rows", None,
                                   type=Path, metavar="FOLDER", group="pixels and latents", learns=(*STORED, DRAWN))
+
+
+def train_alike(args):
+    """Fill what decides how a control is trained and kept, where no flag says it, from the run that it is the control of."""
+    config = made_by(args.control_of)
+    values = config.get("method_values") or {}
+    for name in _CONTROLLED:
+        if getattr(args, name) is None:
+            setattr(args, name, values.get(name))
+    if args.weight is None and config.get("weight"):
+        args.weight = Path(config["weight"])
 
 
 def read_weight(path):
