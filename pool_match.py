@@ -130,7 +130,7 @@ def match(args, options):
     if args.steps is not None and method.epochs and not args.epochs:
         method = dataclasses.replace(method, epochs=None)  # the row's passes give way to the steps that were asked for
     Augment(method.aug_type, spec)  # a wrong flag ends here, before a pool is pretrained
-    check_classifiers(method.pool if method.match != "none" else (), spec, "--pool")
+    check_classifiers(method.pool if method.match != "none" else (), spec, "--pool", maps=method.match == "feature")
     check_classifiers([args.eval_model], spec, "--eval-model")
     teacher = Teacher.of(open_teacher(start.teacher, dataset), engine=engine) if start.teacher else None
 

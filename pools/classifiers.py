@@ -120,15 +120,19 @@ def build_classifier(name, channels, size, num_classes, *, generator=None, **opt
 
 
 @torch.no_grad()
-def check_classifiers(names, spec, flag):
-    """Raise UserError, which names `flag`, unless classifiers of these names can be built for the images of a `Spec`.
+def check_classifiers(names, spec, flag, maps=False):
+    """Raise UserError, which names `flag`, unless classifiers of these names can be built for the images of a `Spec`, and with
+    `maps` give their maps.
 
     Each is built and shown two images, because only the networks themselves know what they take.
     """
     for name in names:
         try:
             model = build_classifier(name, spec.channels, spec.size, spec.num_classes, generator=torch.Generator())
-            shape = getattr(model(torch.zeros(2, spec.channels, spec.size, spec.size)), "shape", None)
+            images = torch.zeros(2, spec.channels, spec.size, spec.size)
+            shape = getattr(model(images), "shape", None)
+            if maps:
+                model.features(images)
         except UserError as error:
             raise UserError(f"{flag} {name}: {error}")
         except (AssertionError, IndexError, RuntimeError, TypeError, ValueError, AttributeError) as error:

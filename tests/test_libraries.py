@@ -50,13 +50,15 @@ def timm(monkeypatch):
     return library
 
 
-def test_a_classifier_of_torchvision():
+def test_a_classifier_of_torchvision(digits):
     images = torch.rand(2, 1, 32, 32)
     model = build_classifier(SMALL, 1, 32, 7, generator=stream(0)).eval()
     assert model.embed(images).shape == (2, model.classifier.in_features) == (2, 1024)
     assert torch.equal(model.classifier(model.embed(images)), model(images))
     same = build_classifier(SMALL, 3, 32, 7, generator=stream(0)).eval()
     assert torch.equal(same(images.expand(-1, 3, -1, -1)), model(images))  # grey images are three equal channels
+    with pytest.raises(UserError, match=f"--pool {SMALL}: .* --match feature"):
+        check_classifiers([SMALL], digits.spec, "--pool", maps=True)
     with pytest.raises(UserError, match="--match feature"):
         model.features(images)
 
