@@ -144,7 +144,7 @@ lint: $(BIN)/.installed
 
 # The tests are small: several at once, on a thread each, are sooner done than one after the other on all threads.
 test: lint
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist loadfile
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n logical --maxprocesses 8 --dist loadfile
 
 clean:
 	rm -rf .venv demo-results mnist-results baselines-results combinations-results digits-results itgan-results results
