@@ -1,16 +1,18 @@
-"""Which noise and which threshold refine a generator best? A greedy search on held-out images, whose choice its run keeps.
+"""Which steps, guidance, noise and threshold draw the best images? A greedy search on held-out images, kept by the run.
 
     python benchmarks/refine.py --pretrain-weight results/match --output refine.json
     python -m gendistil.evaluation.report refine.json
 
-As GaFi searches (arXiv 2305.10118), but on images held out of the training set: first the noise, with every image kept that
-the classifier assigns to its class, then the threshold at the best noise. The best goes into the run's config.json, from where
-validate.py and sample.py take it, if the 95 % interval of its difference from the generator as it is lies above 0: the best of
-several is above one of them by chance too. Run again, it goes on with what the file lacks.
+Of a flow first the number of steps, then the guidance at the best of them. Where there is a classifier, then as GaFi searches
+(arXiv 2305.10118), but on images held out of the training set: the noise, with every image kept that the classifier assigns to
+its class, and the threshold at the best noise. The best goes into the run's config.json, from where validate.py and sample.py
+take it, if the 95 % interval of its difference from the generator as it is lies above 0: the best of several is above one of
+them by chance too. Run again, it goes on with what the file lacks.
 """
 
+import itertools
 import sys
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import torch
@@ -18,7 +20,7 @@ import torch
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from benchmarks.search import kept_rows, student_protocol
-from gendistil.common.cli import COUNT, FRACTION, POSITIVE, SEED, Parser, add_data_arguments, number, run_script
+from gendistil.common.cli import COUNT, FRACTION, POSITIVE, SEED, WEIGHT, Parser, add_data_arguments, number, run_script
 from gendistil.common.device import make_accelerator
 from gendistil.common.engine import Engine
 from gendistil.common.errors import UserError
@@ -29,24 +31,39 @@ from gendistil.evaluation.report import tables
 from gendistil.evaluation.rows import difference
 from gendistil.evaluation.teachers import open_teacher
 from gendistil.sources import Refined, Refinement, Teacher, TooFewAccepted, check_fits, load_source
+from generators.unet import FlowGenerator
 
 
-def search(measure, noises, thresholds):
+def search(measure, axes):
     """The best `Refinement` of a greedy search: its held-out score is the highest, and the first of equals.
 
-    `measure(refinement)` gives that score, or None where too few images are accepted.
+    Args: measure, gives that score of a refinement, or None where too few images are accepted; axes, lists of changes, dicts
+    of fields: those of one axis are tried on the best of the axis before.
     """
-    scores = {}
+    scores, best = {}, Refinement()
 
     def best_of(refinements):
         scores.update({refinement: measure(refinement) for refinement in refinements if refinement not in scores})
-        scored = {refinement: scores[refinement] for refinement in refinements if scores[refinement] is not None}
-        return max(scored, key=scored.get, default=Refinement())
+        return max((each for each in refinements if scores[each] is not None), key=scores.get, default=best)
 
-    best_of([Refinement()])
-    noise = best_of([Refinement(noise, 0.0) for noise in noises]).noise_std
-    best_of([Refinement(noise, threshold) for threshold in thresholds])
+    for changes in ([{}], *filter(None, axes)):
+        best = best_of([replace(best, **change) for change in changes])
     return best_of(list(scores))
+
+
+def axes_of(args, source, teacher):
+    """The axes of `search`: what the flags name, else what a source of this kind and its classifier let one choose."""
+    flow = isinstance(source, FlowGenerator)
+    steps = args.sample_steps or ((1, 2, 4, 8, 16) if flow else ())
+    guidance = args.guidance or ((1.0, 1.5, 2.0, 3.0) if flow and not source.shortcut else ())
+    noises = args.noise_std or ((0.7, 0.85, 1.0, 1.15, 1.3) if teacher else ())
+    thresholds = args.keep_above or ((0.1, 0.3, 0.5, 0.7, 0.9) if teacher else ())
+    of_flow = [[{name: value} for value in values] for name, values in (("sample_steps", steps), ("guidance", guidance))]
+    for change in itertools.chain(*of_flow):
+        source.check_sampling(**change)
+    own = lambda change: {name: None if getattr(source, name) == value else value for name, value in change.items()}
+    return (*([own(change) for change in changes] for changes in of_flow),
+            [{"noise_std": noise, "keep_above": 0.0} for noise in noises], [{"keep_above": above} for above in thresholds])
 
 
 def main():
@@ -54,9 +71,13 @@ def main():
     parser.add_argument("--pretrain-weight", type=Path, required=True, metavar="RUN", help="folder of a generator's run")
     parser.add_argument("--teacher", type=Path, metavar="FOLDER", help="the pool of pretrained classifiers, or the student "
                         "that validate.py kept, which accepts images (default: the pool that the run was matched with)")
-    parser.add_argument("--noise-std", type=POSITIVE, nargs="+", default=[0.7, 0.85, 1.0, 1.15, 1.3],
-                        help="standard deviations of the noise to try")
-    parser.add_argument("--keep-above", type=FRACTION, nargs="+", default=[0.1, 0.3, 0.5, 0.7, 0.9], help="thresholds to try")
+    parser.add_argument("--sample-steps", type=number(int, 1, 1000), nargs="+",
+                        help="steps of a flow to try (default: 1 to 16)")
+    parser.add_argument("--guidance", type=WEIGHT, nargs="+", help="guidance of a flow to try (default: 1 to 3)")
+    parser.add_argument("--noise-std", type=POSITIVE, nargs="+", help="standard deviations of the noise to try, where there is "
+                        "a classifier (default: 0.7 to 1.3)")
+    parser.add_argument("--keep-above", type=FRACTION, nargs="+", help="thresholds to try, where there is a classifier "
+                        "(default: 0.1 to 0.9)")
     parser.add_argument("--ipc", type=COUNT, default=50, help="images per class")
     parser.add_argument("--sampling", choices=SAMPLINGS, default="fresh", help="as validate.py has it")
     parser.add_argument("--students", type=number(int, 2), default=5, help="students of each score, which differ in their seed")
@@ -72,8 +93,6 @@ def main():
                         "name one")
     output = args.output or Path(__file__).parent / "results" / f"refine-{run.resolve().name}.json"
     folder = args.teacher or made_by(run).get("pool_folder")
-    if not folder:
-        raise UserError(f"--pretrain-weight {run} names no pool of pretrained classifiers: give --teacher, the folder of one")
     inherit_data(args, run)
     accelerator = make_accelerator("auto")
     dataset = load_dataset(args.data, args.data_dir, args.image_size, args.held_out, args.classes, accelerator.device)
@@ -81,9 +100,13 @@ def main():
     check_fits(source, dataset.spec, f"--pretrain-weight {run}")
     if not hasattr(source, "images_at"):
         raise UserError(f"--pretrain-weight {run} holds images that are stored: name the run of a generator")
-    teacher, engine = Teacher.of(open_teacher(folder, dataset)), Engine(accelerator)
-    settings = {"data": dataset.spec.name, "sampling": args.sampling, "ipc": args.ipc, "refined_by": teacher.name,
-                "students": args.students, "eval_epochs": args.eval_epochs, "seed": args.seed}
+    if not folder and (args.noise_std or args.keep_above or not isinstance(source, FlowGenerator)):
+        raise UserError(f"--pretrain-weight {run} names no pool of pretrained classifiers: give --teacher, the folder of one")
+    teacher, engine = Teacher.of(open_teacher(folder, dataset)) if folder else None, Engine(accelerator)
+    settings = {"data": dataset.spec.name, "sampling": args.sampling, "ipc": args.ipc,
+                "refined_by": teacher.name if teacher else None, "students": args.students, "eval_epochs": args.eval_epochs,
+                "seed": args.seed}
+    axes = axes_of(args, source, teacher)
     engine.choose(args.compile)
     rows = kept_rows(output, lambda row: settings)
 
@@ -107,14 +130,14 @@ def main():
         write_json(output, rows)
         return result.mean
 
-    best = search(measure, args.noise_std, args.keep_above)
+    best = search(measure, axes)
     measured, asis = {row["source"]: row for row in rows}, Refinement()
     print(tables(rows, [asis.words]))
     points, low, high = difference(measured[best.words], measured[asis.words])
     if best != asis and low <= 0:
         print(f"{best.words}: {points:+.2f} points ({low:+.2f} to {high:+.2f}), no clear gain, so nothing is refined")
         best = asis
-    amend(run, refinement={**asdict(best), "teacher": str(folder)})
+    amend(run, refinement={**asdict(best), "teacher": str(folder) if folder else None})
     print(f"{run / CONFIG} keeps: {best.words}")
 
 

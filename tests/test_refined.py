@@ -9,6 +9,7 @@ from diffusers.configuration_utils import register_to_config
 from safetensors import safe_open
 from safetensors.torch import load_file
 
+import gen_condense
 import pool_match
 import sample
 import validate
@@ -214,9 +215,26 @@ def test_a_search_is_kept_by_the_run_and_used(command, fails, capsys, run, pool,
 
 
 def test_a_greedy_search_tries_the_thresholds_at_the_best_noise():
+    axes = ([], [{"noise_std": noise, "keep_above": 0.0} for noise in (1.0, 1.2, 1.4)],
+            [{"keep_above": above} for above in (0.5, 0.9)])
     scores = {Refinement(): 50, Refinement(1.0, 0.0): 55, Refinement(1.2, 0.0): 60, Refinement(1.4, 0.0): None,
               Refinement(1.2, 0.5): 58, Refinement(1.2, 0.9): None}
     asked = []
-    assert search_script.search(lambda x: asked.append(x) or scores[x], [1.0, 1.2, 1.4], [0.5, 0.9]) == Refinement(1.2, 0.0)
+    assert search_script.search(lambda x: asked.append(x) or scores[x], axes) == Refinement(1.2, 0.0)
     assert asked == list(scores)
-    assert search_script.search(lambda x: 70 if x == Refinement() else None, [1.2], [0.5]) == Refinement()
+    assert search_script.search(lambda x: 70 if x == Refinement() else None, axes) == Refinement()
+
+
+def test_a_search_of_a_flow_tries_steps_and_then_guidance(command, fails, tmp_path):
+    for recipe in ("flow", "shortcut"):
+        command(gen_condense, "--output-dir", tmp_path, "--tag", recipe, "--recipe", recipe, "--width", 8, "--batch-size", 16,
+                "--sample-steps", 2, "--steps", 1)
+    short = ("--ipc", 1, "--students", 2, "--eval-epochs", 1, "--output", tmp_path / "rows.json")
+    command(search_script, "--pretrain-weight", tmp_path / "flow", "--sample-steps", 2, 1, "--guidance", 1, 2, *short)
+    unrefined, one_step, guided = read_report(tmp_path / "rows.json")
+    assert (unrefined["source"], one_step["source"]) == ("unrefined", "1 steps")
+    best = max(unrefined, one_step, key=lambda row: row["mean"])
+    assert guided["refinement"] == {**best["refinement"], "guidance": 2.0}
+    assert json.loads((tmp_path / "flow" / "config.json").read_text())["refinement"]["teacher"] is None
+    for words, named in ((("--guidance", 2), "--guidance 2: a shortcut"), (("--noise-std", 1.2), "give --teacher")):
+        assert named in fails(2, search_script, "--pretrain-weight", tmp_path / "shortcut", *words, *short)

@@ -67,6 +67,15 @@ def test_a_table_has_one_line_per_source_and_one_column_per_ipc(tmp_path):
     assert (tmp_path / "accuracy.png").read_bytes().startswith(b"\x89PNG")
 
 
+def test_a_table_says_how_many_steps_its_students_took_where_they_differ():
+    rows = [make_row(steps=600), make_row(ipc=50, steps=2400), make_row(source="longer", ipc=50, steps=9600)]
+    header, _, gan, longer = [[cell.strip() for cell in line.strip("|").split("|")] for line in tables(rows).splitlines()[2:]]
+    assert header == ["source", "sampling", "students", "steps", "IPC 10", "IPC 50"]
+    assert (gan[3], longer[3]) == ("600-2,400", "9,600")
+    assert "steps" not in tables(rows[:2])
+    assert "steps |" not in tables(rows, ("gan",)).split("Points above gan")[1]
+
+
 def test_what_sources_keep_and_how_fast_they_draw():
     rows = [make_row(bytes=1234), make_row(source="flow", bytes=99, draw_seconds=[3.0, 4.0], diversity=0.5)]
     *_, header, _, gan, flow = tables(rows).strip().splitlines()

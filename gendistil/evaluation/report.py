@@ -59,6 +59,12 @@ def _cell(row):
     return f"{row['mean']:.2f} ± {row['std']:.2f} (±{row['ci95']:.2f})"
 
 
+def _span(numbers):
+    """The smallest and the largest of them as text, once where they are equal; empty for none."""
+    numbers = sorted(numbers)
+    return "-".join(f"{number:,}" for number in unique([*numbers[:1], *numbers[-1:]]))
+
+
 def _grid(header, lines):
     """A markdown table whose columns line up in a terminal too."""
     widths = [max(len(line[i]) for line in [header, *lines]) for i in range(len(header))]
@@ -88,10 +94,10 @@ def _how(protocol, scored_on, labels="hard", teacher=None, augmentation=None):
 def grids(rows, against=()):
     """The rows (dicts with `KEYS`) as tables, each a tuple of its heading, its header and its lines of text.
 
-    One table per data set, student and protocol, one column per IPC, or of continual learning per number of classes seen, and
-    one more for each source in `against` that is in it, of how far the others are above that one; then, where there are
-    several students, one column for each of them; then the scores of DD-Ranking, where there are all that they need; then one
-    table per data set of what its sources keep.
+    One table per data set, student and protocol, one column per IPC, or of continual learning per number of classes seen; a
+    column of the students' steps where those of one column differ; and one more table for each source in `against` that is in
+    it, of how far the others are above that one; then, where there are several students, one column for each of them; then the
+    scores of DD-Ranking, where there are all that they need; then one table per data set of what its sources keep.
     """
     for group in sorted(unique(map(kind_of, rows)), key=lambda group: group[4] != "hard"):  # hard labels first
         data, model, *how, task = group
@@ -99,15 +105,18 @@ def grids(rows, against=()):
         over = "classes" if task else "ipc"
         counted, column = _COLUMNS[over]
         values = sorted({row[over] for row in chosen}, key=lambda value: (value is None, value))
+        taken = [{row["steps"] for row in chosen if row[over] == value and "steps" in row} for value in values]
+        facts = {counted: "n", **({"steps": "steps"} if max(map(len, taken)) > 1 else {})}
         lines = []
         for name in unique(map(line_of, chosen)):
             # A later row replaces an earlier one of the same name.
             cells = {row[over]: row for row in chosen if line_of(row) == name}
-            counts = "-".join(str(n) for n in sorted({row["n"] for row in cells.values()}))
-            lines.append([*name, counts, *(_cell(cells[value]) if value in cells else "" for value in values)])
-        header = ["source", "sampling", counted, *("all images" if value is None else column.format(value) for value in values)]
-        yield f"**{model} on {data}**, {'; '.join(filter(None, [_how(*how), task]))}", header, lines
-        yield from _differences(chosen, against, over, [*header[:2], *header[3:]], values)
+            numbers = [_span(row[fact] for row in cells.values() if fact in row) for fact in facts.values()]
+            lines.append([*name, *numbers, *(_cell(cells[value]) if value in cells else "" for value in values)])
+        columns = ["all images" if value is None else column.format(value) for value in values]
+        heading = f"**{model} on {data}**, {'; '.join(filter(None, [_how(*how), task]))}"
+        yield heading, ["source", "sampling", *facts, *columns], lines
+        yield from _differences(chosen, against, over, ["source", "sampling", *columns], values)
     for (data, *how), found in across_students(rows).items():
         yield _across(data, how, found)
     yield from ranking_grids(rows)
