@@ -232,7 +232,7 @@ def test_a_search_of_a_flow_tries_steps_and_then_guidance(command, fails, tmp_pa
     short = ("--ipc", 1, "--students", 2, "--eval-epochs", 1, "--output", tmp_path / "rows.json")
     command(search_script, "--pretrain-weight", tmp_path / "flow", "--sample-steps", 2, 1, "--guidance", 1, 2, *short)
     unrefined, one_step, guided = read_report(tmp_path / "rows.json")
-    assert (unrefined["source"], one_step["source"]) == ("unrefined", "1 steps")
+    assert (unrefined["source"], one_step["source"]) == ("unrefined", "1 step")
     best = max(unrefined, one_step, key=lambda row: row["mean"])
     assert guided["refinement"] == {**best["refinement"], "guidance": 2.0}
     assert json.loads((tmp_path / "flow" / "config.json").read_text())["refinement"]["teacher"] is None

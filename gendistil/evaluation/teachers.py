@@ -28,8 +28,8 @@ class Labels:
     """What students learn to answer, and whose answers these are."""
 
     labels: tuple = option("hard: the classes' own (the default); rows: with --sampling fixed or representative, one row of a "
-                           "teacher's logits for every image; teacher: with fresh, its answer to every image as the student "
-                           "sees it", ("hard",),
+                           "teacher's logits for every image; teacher: the teacher stays, and answers to every image as the "
+                           "student sees it", ("hard",),
                            choices=KINDS, nargs="+", group=_GROUP)
     teacher: Path | None = option("the folder of a pool of pretrained classifiers, whose mean logits are the labels, or of a "
                                   "student that --keep-students kept (default: the rows that a run keeps with its images, "
@@ -46,7 +46,7 @@ def labels_of(args):
     labels = from_flags(Labels, args)
     for kind in labels.labels:
         if not any(fits(kind, sampling) for sampling in args.sampling):
-            raise UserError(f"--labels {kind} needs --sampling {'fresh' if kind == 'teacher' else 'fixed or representative'}")
+            raise UserError(f"--labels {kind} needs --sampling fixed or representative")
     if set(labels.labels) == {"hard"}:
         used = ("labels", "own") if args.keep_above is None else ("labels", "own", "teacher")
         why = "is for labels of a teacher: add --labels rows or teacher"
@@ -55,8 +55,8 @@ def labels_of(args):
 
 
 def fits(kind, sampling):
-    """Whether labels of this kind (one of `KINDS`) go with a way of sampling: rows with a set, a teacher with fresh images."""
-    return kind == "hard" or (kind == "rows") == (sampling in CHOICES)
+    """Whether labels of this kind (one of `KINDS`) go with a way of sampling: rows belong to the images of a set."""
+    return kind != "rows" or sampling in CHOICES
 
 
 def open_teacher(path, dataset):
@@ -145,10 +145,11 @@ class Teachers:
         """Indices of the snapshots that answer."""
         if self.labels.teacher_snapshots == "last":
             return tuple(self.pool.finished())
-        if (kind, ipc) not in self._chosen:
-            scores = {index: self._score(index, kind, ipc, sampling) for index in range(len(self.pool))}
-            self._chosen[kind, ipc] = (max(scores, key=scores.get),)
-        return self._chosen[kind, ipc]
+        wanted = (kind, ipc, sampling)
+        if wanted not in self._chosen:
+            scores = {index: self._score(index, *wanted) for index in range(len(self.pool))}
+            self._chosen[wanted] = (max(scores, key=scores.get),)
+        return self._chosen[wanted]
 
     def _score(self, index, kind, ipc, sampling):
         taught = Taught(self.tried_on, self._teacher((index,)), self.labels.temperature, kind == "rows")

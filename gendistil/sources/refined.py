@@ -46,7 +46,7 @@ class Refinement:
         """What a report says of it."""
         said = [] if self.keep_above is None else [f"kept above {self.keep_above:g}"]
         said += [] if self.noise_std == 1 else [f"noise {self.noise_std:g}"]
-        said += [] if self.sample_steps is None else [f"{self.sample_steps} steps"]
+        said += [] if self.sample_steps is None else [f"{self.sample_steps} step{'s' * (self.sample_steps > 1)}"]
         said += [] if self.guidance is None else [f"guidance {self.guidance:g}"]
         return ", ".join(said) or "unrefined"
 
