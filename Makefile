@@ -19,7 +19,7 @@ $(BIN)/.installed: pyproject.toml requirements.txt requirements-dev.txt
 # The three stages on the embedded digits, the control of stage 2, and one table of what each stage gains.
 demo: $(BIN)/.installed
 	$(RUN) gen_condense.py $(FLAGS) --tag gan --width 64 --steps 1500
-	$(RUN) pool_match.py $(FLAGS) --tag match --weight $(OUT)/gan --steps 120 \
+	$(RUN) pool_match.py $(FLAGS) --tag match --weight $(OUT)/gan --calibrate 3 --steps 120 \
 	    --pool-members 1 --pool-epochs 6 --pool-snapshots 3 --eval-epochs 20
 	$(RUN) pool_match.py $(FLAGS) --tag control --control-of $(OUT)/match --eval-epochs 20
 	$(BIN)/python sample.py --pretrain-weight $(OUT)/match --ipc 10 --seed 0 --output-dir $(OUT)/ipc10
@@ -35,6 +35,7 @@ cifar10 cifar10-methods: DATA = cifar10
 cifar10 cifar10-methods: STARTED = $(OUT)/$1/checkpoint.pt -o -e $(OUT)/$1/report.json
 cifar10 cifar10-methods: GO = --data $(DATA) --output-dir $(OUT) --tag $1 $$(test -e $(STARTED) && echo --resume || echo --overwrite)
 cifar10 cifar10-methods: POOL = --pool-members 1 --pool-epochs 12 --pool-lr 0.05 --pool-aug crop_flip
+cifar10: TAUGHT = --ipc 50 --labels teacher --temperature 4 --lr 0.02 --aug-type crop_flip --epochs 1200
 cifar10: STAGES = --pretrain-weight stage1=$(OUT)/gan control=$(OUT)/control stage2=$(OUT)/match
 cifar10: $(BIN)/.installed
 	$(RUN) gen_condense.py $(call GO,gan) --steps 20000
@@ -44,8 +45,8 @@ cifar10: $(BIN)/.installed
 	$(RUN) validate.py $(call GO,rows) --ipc 10 --sampling fixed --num-eval 5 --labels rows \
 	    --pretrain-weight stage2=$(OUT)/match --compare random
 	$(RUN) validate.py $(call GO,fresh) --ipc 50 --pretrain-weight stage2=$(OUT)/match stage1=$(OUT)/gan
-	$(RUN) validate.py $(call GO,fresh-teacher) --ipc 50 --labels teacher --temperature 4 --lr 0.02 --aug-type crop_flip \
-	    --epochs 1200 --pretrain-weight stage2=$(OUT)/match stage1=$(OUT)/gan
+	$(RUN) validate.py $(call GO,fresh-teacher) $(TAUGHT) --pretrain-weight stage2=$(OUT)/match stage1=$(OUT)/gan
+	$(RUN) validate.py $(call GO,fixed-teacher) $(TAUGHT) --sampling fixed --pretrain-weight stage2=$(OUT)/match --compare random
 
 # Pixels of CIFAR-10, ten images of a class, shortened to minutes, and a coreset; the pool is the one of `make cifar10`.
 cifar10-methods: PIXELS = --ipc 10 --match-batch 64 --eval-interval 1000 --eval-epochs 75
