@@ -19,7 +19,7 @@ $(BIN)/.installed: pyproject.toml requirements.txt requirements-dev.txt
 # The three stages on the embedded digits, the control of stage 2, and one table of what each stage gains.
 demo: $(BIN)/.installed
 	$(RUN) gen_condense.py $(FLAGS) --tag gan --width 64 --steps 1500
-	$(RUN) pool_match.py $(FLAGS) --tag match --weight $(OUT)/gan --calibrate 3 --steps 120 \
+	$(RUN) pool_match.py $(FLAGS) --tag match --weight $(OUT)/gan --calibrate 3 --keep last --steps 120 \
 	    --pool-members 1 --pool-epochs 6 --pool-snapshots 3 --eval-epochs 20
 	$(RUN) pool_match.py $(FLAGS) --tag control --control-of $(OUT)/match --eval-epochs 20
 	$(BIN)/python sample.py --pretrain-weight $(OUT)/match --ipc 10 --seed 0 --output-dir $(OUT)/ipc10
