@@ -35,7 +35,8 @@ class Labels:
                                   "student that --keep-students kept (default: the rows that a run keeps with its images, "
                                   "else the pool that it was matched with)", None, type=Path, metavar="FOLDER", group=_GROUP)
     teacher_snapshots: str = option("last (the default): a pool's members at the end of their training; auto: for each --ipc "
-                                    "and --sampling the snapshot that is best on held-out images", "last", choices=SNAPSHOTS, group=_GROUP)
+                                    "and --sampling the snapshot that is best on held-out images", "last", choices=SNAPSHOTS,
+                                    group=_GROUP)
     own: bool = option("students take the labels and the step size that a source was learned with, where it has them; --lr "
                        "takes the place of the step size", True, group=_GROUP)
     temperature: float = option("by which a teacher's logits are divided (default: 2)", 2.0, type=POSITIVE, group=_GROUP)

@@ -15,7 +15,7 @@ from gendistil.data import Whitened, restandardise, standardise, to_signed, to_u
 
 KINDS = ("hard", "rows", "teacher")
 """hard: the classes' own labels; rows: one row of a teacher's logits is kept with every image of a set; teacher: the teacher is
-kept and answers to every image that is drawn."""
+kept and answers to every image as a student sees it."""
 
 _AT_ONCE = 512
 
