@@ -19,8 +19,8 @@ $(BIN)/.installed: pyproject.toml requirements.txt requirements-dev.txt
 # The three stages on the embedded digits, the control of stage 2, and one table of what each stage gains.
 demo: $(BIN)/.installed
 	$(RUN) gen_condense.py $(FLAGS) --tag gan --width 64 --steps 1500
-	$(RUN) pool_match.py $(FLAGS) --tag match --weight $(OUT)/gan --calibrate 3 --keep last --steps 120 \
-	    --pool-members 1 --pool-epochs 6 --pool-snapshots 3 --eval-epochs 20
+	$(RUN) pool_match.py $(FLAGS) --tag match --weight $(OUT)/gan --calibrate 3 --steps 120 --pool-members 1 \
+	    --pool-epochs 6 --pool-snapshots 3 --eval-epochs 20
 	$(RUN) pool_match.py $(FLAGS) --tag control --control-of $(OUT)/match --eval-epochs 20
 	$(BIN)/python sample.py --pretrain-weight $(OUT)/match --ipc 10 --seed 0 --output-dir $(OUT)/ipc10
 	$(RUN) validate.py $(FLAGS) --tag test --ipc 1 10 --sampling fixed representative fresh --compare random \
@@ -39,7 +39,7 @@ cifar10: TAUGHT = --ipc 50 --labels teacher --temperature 4 --lr 0.02 --aug-type
 cifar10: STAGES = --pretrain-weight stage1=$(OUT)/gan control=$(OUT)/control stage2=$(OUT)/match
 cifar10: $(BIN)/.installed
 	$(RUN) gen_condense.py $(call GO,gan) --steps 20000
-	$(RUN) pool_match.py $(call GO,match) --weight $(OUT)/gan --calibrate 3 --steps 500 --keep last $(POOL)
+	$(RUN) pool_match.py $(call GO,match) --weight $(OUT)/gan --calibrate 3 --steps 500 $(POOL)
 	$(RUN) pool_match.py $(call GO,control) --control-of $(OUT)/match
 	$(RUN) validate.py $(call GO,ten) --ipc 10 --sampling fixed --num-eval 5 $(STAGES) --compare random
 	$(RUN) validate.py $(call GO,rows) --ipc 10 --sampling fixed --num-eval 5 --labels rows \

@@ -23,7 +23,7 @@ POOL_TRAININGS = ("pretrained", "expert", "random", "synthetic", "real")
 ONLINE = ("synthetic", "real")
 KEPT = ("pretrained", "expert")
 TRAINED = (*KEPT, *ONLINE)
-KEEPS = ("best", "last")
+KEEPS = ("last", "best")
 DEFAULT_IPC = 10
 
 _UNROLL = "training on the synthetic images (--match trajectory, outcome)"
@@ -192,8 +192,8 @@ class Method:
                                group=_LENGTH)
     epochs: int | None = option("passes over the real images, instead of --steps, for a generator", None, type=COUNT,
                                 group=_LENGTH, learns=(GENERATOR,))
-    keep: str = option("the result is what scored best on held-out images, or what the last step left (DC, DSA, DM)", "best",
-                       choices=KEEPS, group=_LENGTH)
+    keep: str = option("the result is what the last step left, or what scored best on held-out images (DiM, DREAM, MTT, BPTT)",
+                       "last", choices=KEEPS, group=_LENGTH)
 
 
 DSA = "color_crop_cutout_flip_scale_rotate"
@@ -202,13 +202,12 @@ DIM_POOL = ("convnet", "resnet10", "resnet18", "resnet10_ap", "resnet18_ap")
 _DEFAULT = Method(GENERATOR, "DiM on DREAM's batches, with what held-out images chose", match="energy", match_classes=2,
                   match_batch=96, aug_setting="image", pool_training="pretrained", select="dream", select_interval=50)
 _DM = Method(PIXELS, "DM, arXiv 2110.04181", match="mean", match_weight=1.0, match_batch=256, aug_type=DSA, aug_single=True,
-             lr=1.0, steps=20_000, keep="last")
+             lr=1.0, steps=20_000)
 _DC = Method(PIXELS, "DC, ICLR 2021", match="grad", metric="dc", match_weight=1.0, match_batch=256, match_aug=False,
-             pool_training="synthetic", pool_batch=256, pool_lr=0.01, pool_aug="none", init="noise", lr=0.1,
-             keep="last")
+             pool_training="synthetic", pool_batch=256, pool_lr=0.01, pool_aug="none", init="noise", lr=0.1)
 _IDC = Method(PIXELS, "IDC, ICML 2022", match="grad", metric="mse", match_weight=1.0, syn_batch=128, pool_training="real",
               outer=100, pool_batch=64, pool_lr=0.01, pool_momentum=0.9, pool_decay=5e-4, pool_images=500,
-              pool_aug="color_crop", pool_cutmix=0.5, factor=2, lr=5e-3, space="unit", steps=200_000, keep="last")
+              pool_aug="color_crop", pool_cutmix=0.5, factor=2, lr=5e-3, space="unit", steps=200_000)
 # Its authors score every 4,000th step on the test set and report the best; here held-out images choose.
 _DREAM = replace(_IDC, source="DREAM, arXiv 2302.14416", select="dream", match_batch=128, pool_batch=128, init="kmeans",
                  keep="best")
@@ -222,13 +221,13 @@ _BPTT = Method(PIXELS, "RaT-BPTT, arXiv 2311.07025", match="outcome", match_weig
                unroll_optimizer="adam", step_size=1e-3, clip=2.0, aug_type="flip_rotate", aug_single=True, init="noise",
                optimizer="adam", lr=1e-3, steps=2000, keep="best")
 # Its authors' modes are of a diffusion model's latents; these are of pixels.
-_MGD3 = Method(DRAWN, "MGD3, arXiv 2505.18963", match="none", match_weight=1.0, pull=0.1, steps=50, keep="last")
+_MGD3 = Method(DRAWN, "MGD3, arXiv 2505.18963", match="none", match_weight=1.0, pull=0.1, steps=50)
 _CORESET = Method(PIXELS, "images at random", match_weight=1.0, steps=0, lr=1.0)
 
 METHODS = {
     "default": _DEFAULT,
     "dim": replace(_DEFAULT, source="DiM, arXiv 2303.04707", match="logit", select="random", pool=DIM_POOL, lr=5e-6,
-                   lr_critic=5e-6, batch_size=64, steps=None, epochs=100),
+                   lr_critic=5e-6, batch_size=64, steps=None, epochs=100, keep="best"),
     "dm": _DM,
     "dc": _DC,
     "dsa": replace(_DC, source="DSA, ICML 2021", match_aug=True, aug_type=DSA, aug_single=True, pool_aug=DSA, init="real"),
@@ -236,7 +235,7 @@ METHODS = {
     "dream": _DREAM,
     "dream+": replace(_DREAM, source="DREAM+, arXiv 2310.15052", mean_weight=1.0, pool_warmup=1),
     "inversion": replace(_LATENTS, source="GAN inversion, as IT-GAN starts", first=None, match="paired", paired_weight=0.0,
-                         match_aug=False, lr=0.1, chunk_steps=200, steps=None, keep="last"),
+                         match_aug=False, lr=0.1, chunk_steps=200, steps=None),
     "itgan": _LATENTS,
     "mtt": _MTT,
     "datm": replace(_MTT, source="DATM, arXiv 2310.05773", unroll=80, max_start=20, first_max_start=10, skip_above=1.0,
