@@ -123,13 +123,17 @@ def grids(rows, against=()):
     for data in unique(row["data"] for row in rows if row.get("bytes") is not None):
         kept = {(row["source"], row["ipc"], row.get("labels", "hard")): row for row in rows
                 if row["data"] == data and row.get("bytes") is not None}
-        lines = [[source if labels == "hard" else f"{source}, labels: {labels}", str(ipc), f"{row['bytes']:,}",
-                  "" if row.get("diversity") is None else f"{row['diversity']:.3f}",
-                  f"{fmean(row['draw_seconds']):.1f}" if "draw_seconds" in row else ""]
-                 for (source, ipc, labels), row in kept.items()]
+        lines = {}  # of one source, with every IPC for which they are the same
+        for (source, ipc, labels), row in kept.items():
+            facts = (f"{row['bytes']:,}", "" if row.get("diversity") is None else f"{row['diversity']:.3f}",
+                     f"{fmean(row['draw_seconds']):.1f}" if "draw_seconds" in row else "")
+            name = source if labels == "hard" else f"{source}, labels: {labels}"
+            lines.setdefault((name, *facts), []).append(str(ipc))
+        lines = [[name, ", ".join(ipcs), *facts] for (name, *facts), ipcs in lines.items()]
         header = ["source", "IPC", "bytes", "diversity", "seconds for 10,000 images"]
-        columns = [place for place in range(len(header)) if place < 4 or any(line[place] for line in lines)]
-        yield (f"What the sources of {data} keep, and how far apart two images of a class are",
+        columns = [place for place in range(len(header)) if place < 3 or any(line[place] for line in lines)]
+        apart = ", and how far apart two images of a class are" if 3 in columns else ""
+        yield (f"What the sources of {data} keep{apart}",
                [header[place] for place in columns], [[line[place] for place in columns] for line in lines])
 
 
