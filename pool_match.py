@@ -130,7 +130,8 @@ def match(args, options):
     if args.steps is not None and method.epochs and not args.epochs:
         method = dataclasses.replace(method, epochs=None)  # the row's passes give way to the steps that were asked for
     Augment(method.aug_type, spec)  # a wrong flag ends here, before a pool is pretrained
-    check_classifiers(method.pool if method.match != "none" else (), spec, "--pool", maps=method.match == "feature")
+    check_classifiers(method.pool if method.match != "none" else (), spec, "--pool", maps=method.match == "feature",
+                      kernels=method.match == "grad" and method.metric != "dc")
     check_classifiers([args.eval_model], spec, "--eval-model")
     teacher = Teacher.of(open_teacher(start.teacher, dataset), engine=engine) if start.teacher else None
 
@@ -141,6 +142,7 @@ def match(args, options):
         engine.choose("on" if read_json(args.control_of / CONFIG).get("compiled") else "off")
     else:
         engine.choose(args.compile, build.count_pixels(method, learner, dataset))
+    build.make_matcher(method, learner, dataset)  # what does not go together ends here
     pools = args.output_dir / "pools"
     pool = None if method.match == "none" else build.make_pool(method, pools, args.seed, dataset, engine)
     if not resumed:

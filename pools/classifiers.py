@@ -120,9 +120,9 @@ def build_classifier(name, channels, size, num_classes, *, generator=None, **opt
 
 
 @torch.no_grad()
-def check_classifiers(names, spec, flag, maps=False):
+def check_classifiers(names, spec, flag, maps=False, kernels=False):
     """Raise UserError, which names `flag`, unless classifiers of these names can be built for the images of a `Spec`, and with
-    `maps` give their maps.
+    `maps` give their maps, and with `kernels` have convolutions.
 
     Each is built and shown two images, because only the networks themselves know what they take.
     """
@@ -133,6 +133,8 @@ def check_classifiers(names, spec, flag, maps=False):
             shape = getattr(model(images), "shape", None)
             if maps:
                 model.features(images)
+            if kernels and all(x.dim() < 3 for x in model.parameters()):
+                raise UserError("it has no convolutions, of whose gradients alone this --metric is: give --metric dc")
         except UserError as error:
             raise UserError(f"{flag} {name}: {error}")
         except (AssertionError, IndexError, RuntimeError, TypeError, ValueError, AttributeError) as error:

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import math
 import os
 import re
 from collections import Counter
@@ -73,6 +74,9 @@ class ClassifierPool:
         steps_per_epoch = len(split_batches(torch.arange(len(dataset.train)), batch_size))
         self._steps = ([epoch * steps_per_epoch for epoch in range(epochs + 1)] if snapshots == "epochs"
                        else [0] * training.get("initial", False) + snapshot_steps(epochs * steps_per_epoch, snapshots))
+        if mix and len(self._steps) < 2:
+            raise UserError("--pool-mix interpolates between the snapshots of a network: give --pool-snapshots 2 or more, or "
+                            "--pool-initial")
         if accelerator.is_main_process:
             try:
                 self._pretrain(dataset)
@@ -157,9 +161,14 @@ class ClassifierPool:
             if self._looks[index] < len(images):
                 return self._embed(network, images, rows)
             partial_file = path.with_name(f"{path.name}.{os.getpid()}.partial")  # several processes may come here
-            with partial_file.open("wb") as file:
-                np.save(file, self._embed(network, images).half().cpu().numpy())
-            os.replace(partial_file, path)
+            try:
+                with partial_file.open("wb") as file:
+                    np.save(file, self._embed(network, images).half().cpu().numpy())
+                os.replace(partial_file, path)
+            except OSError:  # no room: they are not kept then
+                partial_file.unlink(missing_ok=True)
+                self._looks[index] = -math.inf
+                return self._embed(network, images, rows)
         kept = np.load(path, mmap_mode="r")[rows.cpu().numpy()]
         return torch.from_numpy(kept).to(self.device).float()
 

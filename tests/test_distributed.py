@@ -23,13 +23,14 @@ ROOT = Path(__file__).parent.parent
 STEPS = 2
 
 # Runs command lines one after another as one process of several. Notes the rows of real images that the process takes, and
-# every file and folder that it makes, renames or removes.
+# every file and folder that it makes, renames or removes. Pixels start elsewhere in the others, as where GPUs round apart.
 WORKER = textwrap.dedent("""
     import json, os, sys
     import gen_condense, pool_match
     from accelerate.state import AcceleratorState
     from gendistil.common.cli import run_script
     from gendistil.data import Split
+    from gendistil.matching import initial
     from generators import GAN
 
     folder, commands = sys.argv[1], json.loads(sys.argv[2])
@@ -50,7 +51,11 @@ WORKER = textwrap.dedent("""
         noises.append(share.flatten().tolist())
         return share
 
-    Split.batch, GAN.noise = batch, noise
+    def start(source, *args, start=initial.start):
+        start(source, *args)
+        source.pixels.data += int(os.environ["RANK"])
+
+    Split.batch, GAN.noise, initial.start = batch, noise, start
     sys.addaudithook(note)
     for script, *words in commands:
         AcceleratorState._reset_state()
@@ -135,8 +140,8 @@ def assert_same_losses(folder, name):
 
 
 TRAININGS = {
-    "datm": ["--pool-members", "1", "--pool-epochs", "2", "--max-start", "1", "--expert-epochs", "1", "--unroll", "4",
-             "--unroll-batch", "7"],
+    "datm": ["--pool-members", "1", "--pool-epochs", "2", "--max-start", "1", "--first-max-start", "1",
+             "--expert-epochs", "1", "--unroll", "4", "--unroll-batch", "7"],
     "bptt": ["--unroll", "4", "--window", "2", "--match-batch", "4", "--select-candidates", "20"],
 }
 

@@ -246,6 +246,8 @@ def test_itgan_resumes_within_its_inversion(command, runs):
     (("--method", "itgan", "--weight", "{inversion}", "--match", "grad", "--steps", 1), "--own-weight"),
     (("--method", "itgan", "--weight", "{alone}", "--steps", 1), "name the run of --method inversion"),
     (("--method", "itgan", "--weight", "{inversion}", "--chunk-steps", 3), "--chunk-steps"),
+    (("--method", "inversion", "--weight", "{gan}", "--ipc", 3, "--steps", 300), "after 200 steps: leave --steps out"),
+    (("--method", "inversion", "--weight", "{gan}", "--ipc", 3, "--chunk-steps", 0), "--chunk-steps 0 compares other latents"),
     (("--method", "dm", "--match", "own", "--steps", 1), "--method inversion"),
     (("--method", "dm", "--own-weight", 1), "--paired-weight"),
     (("--method", "itgan", "--weight", "{inversion}", "--data", "{other}"), "--data"),

@@ -142,6 +142,14 @@ def test_energy_loses_no_digits_to_the_distance_of_a_point_to_itself():
     assert (gradient(torch.float32) - exact).norm() < 5e-6 * exact.norm()
 
 
+def test_energy_of_a_single_image_is_its_distance_from_the_real_ones():
+    real, fake = torch.randn(2, 6, 5), torch.randn(2, 1, 5, requires_grad=True)
+    energy(real, fake).backward()
+    assert fake.grad.isfinite().all()
+    moved = (fake - 0.1 * fake.grad).detach()
+    assert (real - moved).norm(dim=-1).mean() < (real - fake).norm(dim=-1).mean()
+
+
 def test_energy_has_a_finite_gradient_at_repeated_points():
     fake = torch.zeros(1, 4, 32, requires_grad=True)
     energy(torch.randn(1, 6, 32), fake).backward()
@@ -231,11 +239,21 @@ def test_embeddings_that_a_pool_keeps_stand_for_images(gan, digits, match, monke
     assert all(p.grad.isfinite().all() for p in gan.generator.parameters())
 
 
+def test_images_are_selected_before_the_network_of_a_step_is_drawn(gan, digits, monkeypatch):
+    """A pool that mixes networks makes one in place of the one that it drew before."""
+    matcher, asked = matcher_of(gan, digits, select="dream"), []
+    draw = matcher.pool.draw
+    monkeypatch.setattr(matcher.pool, "draw", lambda generator: asked.append(generator.initial_seed()) or draw(generator))
+    matcher(0)
+    assert asked == [each.initial_seed() for each in (stream(0, "dream", 0), gan.stream("member", 0))]
+
+
 @pytest.mark.parametrize(("settings", "message"), [
-    ({"match": "logit"}, "--match mean, moments, energy, cf"), ({"aug_type": "crop"}, "add --no-match-aug")])
+    ({"match": "logit"}, "--match mean, moments, energy, cf"), ({"aug_type": "crop"}, "add --no-match-aug"),
+    ({"kept": 1}, "give 2 or more")])
 def test_embeddings_that_a_pool_keeps_are_refused_where_images_are_compared(gan, digits, settings, message):
     with pytest.raises(UserError, match=message):
-        matcher_of(gan, digits, kept=50, **settings)
+        matcher_of(gan, digits, **{"kept": 50, **settings})
 
 
 def test_calibration_adds_the_cross_entropy_of_synthetic_images(gan, digits):

@@ -152,6 +152,12 @@ def test_the_methods_are_listed(command, capsys):
     (["--method", "herding", "--ipc", "5000"], "fewer than the 5000 that --init herding asks for: lower --ipc"),
     (["--method", "dm", "--aug-setting", "image", "--steps", "1"], "use --aug-setting class"),
     (["--method", "dm", "--metric", "angle"], "invalid choice: 'angle'"),
+    (["--method", "idc", "--pool", "mlp"], "--pool mlp: it has no convolutions"),
+    (["--method", "ncfm", "--match", "grad"], "--match mean, moments, energy, cf, or --calibrate 0"),
+    (["--method", "ncfm", "--no-pool-initial"], "give --pool-snapshots 2 or more, or --pool-initial"),
+    (["--method", "ncfm", "--momentum", 0.9], "--momentum does nothing beside --optimizer adam"),
+    (["--method", "dc", "--aug-type", "crop"], "--aug-type does nothing beside --no-match-aug"),
+    (["--method", "dm", "--decoder", "multi"], "--decoder does nothing beside --factor 1"),
     (["--method", "dm", "--pool-epochs", "3"], "--pool-epochs is not for networks of --pool-training random, which --method"),
     (["--method", "dsa", "--pool-images", "3"], "--pool-images is not for networks of --pool-training synthetic"),
     (["--method", "idc", "--pool-training", "random", "--inner", "3"], "--inner is not for networks of --pool-training random"),
@@ -160,3 +166,5 @@ def test_bad_flags(fails, tmp_path, words, said):
     error = fails(2, pool_match, "--output-dir", tmp_path, *QUICK, *words)
     assert said in error
     assert len(error.splitlines()) == 1
+    if "herding" not in words:
+        assert not (tmp_path / "pools").exists()  # it is said before classifiers are trained

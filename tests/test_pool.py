@@ -204,6 +204,8 @@ def test_snapshot_steps():
 
 
 def test_bad_requests(digits, tmp_path):
+    with pytest.raises(UserError, match="give --pool-snapshots 2 or more"):
+        ClassifierPool(digits, tmp_path, cpu(), **{**SETTINGS, "snapshots": 1}, mix=True)
     with pytest.raises(UserError, match="vgg"):
         ClassifierPool(digits, tmp_path, cpu(), names=("vgg",), members=1, epochs=1, snapshots=1)
     (tmp_path / "file").write_text("")
@@ -235,3 +237,16 @@ def test_a_member_that_has_looked_at_enough_images_looks_at_all_and_what_it_saw_
         torch.testing.assert_close(points, expected, rtol=1e-3, atol=1e-3)
         assert torch.equal(points, points.half().float())
     assert [path.suffix for path in fresh.dir.glob("*.partial")] == []
+
+
+def test_what_a_member_saw_is_not_kept_where_there_is_no_room(digits, folder, pool, monkeypatch):
+    def full(file, array):
+        file.write(b"some")
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(pools.pool.np, "save", full)
+    fresh, rows = ClassifierPool(digits, folder, cpu(), **SETTINGS), torch.arange(1000)
+    network = fresh[2]
+    seen = [fresh.embed(network, rows) for _ in range(4)]
+    assert all(torch.equal(each, seen[0]) for each in seen)
+    assert {path.suffix for path in fresh.dir.iterdir()} == {".json", ".safetensors"}

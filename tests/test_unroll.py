@@ -13,8 +13,8 @@ import validate
 from gendistil.common.rng import stream
 from gendistil.common.run import load_checkpoint
 from gendistil.data import load_dataset, standardise, to_signed
-from gendistil.matching import OBJECTIVES, GeneratorLearner, LatentLearner, Method, PixelLearner, initial
-from gendistil.matching.trained import TrainingMatcher
+from gendistil.matching import OBJECTIVES, GeneratorLearner, LatentLearner, Method, PixelLearner, initial, objectives
+from gendistil.matching.trained import Lesson, TrainingMatcher
 from gendistil.matching.unroll import SGD, Adam, Known, unroll
 from gendistil.sources import PixelSet, draw_set, load_source
 from generators import GAN, RECIPES, GANRecipe
@@ -143,7 +143,7 @@ def test_the_precision_is_that_of_the_tensors_under_autocast():
 
 def test_known_gradients_reach_what_made_the_images():
     start, gradient = torch.ones(3, requires_grad=True), torch.tensor([1.0, 2.0, 3.0])
-    loss = 2 * Known.apply(torch.tensor(5.0), start * 4, gradient)
+    loss = 2 * Known.apply(torch.tensor(5.0), [gradient], start * 4)
     loss.backward()
     assert float(loss.detach()) == 10
     assert torch.equal(start.grad, 8 * gradient)
@@ -309,19 +309,43 @@ def test_the_window_of_difficulty_grows(digits, tmp_path):
 
 def test_a_training_that_leads_too_far_away_teaches_nothing(digits, tmp_path):
     learner = make_learner("pixels", digits, Accelerator(cpu=True))
-    matcher = training_matcher(learner, digits, experts(digits, tmp_path), "trajectory", skip_above=0.01, step_size_lr=1.0)
-    rate = matcher.rates.clone()
-    loss = matcher(0)
-    loss.backward()
-    assert float(loss.detach()) > 0.01
-    assert not learner.source.pixels.grad.any()
-    assert torch.equal(matcher.rates, rate)
+    matcher = training_matcher(learner, digits, experts(digits, tmp_path), "trajectory", step_size_lr=1.0)
+    learner.step(0, matcher)  # from now on there is momentum, by which a step without a gradient would move
+    matcher.options["skip_above"] = 0.01
+    pixels, rate, length = (x.clone() for x in (learner.source.pixels, matcher.rates, matcher.length))
+    assert float(learner.step(1, matcher)["matching"]) > 0.01
+    assert torch.equal(learner.source.pixels, pixels)
+    assert (matcher.rates, matcher.length) == (rate, length)
+    matcher.options["skip_above"] = 10.0
+    learner.step(2, matcher)
+    assert not torch.equal(learner.source.pixels, pixels)
+
+
+def test_a_generator_learns_from_its_own_loss_alone_where_a_training_is_skipped(digits, tmp_path):
+    learners = [make_learner("generator", digits, Accelerator(cpu=True)) for _ in range(2)]
+    pool = experts(digits, tmp_path)
+    for learner, skip in zip(learners, (0.01, 0.0)):
+        matcher = training_matcher(learner, digits, pool, "trajectory", skip_above=skip)
+        matching = matcher if skip else None
+        learner.step(0, matching)
+    assert all(torch.equal(*pair) for pair in zip(*(learner.source.parameters() for learner in learners)))
+
+
+def test_real_images_are_seen_in_pieces_with_the_same_gradient(monkeypatch):
+    images, labels = torch.randn(10, 6, dtype=torch.float64), torch.arange(10) % 3
+    weights = [torch.randn(3, 6, dtype=torch.float64, requires_grad=True)]
+    lesson = Lesson(lambda weights, images: images @ weights[0].T, weights, real=images, labels=labels)
+    whole = F.cross_entropy(images @ weights[0].T, labels)
+    monkeypatch.setattr(objectives, "_TAUGHT_PIECE", 4)
+    value = objectives.outcome(lesson, weights)
+    torch.testing.assert_close(value, whole)
+    torch.testing.assert_close(*(torch.autograd.grad(each, weights)[0] for each in (value, whole)))
 
 
 def test_gradients_are_shortened_to_a_multiple_of_their_running_mean(digits):
     learner = make_learner("pixels", digits, Accelerator(cpu=True))
     matcher = training_matcher(learner, digits, RandomPool(digits), "outcome", clip=2.0)
-    lengths = [float(matcher._within(None, [torch.full((4,), size)])[0].norm()) for size in (1.0, 1.0, 100.0)]
+    lengths = [float(matcher._within([torch.full((4,), size)])[0].norm()) for size in (1.0, 1.0, 100.0)]
     assert lengths == pytest.approx([2.0, 2.0, 4.0])
 
 
@@ -330,6 +354,10 @@ def test_gradients_are_shortened_to_a_multiple_of_their_running_mean(digits):
     (["--method", "mtt", "--window", 3], "--window is not for --match trajectory"),
     (["--method", "mtt", "--select", "dream"], "--select is not for --match trajectory"),
     (["--method", "bptt", "--match-classes", 2], "--match-classes is not for --match outcome"),
+    (["--method", "mtt", "--first-max-start", 9], "--first-max-start 9 is above --max-start 5, to which it grows: lower it"),
+    (["--method", "mtt", "--pool-epochs", 2], "need experts of 6 epochs: raise --pool-epochs, now 2"),
+    (["--method", "bptt", "--unroll-momentum", 0.5], "--unroll-momentum does nothing beside --unroll-optimizer adam"),
+    (["--method", "dd", "--unroll-batch", 5], "--unroll-batch does nothing beside --unroll-order steps"),
     (["--method", "bptt", "--window", 300], "--window 300 is longer than the training of --unroll 200 steps"),
     (["--method", "bptt", "--expert-epochs", 3], "--expert-epochs is not for networks of --pool-training random"),
     (["--method", "dm", "--unroll", 3], "--unroll is not for --match mean"),
@@ -340,6 +368,7 @@ def test_bad_flags(fails, tmp_path, words, said):
     error = fails(2, pool_match, "--output-dir", tmp_path, *QUICK, *words)
     assert said in error
     assert len(error.splitlines()) == 1
+    assert not (tmp_path / "pools").exists()  # it is said before experts are trained
 
 
 @pytest.mark.parametrize("method", ["mtt", "bptt"])

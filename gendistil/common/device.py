@@ -118,6 +118,15 @@ def process_sums(tensors):
     return [part.view_as(x) for part, x in zip(total.split([x.numel() for x in tensors]), tensors)]
 
 
+def process_first(x):
+    """A tensor on the device as the first process has it: GPUs round, and break ties, each in its own way."""
+    if not dist.is_initialized() or dist.get_world_size() == 1:
+        return x
+    x = x.contiguous()
+    dist.broadcast(x, src=0)
+    return x
+
+
 def process_mean(x):
     """The mean of a tensor over all processes, differentiable; `x` itself where there is only one."""
     if not dist.is_initialized() or dist.get_world_size() == 1:

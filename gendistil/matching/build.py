@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from gendistil.common.cli import COUNT
+from gendistil.common.device import process_first
 from gendistil.common.errors import UserError
 from gendistil.common.flags import option, refuse
 from gendistil.common.run import CHECKPOINT, find_run, made_by, read_json, training_state
@@ -14,7 +15,7 @@ from gendistil.matching import initial
 from gendistil.matching.drawing import DrawingLearner, modes_of
 from gendistil.matching.learners import GeneratorLearner, LatentLearner, PixelLearner
 from gendistil.matching.matcher import Matcher
-from gendistil.matching.methods import DRAWN, GENERATOR, LATENTS, PIXELS, STORED, Method
+from gendistil.matching.methods import DRAWN, GENERATOR, LATENTS, METHODS, PIXELS, STORED, Method
 from gendistil.matching.objectives import OBJECTIVES
 from gendistil.matching.trained import TrainingMatcher
 from gendistil.sources import LATENTS as LATENTS_FOLDER
@@ -193,12 +194,15 @@ def _drawn(begin):
                         "gen_condense.py --recipe flow or shortcut")
     if (method.match == "none") == (method.steer > 0):
         raise UserError("--steer says how far an objective moves the images, and --match which: give both or neither")
-    flow.check_sampling(sample_steps=method.steps, guidance=method.guidance)
+    try:
+        flow.check_sampling(sample_steps=method.steps, guidance=method.guidance)
+    except UserError as error:
+        raise UserError(str(error).replace("--sample-steps", "--steps")) from None
     pixels = PixelSet(size=spec.size, channels=spec.channels, num_classes=spec.num_classes, ipc=ipc).to(device)
     modes = None
     if method.pull:
         initial.check_count(begin.dataset, ipc, "--pull asks for: lower --ipc, or give --pull 0")
-        modes = modes_of(begin.dataset.train, spec.num_classes, ipc, begin.seed)
+        modes = process_first(modes_of(begin.dataset.train, spec.num_classes, ipc, begin.seed))
     return DrawingLearner(begin.accelerator, spec, pixels, begin.seed, flow=flow, steps=method.steps, guidance=method.guidance,
                           modes=modes, pull=method.pull, until=method.pull_until, steer=method.steer, engine=begin.engine)
 
@@ -242,8 +246,21 @@ _OF_CLASSES = ("match_classes", "match_real", "aug_setting", "class_batch", "cal
 _OF_SELECTORS = ("select", "select_interval", "select_candidates", "select_nearest")
 
 
+_IDLE = (("optimizer", "adam", "--optimizer adam", ["momentum"]),
+         ("unroll_optimizer", "adam", "--unroll-optimizer adam", ["unroll_momentum"]),
+         ("unroll_order", "steps", "--unroll-order steps", ["unroll_batch"]),
+         ("match_aug", False, "--no-match-aug", ["aug_type", "aug_setting"]), ("factor", 1, "--factor 1", ["decoder"]))
+"""Fields of a method, values of theirs, the flags that say so, and the fields that then do nothing."""
+
+
 def check_match(args, match, pool):
-    """Raise UserError for flags that are not for the objective `match`, and for networks (`pool`) that are not."""
+    """Raise UserError for flags that are not for the objective `match`, or beside the value of another flag or of the method,
+    and for networks (`pool`) that are not."""
+    for name, value, words, idle in _IDLE:
+        chosen = getattr(METHODS[args.method] if getattr(args, name) is None else args, name)
+        if chosen == value:
+            refuse(args, (Method,), lambda field, idle=idle: field.name in idle,
+                   f"does nothing beside {words}, which --method {args.method} has here")
     row = OBJECTIVES.get(match)
     taken, elsewhere = row.options if row else (), {name for row in OBJECTIVES.values() for name in row.options}
     useless = elsewhere - set(taken)
@@ -257,17 +274,24 @@ def check_match(args, match, pool):
                         "--pool-training expert")
 
 
-def make_matcher(method, learner, dataset, pool):
-    """What the loss of a step compares, or None."""
+def make_matcher(method, learner, dataset, pool=None):
+    """What the loss of a step compares, or None. Without a pool, which may take hours, it says whether that can be made.
+
+    Raises UserError for values of the method that do not go together.
+    """
     if method.match == "none":
         return None
-    taken = OBJECTIVES[method.match].options
+    row = OBJECTIVES[method.match]
+    taken, last = row.options, method.max_start - 1 + method.expert_epochs
+    if row.expert and last > method.pool_epochs:
+        raise UserError(f"--max-start {method.max_start} and --expert-epochs {method.expert_epochs} need experts of {last} "
+                        f"epochs: raise --pool-epochs, now {method.pool_epochs}")
     for weight, flag, seen in (("paired_weight", "--own-weight (--paired-weight)", "embeddings"),
                                ("calibrate", "--calibrate", "embeddings"), ("mean_weight", "--mean-weight", "gradients")):
         if getattr(method, weight) and weight not in taken:
             names = ", ".join(name for name, row in OBJECTIVES.items() if weight in row.options)
-            raise UserError(f"{flag} is for an objective that compares {seen}: --match {names}")
-    kind = TrainingMatcher if OBJECTIVES[method.match].per == "training" else Matcher
+            raise UserError(f"{flag} is for an objective that compares {seen}: --match {names}, or {flag.split()[0]} 0")
+    kind = TrainingMatcher if row.per == "training" else Matcher
     return kind(learner, dataset, pool, match=method.match, options={name: getattr(method, name) for name in taken},
                    weight=method.match_weight, select=method.select, classes=method.match_classes,
                    per_class=method.match_batch, kept=method.match_real,
@@ -280,9 +304,15 @@ def count_steps(method, learner, dataset):
     """How many steps the run takes."""
     if method.epochs:
         return max(1, method.epochs * len(dataset.train) // learner.trainer.recipe.batch_size)
-    if method.steps is None:
-        return method.chunk_steps * -(-learner.source.max_ipc // learner.batch)
-    return method.steps
+    if not method.chunk_steps:
+        if method.steps is None:
+            raise UserError("--chunk-steps 0 compares other latents in every step, and has no end of its own: give --steps")
+        return method.steps
+    turns = method.chunk_steps * -(-learner.source.max_ipc // learner.batch)
+    if (method.steps or 0) > turns:
+        raise UserError(f"--steps {method.steps}: every latent has had its turn after {turns} steps: leave --steps out, or "
+                        "raise --chunk-steps")
+    return turns if method.steps is None else method.steps
 
 
 def count_pixels(method, learner, dataset):

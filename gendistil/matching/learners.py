@@ -13,7 +13,7 @@ import functools
 
 import torch
 
-from gendistil.common.device import own_rows, send
+from gendistil.common.device import own_rows, process_first, send
 from gendistil.common.engine import Engine
 from gendistil.common.errors import UserError
 from gendistil.common.rng import Shuffle, stream
@@ -103,20 +103,24 @@ class StoredLearner:
 
     def step(self, step, matching):
         total = self.differentiate(step, matching)
-        self.scaler.step(self.optimizer)
-        self.scaler.update()
-        self.bound()
+        if self.parameter.grad is not None:
+            self.scaler.step(self.optimizer)
+            self.scaler.update()
+            self.bound()
         return {"matching": total}
 
     def differentiate(self, step, matching):
-        """The loss of a step, 0-dim, the mean of all processes counts; the gradient of all is left in `parameter.grad`."""
+        """The loss of a step, 0-dim, the mean of all processes counts; the gradient of all is left in `parameter.grad`, or None
+        where no part of the loss has one."""
         self.optimizer.zero_grad()
         total = 0
         for part in matching.parts(step):
             loss = part * matching.summed
-            self.scaler.scale(loss).backward()
+            if loss.requires_grad:
+                self.scaler.scale(loss).backward()
             total = total + loss.detach() * self.accelerator.num_processes
-        self.parameter.grad = self.rescale(self.accelerator.reduce(self.parameter.grad, "sum"))
+        if self.parameter.grad is not None:
+            self.parameter.grad = self.rescale(self.accelerator.reduce(self.parameter.grad, "sum"))
         return total
 
     def rescale(self, gradient):
@@ -167,8 +171,9 @@ class PixelLearner(StoredLearner):
         self.scale = unit.view(-1, 1, 1).to(accelerator.device).square()
 
     def begin(self, dataset, method, pool):
-        """Fill the pixels with what the method starts from."""
+        """Fill the pixels with what the method starts from, the same in all processes."""
         initial.start(self.source, dataset, method.init, self.seed, pool)
+        self.parameter.data = process_first(self.parameter.data)
 
     def images_per_class(self, real):
         """Synthetic images of a class, however many real ones there are."""
@@ -215,7 +220,8 @@ class LatentLearner(StoredLearner):
                  **settings):
         super().__init__(accelerator, spec, latents, latents.vectors, seed, lr=lr, momentum=momentum,
                          batch=min(batch or latents.max_ipc, latents.max_ipc), **settings)
-        self.real, self.rows, self.chunk_steps = real, rows, chunk_steps
+        self.parameter.data, rows = process_first(self.parameter.data), process_first(rows.to(self.parameter.device))
+        self.real, self.rows, self.chunk_steps = real, rows.cpu(), chunk_steps
         if chunk_steps:
             self._start_chunk()
 

@@ -17,7 +17,8 @@ class Matcher:
     """Compares real and synthetic images of the same labels as networks of a pool see them.
 
     Args:
-        learner: what is learned, see `matching.learners`; dataset, a `Dataset` on the device; pool, see `pools`.
+        learner: what is learned, see `matching.learners`; dataset, a `Dataset` on the device; pool, see `pools`, None to find
+            out whether the choices go together.
         match, select: keys of OBJECTIVES and SELECTORS; options, the keywords of the objective, by their names.
         weight: of the term (None: the objective's own).
         classes: compared in one step, shared out evenly over the processes; 0 for all.
@@ -65,6 +66,8 @@ class Matcher:
         if self.kept and not objective.embeds:
             names = ", ".join(name for name, row in OBJECTIVES.items() if row.embeds)
             raise UserError(f"--match-real is for an objective that compares embeddings: --match {names}")
+        if self.kept == 1:
+            raise UserError("--match-real 1: one image of a class has no distribution: give 2 or more")
         if self.kept and aug_type != "none":
             raise UserError("--match-real compares images as they are: add --no-match-aug")
         if self.classes % processes:
@@ -93,12 +96,14 @@ class Matcher:
         setting = self.augment.draw(self.classes * each, learner.stream("augment", "matching", step))
         uniform = setting.uniform.unflatten(0, (self.classes, each))
         self.pool.prepare(step, learner)
+        selected = self.selector.indices(plan[shard], step)  # before the network, because it may draw one for itself
         network = self.pool.draw(learner.stream("member", step))
         eyes = Eyes(network, learner.engine)
-        for positions in shard.split(self.at_once or len(shard)):
+        at_once = self.at_once or len(shard)
+        for positions, rows in zip(shard.split(at_once), selected.split(at_once)):  # k; k,n
             chosen = plan[positions]  # k, read by the host
             pairs = learner.pairs(chosen, step) if self.paired else None  # k,m
-            rows = pairs if self.objective.paired == "real" else self.selector.indices(chosen, step)  # k,n
+            rows = pairs if self.objective.paired == "real" else rows
             labels, drawn, positions = (send(x, device) for x in (chosen, uniform[positions], positions))
             if self.kept:
                 real = self.pool.embed(network, rows.flatten()).unflatten(0, rows.shape)  # k,n,D

@@ -264,6 +264,8 @@ _IDC_DATA = {"mnist": _GREY, "fashion": _GREY, "cifar10": _MANY, "cifar100": _MA
 _TINY = {"match_batch": 64, "pool_batch": 64, "pool_images": 1000, "pool": ("convnet4",)}
 _DREAM_DATA = {**_IDC_DATA, "tinyimagenet": _TINY}
 PUBLISHED = {"idc": _IDC_DATA, "dream": _DREAM_DATA, "dream+": _DREAM_DATA,
+             # 5,000 real images in all, as for CIFAR-10.
+             "bptt": {"cifar100": {"match_batch": 50}, "tinyimagenet": {"match_batch": 25}},
              "mtt": {"cifar10": {"unroll": 50, "step_size_lr": 1e-7},
                      "cifar100": {"unroll": 20, "expert_epochs": 3, "max_start": 20, "pool_epochs": 25}},
              "datm": {"cifar10": {"max_start": 4, "first_max_start": 0, "skip_above": 1.1, "label_lr": 5.0,

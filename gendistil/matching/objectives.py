@@ -14,9 +14,11 @@ from torch.nn import functional as F
 
 from gendistil.common.device import process_mean, send
 from gendistil.common.engine import EAGER
+from gendistil.matching.unroll import Known
 
 _ENOUGH = 512  # real embeddings of a class that tell how far apart they are
 _PIECE = 256  # real images that a network sees at once where no gradient is asked for
+_TAUGHT_PIECE = 1024  # and where one is
 
 
 class Eyes:
@@ -95,8 +97,10 @@ def characteristic(real, fake, generator, count=1024):
 
 
 def _mean_distance(x):
-    """Mean distance between different rows of x [k, n, D]: [k]. Rows that are equal have no gradient."""
+    """Mean distance between different rows of x [k, n, D]: [k], 0 of a single one. Rows that are equal have no gradient."""
     count = x.shape[1]
+    if count == 1:
+        return x.new_zeros(len(x))
     norms = x.square().sum(-1)
     squares = norms.unsqueeze(2) + norms.unsqueeze(1) - 2 * x @ x.transpose(1, 2)
     # The diagonal is rounding, whose root would outweigh that of everything else.
@@ -231,8 +235,16 @@ def trajectory(lesson, weights):
 
 
 def outcome(lesson, weights):
-    """Cross-entropy of a trained network on real images ("Dataset Distillation", arXiv 1811.10959)."""
-    return F.cross_entropy(lesson.answer(weights, lesson.real), lesson.labels)
+    """Cross-entropy of a trained network on real images ("Dataset Distillation", arXiv 1811.10959).
+
+    They are many, and seen in pieces, of which each uses the memory of the one before.
+    """
+    value, gradients = 0, [torch.zeros_like(x) for x in weights]
+    for images, labels in zip(lesson.real.split(_TAUGHT_PIECE), lesson.labels.split(_TAUGHT_PIECE)):
+        loss = F.cross_entropy(lesson.answer(weights, images), labels, reduction="sum") / len(lesson.real)
+        torch._foreach_add_(gradients, torch.autograd.grad(loss, weights, materialize_grads=True))
+        value = value + loss.detach()
+    return Known.apply(value, gradients, *weights)
 
 
 @dataclass(frozen=True)

@@ -67,7 +67,7 @@ class TrainingMatcher(Matcher):
         some = stored and learner.images_per_class(self.per_class) != source.decoded(source.max_ipc)
         if some and (own or options["label_lr"]):
             raise UserError("--label-lr and --unroll-order steps are for all stored images at once: leave out --syn-batch")
-        self.logits = self._first_logits() if options["label_lr"] else None
+        self.logits = self._first_logits() if options["label_lr"] and pool else None
         # Adam where the step sizes are many: their gradients differ by orders of magnitude.
         self.learning = (torch.optim.Adam if own else _sgd)([self.rates], options["step_size_lr"])
         self.labelling = None if self.logits is None else _sgd([self.logits], options["label_lr"], _LABEL_MOMENTUM)
@@ -85,10 +85,9 @@ class TrainingMatcher(Matcher):
             raise UserError(f"--window {options['window']} is longer than the training of --unroll {options['unroll']} steps")
         if not self.objective.expert:
             return
-        last, epochs = options["max_start"] - 1 + options["expert_epochs"], self.pool.definition["epochs"]
-        if last > epochs:
-            raise UserError(f"--max-start {options['max_start']} and --expert-epochs {options['expert_epochs']} need experts "
-                            f"of {last} epochs: raise --pool-epochs, now {epochs}")
+        if options["first_max_start"] > options["max_start"]:
+            raise UserError(f"--first-max-start {options['first_max_start']} is above --max-start {options['max_start']}, to "
+                            "which it grows: lower it")
         if options["min_start"] >= (options["first_max_start"] or options["max_start"]):
             raise UserError(f"--min-start {options['min_start']} leaves no epoch to start at below --max-start or "
                             "--first-max-start: lower it")
@@ -136,10 +135,13 @@ class TrainingMatcher(Matcher):
         inputs = [images] if self.logits is None else [images, self.logits.flatten(0, 1)]
         value, gradients = unroll(loss, self.optimizer, lesson.start, inputs, self.rates, length,
                                   lambda weights: self.objective.function(lesson, weights), window)
-        gradients = self._within(value, gradients)
+        if options.get("skip_above") and not value <= options["skip_above"]:
+            yield self.weight * value  # without a graph: nobody learns from it
+            return
+        gradients = self._within(gradients)
         self._learn(*gradients[1:])
         of_own = own_rows(learner.accelerator, gradients[0].unflatten(0, (self.classes, -1))).flatten(0, 1)
-        yield self.weight * Known.apply(value, own, of_own * learner.accelerator.num_processes)
+        yield self.weight * Known.apply(value, [of_own * learner.accelerator.num_processes], own)
 
     def _of_all(self, own):
         """The images of all classes, [K * m, C, H, W], in every process; `own` are those of its classes."""
@@ -159,8 +161,8 @@ class TrainingMatcher(Matcher):
             network, expert = self.pool.segment(generator, starts, options["expert_epochs"])
             target = [x.detach() for x in expert.parameters()]
         else:
+            rows = self.selector.indices(torch.arange(self.classes), step).flatten()  # which may draw a network of its own
             network = self.pool.draw(generator)
-            rows = self.selector.indices(torch.arange(self.classes), step).flatten()
             images, labels = self.dataset.train.batch(rows)
             real = self.augment.apply(standardise(to_signed(images), self.dataset.spec),
                                       self._setting(len(rows), "outcome", step))
@@ -190,11 +192,8 @@ class TrainingMatcher(Matcher):
     def _setting(self, count, *name):
         return self.augment.draw(count, self.learner.stream("augment", *name), self.learner.accelerator.device)
 
-    def _within(self, value, gradients):
-        """The gradients of a training, shortened or left out where the options say so."""
-        if self.options.get("skip_above"):
-            kept = value <= self.options["skip_above"]
-            gradients = [torch.where(kept, x, torch.zeros_like(x)) for x in gradients]
+    def _within(self, gradients):
+        """The gradients of a training, shortened where the options say so."""
         if self.options["clip"]:
             norm = gradients[0].norm()
             limit = torch.where(self.length > 0, self.options["clip"] * self.length, norm)

@@ -125,14 +125,13 @@ def _leaves(tensors):
 
 
 class Known(torch.autograd.Function):
-    """`Known.apply(loss, x, gradient)`: a 0-dim loss without a graph whose gradient with respect to x is known already."""
+    """`Known.apply(loss, gradients, *inputs)`: a 0-dim loss without a graph whose gradients, a list, are known already."""
 
     @staticmethod
-    def forward(ctx, loss, x, gradient):
-        ctx.save_for_backward(gradient)
+    def forward(ctx, loss, gradients, *inputs):
+        ctx.save_for_backward(*gradients)
         return loss.clone()
 
     @staticmethod
     def backward(ctx, outer):
-        gradient, = ctx.saved_tensors
-        return None, outer * gradient, None
+        return None, None, *(outer * gradient for gradient in ctx.saved_tensors)
