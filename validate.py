@@ -111,8 +111,6 @@ def main():
         dataset = load_dataset(args.data, args.data_dir, args.image_size, args.held_out, args.classes, device, args.whiten)
     real = real_images(args, dataset)
     sources, paths = load_sources(args, paths, dataset, real)
-    if REAL in sources and args.ipc[-1] > sources[REAL].max_ipc:
-        accelerator.print(f"no row of {REAL} above --ipc {sources[REAL].max_ipc}: the smallest class has no more")
     Augment(protocols[args.eval_model[0]].aug_type, dataset.spec)  # a wrong name ends here, before the run's folder is made
     check_classifiers(args.eval_model, dataset.spec, "--eval-model")
     check_folder(vars(args))
@@ -121,11 +119,12 @@ def main():
     engine.choose(args.compile, count_pixels(args, plan, protocols, dataset.spec))
     teachers = None
     if args.labels != ("hard",):
-        teachers = Teachers(from_flags(Labels, args), paths.values(), sources.values(), dataset, engine=engine,
+        teachers = Teachers(from_flags(Labels, args), known.values(), sources.values(), dataset, engine=engine,
                             protocol=override(protocol_for(args.protocol, args.data), args), seed=args.seed)
     if args.push_to_hub and accelerator.is_main_process:
         make_repository(args.push_to_hub)  # a refusal comes before the work, and after everything else that may be refused
-    run = Run(vars(args), accelerator, dataset=dataclasses.asdict(dataset.spec),
+    seen = max((row["ipc"] or 0 for row in rows.values()), default=0)  # entries of the log go by IPC
+    run = Run(vars(args), accelerator, seen, dataset=dataclasses.asdict(dataset.spec),
               students={model: dataclasses.asdict(protocol) for model, protocol in protocols.items()}, sources=known)
 
     against = controls(known)
@@ -143,7 +142,7 @@ def main():
         if row.get("augmentation"):
             protocol = dataclasses.replace(protocol, aug_type=PLAIN, cutmix=0.0)
         if row["ipc"] is None:
-            whole = full_protocol(args, protocol, dataset.spec, real)
+            whole = full_protocol(args, protocol, dataset.spec, real, rows.get(row_key(row)))
             result = evaluate_full(dataset, row["model"], split=real, protocol=whole, **settings)
             return {**result.row(), **kept(row, first, result)}
         source, ipc = sources[row["source"]], row["ipc"]

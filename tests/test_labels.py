@@ -162,7 +162,7 @@ def test_a_report_keeps_kinds_of_labels_apart(command, run):
 def test_labels_that_nobody_can_give(fails, run, words, named):
     source = () if words[-1] == "--pretrain-weight" else ("--pretrain-weight", run)
     words = words[:-1] if words[-1] == "--pretrain-weight" else words
-    error = fails(2, validate, "--output-dir", run.parent, "--tag", "wrong", *source, *words)
+    error = fails(2, validate, "--output-dir", run.parent, "--tag", "wrong", "--ipc", 1, *source, *words)
     assert named in error
     assert error.count("\n") == 1
     assert not (run.parent / "wrong").exists()

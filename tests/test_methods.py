@@ -12,6 +12,7 @@ import sample
 import validate
 from gendistil.common.run import load_checkpoint, read_json
 from gendistil.data import load_dataset
+from gendistil.evaluation import Result, judge
 from gendistil.matching import (
     METHODS,
     OBJECTIVES,
@@ -134,6 +135,14 @@ def test_a_combination_that_no_paper_has(command, tmp_path):
     command(pool_match, "--output-dir", tmp_path, "--weight", tmp_path / "gan", "--match", "grad", "--metric", "cos",
             "--select", "dream", "--pool-training", "real", "--outer", 2, *QUICK, "--steps", 3)
     assert load_source(tmp_path / "match").size == 8
+
+
+def test_held_out_images_choose_by_all_stored_pixels(command, tmp_path, monkeypatch):
+    asked, result = [], Result((90.0,), images=10, epochs=1, steps=1, seconds=1.0)
+    monkeypatch.setattr(judge, "evaluate", lambda source, dataset, model, ipc, *args, **options: asked.append(ipc) or result)
+    for words in (["--ipc", 12], ["--ipc", 12, "--eval-ipc", 3], ["--ipc", 2]):
+        command(pool_match, "--output-dir", tmp_path, "--overwrite", "--method", "random", *words)
+    assert asked == [12, 3, 2]
 
 
 def test_the_methods_are_listed(command, capsys):

@@ -127,6 +127,8 @@ def test_scripts_write_and_judge_them(command, fails, tmp_path, monkeypatch):
     rows = read_report(tmp_path / "results/test/report.json")
     assert [row["source"] for row in rows] == ["own", "other, a FlowPipeline that learned elsewhere"]
     assert rows[0]["bytes"] == rows[1]["bytes"]
+    assert "and --pretrain-weight set/pipeline is a pipeline" in fails(
+        2, validate, "--data", "digits", "--tag", "up", "--pretrain-weight", "set/pipeline", "--push-to-hub", "a/b")
     assert "--noise-std: a FlowPipeline draws its own noise" in fails(
         2, validate, "--data", "digits", "--pretrain-weight", "set/pipeline", "--ipc", 1, "--noise-std", 2, "--overwrite")
     other = load_source(tmp_path / "set/pipeline")

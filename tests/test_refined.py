@@ -185,13 +185,16 @@ def test_a_search_is_kept_by_the_run_and_used(command, fails, capsys, run, pool,
     command(search_script, "--pretrain-weight", run, "--noise-std", 1.2, "--keep-above", 0.5, 1, "--ipc", 2, "--students", 2,
             "--eval-epochs", 1, "--output", tmp_path / "rows.json")
     rows = read_report(tmp_path / "rows.json")
-    assert [row["source"] for row in rows] == ["unrefined", "kept above 0, noise 1.2", "kept above 0.5, noise 1.2"]
+    assert [row["source"] for row in rows[:3]] == ["unrefined", "kept above 0, noise 1.2", "kept above 0.5, noise 1.2"]
     assert all(row["scored_on"] == "held_out" and row["n"] == 2 for row in rows)
     assert "kept above 1, noise 1.2: left out" in capsys.readouterr().out
-    for spread, chosen in ((0.1, 2), (30.0, 0)):  # the best of several has to be clearly above the generator as it is
+    rows = rows[:3]
+    for gain, chosen in ((2.0, 2), (0.0, 0)):  # new students have to find the best of several above the generator as it is
         for number, row in enumerate(rows):
-            row.update(mean=50.0 + number, std=spread)
-        (tmp_path / "rows.json").write_text(json.dumps(rows))
+            row.update(mean=50.0 + number, std=0.1)
+        again = [{**rows[place], "source": f"{rows[place]['source']}, new students", "mean": 50.0 + (gain if place else 0)}
+                 for place in (2, 0)]
+        (tmp_path / "rows.json").write_text(json.dumps(rows + again))
         command(search_script, "--pretrain-weight", run, "--noise-std", 1.2, "--keep-above", 0.5, "--ipc", 2, "--students", 2,
                 "--eval-epochs", 1, "--output", tmp_path / "rows.json")
         config = json.loads((run / "config.json").read_text())
@@ -231,7 +234,8 @@ def test_a_search_of_a_flow_tries_steps_and_then_guidance(command, fails, tmp_pa
                 "--sample-steps", 2, "--steps", 1)
     short = ("--ipc", 1, "--students", 2, "--eval-epochs", 1, "--output", tmp_path / "rows.json")
     command(search_script, "--pretrain-weight", tmp_path / "flow", "--sample-steps", 2, 1, "--guidance", 1, 2, *short)
-    unrefined, one_step, guided = read_report(tmp_path / "rows.json")
+    unrefined, one_step, guided, *again = read_report(tmp_path / "rows.json")
+    assert all(row["source"].endswith(", new students") for row in again)
     assert (unrefined["source"], one_step["source"]) == ("unrefined", "1 step")
     best = max(unrefined, one_step, key=lambda row: row["mean"])
     assert guided["refinement"] == {**best["refinement"], "guidance": 2.0}

@@ -13,10 +13,11 @@ import validate
 from gendistil.common.rng import stream
 from gendistil.common.run import load_checkpoint
 from gendistil.data import load_dataset, standardise, to_signed
+from gendistil.evaluation import PROTOCOLS, evaluate
 from gendistil.matching import OBJECTIVES, GeneratorLearner, LatentLearner, Method, PixelLearner, initial, objectives
 from gendistil.matching.trained import Lesson, TrainingMatcher
 from gendistil.matching.unroll import SGD, Adam, Known, unroll
-from gendistil.sources import PixelSet, draw_set, load_source
+from gendistil.sources import PixelSet, Taught, Teacher, draw_set, load_source
 from generators import GAN, RECIPES, GANRecipe
 from generators.pyramid import PyramidGenerator
 from pools import ClassifierPool, RandomPool, accuracy, build_classifier
@@ -196,15 +197,18 @@ def test_a_method_runs_resumes_to_the_same_bits_and_is_judged(command, results, 
     assert row["lr"] == (source.step_size if method in ("mtt", "datm") else 0.05)
 
 
-def test_a_flag_leaves_out_what_was_learned_beside_the_images(command, results):
+def test_a_flag_leaves_out_what_was_learned_beside_the_images(command, fails, results):
     for name, words, expected in (("none", ["--no-own"], ("hard", 0.05)), ("rate", ["--lr", 0.02], ("learned", 0.02))):
         command(validate, "--output-dir", results, "--tag", name, "--pretrain-weight", results / "datm-whole", "--ipc", 1,
                 "--sampling", "fixed", "--num-eval", 1, "--epochs", 1, "--min-steps", 1, *words)
         row, = json.loads((results / name / "report.json").read_text())
         assert (row["labels"], row["lr"]) == expected
+    assert "has learned its own: add --no-own" in fails(
+        2, validate, "--output-dir", results, "--tag", "ranked", "--pretrain-weight", results / "datm-whole", "--ipc", 1,
+        "--sampling", "fixed", "--ranking")
 
 
-def test_steps_with_images_of_their_own_are_replayed(command, fails, results, digits):
+def test_steps_with_images_of_their_own_are_replayed(command, fails, results, digits, tmp_path, monkeypatch):
     words = ("--output-dir", results, "--protocol", "replay", "--sampling", "fixed", "--num-eval", 1,
              "--precision", "fp32", "--seed", 0)
     command(validate, *words, "--tag", "replay", "--pretrain-weight", results / "dd-whole", "--ipc", 2)
@@ -219,6 +223,12 @@ def test_steps_with_images_of_their_own_are_replayed(command, fails, results, di
             value.data -= rate * gradient
     expected = float(accuracy(model, digits.test.images, digits.test.labels, digits.spec))
     assert row["accuracies"][0] == pytest.approx(expected, abs=0.5)
+    asked = []
+    look = Teacher.look
+    monkeypatch.setattr(Teacher, "look", lambda self, images, spec: asked.append(len(images)) or look(self, images, spec))
+    taught = Taught(source, Teacher.of(experts(digits, tmp_path)), 1.0, stored=False)
+    evaluate(taught, digits, "convnet", 2, "fixed", num_eval=1, protocol=PROTOCOLS["replay"])
+    assert asked == [10] * 4
     for tag, ipc in (("mtt-whole", 2), ("dd-whole", 1)):
         assert "it takes runs of --method dd" in fails(2, validate, *words, "--tag", "no", "--overwrite", "--pretrain-weight",
                                                        results / tag, "--ipc", ipc)

@@ -18,7 +18,9 @@ import pool_match
 import sample
 import validate
 from gendistil.common.cli import run_script
+from gendistil.common.errors import UserError
 from gendistil.evaluation import PROTOCOLS, Result, students
+from gendistil.evaluation.judged import joined
 from gendistil.evaluation.rows import KEYS, read_report
 from gendistil.sources import CHOICES, MODEL, DistilledDataset
 from generators import NETWORKS
@@ -191,7 +193,7 @@ def test_too_small_classes_drop_the_real_rows_only(call, tmp_path, monkeypatch, 
     call(validate, "--compare", "--ipc", 1, 900)
     rows = json.loads((tmp_path / "results/test/report.json").read_text())
     assert [(row["source"], row["ipc"]) for row in rows] == [("random real images", 1), ("whole training set", None)]
-    assert "no row of random real images above --ipc" in capsys.readouterr().out
+    assert "no row of random real images above --ipc" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(("choice", "sources"), [("random", {"random real images"}), ("whole", {"whole training set"})])
@@ -289,6 +291,8 @@ BAD = [
     (validate, ["--pretrain-weight", "{gan}", "{gan}"], "two sources are called 'gan'"),
     (validate, ["--pretrain-weight", "{gan}", "--protocol", "dim", "--sampling", "fixed"], "use --sampling fresh"),
     (validate, ["--pretrain-weight", "{gan}", "--output-dir", "{gan}/..", "--tag", "gan"], "choose another --tag"),
+    (validate, ["--pretrain-weight", "{gan}", "--labels", "teacher", "--teacher", "results/test/students/00"],
+     "--teacher results/test/students/00 lies in the folder that --tag test writes"),
     (validate, ["--pretrain-weight", "{gan}", "--tag", "a/b"], "--tag"),
     (validate, ["--pretrain-weight", "{gan}", "--data", "nothing"], "nothing"),
     (sample, ["--ipc", "3"], "--pretrain-weight"),
@@ -347,3 +351,72 @@ def test_an_evaluation_is_not_continued_with_what_would_not_fit_its_rows(call, g
             call(validate, *words, *change, "--resume")
         assert error.value.code == 2
         assert re.search(message, capsys.readouterr().err)
+
+
+def test_real_images_and_teachers_are_those_of_the_first_part_of_an_evaluation(call, tmp_path, capsys):
+    words = ("--tag", "whole", "--compare", "whole", "--epochs", 4, "--min-steps", 0)
+    call(validate, *words, "--ipc", 1, "--num-eval", 1)
+    call(validate, *words, "--ipc", 1, 50, "--num-eval", 2, "--resume")
+    (row,) = read_report(tmp_path / "results" / "whole" / "report.json")
+    assert (row["n"], row["epochs"]) == (2, 1)
+
+    short = ("--ipc", 2, "--match-batch", 4, "--steps", 0, "--eval-epochs", 1)
+    pool = ("--pool-members", 1, "--pool-epochs", 1, "--pool-snapshots", 1, "--pool", "convnet:depth=1,width=8")
+    for seed in (0, 1):
+        call(pool_match, "--tag", f"h{seed}", "--method", "herding", "--seed", seed, *short, *pool)
+    a, b = (tmp_path / "results" / f"h{seed}" for seed in (0, 1))
+    words = ("--tag", "taught", "--ipc", 1, "--sampling", "fixed", "--labels", "teacher", *QUICK)
+    call(validate, *words, "--pretrain-weight", a, "--num-eval", 1)
+    log = tmp_path / "results" / "taught" / "metrics.jsonl"
+    before = log.read_text()
+    call(validate, *words, "--pretrain-weight", b, a, "--resume")
+    rows = {row["source"]: row for row in read_report(tmp_path / "results" / "taught" / "report.json")}
+    assert rows["h0"]["n"] == rows["h1"]["n"] == 2
+    assert log.read_text().startswith(before)  # no entry of the first part is lost
+
+
+@pytest.mark.parametrize("fact", ["epochs", "lr", "teacher"])
+def test_students_of_two_trainings_are_not_one_row(fact):
+    row = {**RESULT.row(), "source": "gan", "device": "cpu", "lr": 0.1, "teacher": "A"}
+    assert joined(row, row)["n"] == 4
+    with pytest.raises(UserError, match=f"gan that are there have {fact} "):
+        joined(row, {**row, fact: 7})
+
+
+def test_images_that_a_source_has_learned_from_are_not_held_out(call, gan, tmp_path, capsys):
+    call(pool_match, "--tag", "few", "--method", "random", "--ipc", 1, "--held-out", 0.1, "--eval-epochs", 1)
+    few = tmp_path / "results" / "few"
+    with pytest.raises(SystemExit):
+        call(validate, "--pretrain-weight", few, "--ipc", 1, "--scored-on", "held_out", "--held-out", 0.3, *QUICK)
+    assert "few has learned from images that --held-out 0.3 holds out: give --held-out 0.1" in capsys.readouterr().err
+    assert not (tmp_path / "results" / "test").exists()
+    call(validate, "--pretrain-weight", few, "--ipc", 1, "--scored-on", "held_out", "--held-out", 0.05, *QUICK)
+
+
+def test_stored_images_that_are_too_few_are_no_reason_to_stop(call, gan, tmp_path, capsys):
+    call(pool_match, "--tag", "few", "--method", "random", "--ipc", 2, "--eval-epochs", 1)
+    few = tmp_path / "results" / "few"
+    call(validate, "--pretrain-weight", few, gan, "--ipc", 1, 3, *QUICK)
+    assert "no row of few above --ipc 2: it keeps no more" in capsys.readouterr().err
+    rows = read_report(tmp_path / "results" / "test" / "report.json")
+    assert [(row["source"], row["ipc"]) for row in rows] == [("few", 1), ("gan", 1), ("gan", 3)]
+    for words, message in ((("--ipc", 3), "--ipc 3: few has 2 images of a class: lower it"),
+                           (("--protocol", "dim", "--ipc", 1), "--protocol dim draws new images at every step")):
+        with pytest.raises(SystemExit):
+            call(validate, "--tag", "no", "--pretrain-weight", few, *words)
+        assert message in capsys.readouterr().err
+
+
+def test_a_run_needs_no_git(call, gan, tmp_path, monkeypatch):
+    monkeypatch.setenv("PATH", str(tmp_path))
+    call(validate, "--pretrain-weight", gan, "--ipc", 1, *QUICK)
+    assert json.loads((tmp_path / "results/test/config.json").read_text())["commit"] is None
+
+
+@pytest.mark.parametrize("words", [["--plugin", "{file}"], ["--plugin={file}"]])
+def test_a_plugin_is_run_whatever_its_name(call, tmp_path, capsys, words):
+    file = tmp_path / "random.py"
+    file.write_text("print('the plugin runs')")
+    with pytest.raises(SystemExit):
+        call(pool_match, *(word.format(file=file) for word in words), "--list-methods")
+    assert "the plugin runs" in capsys.readouterr().out

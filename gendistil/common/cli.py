@@ -39,10 +39,11 @@ class Parser(argparse.ArgumentParser):
         self.exit(2)
 
 
-def say(line):
-    """Write a line to standard error, once for all processes of a machine."""
-    if int(os.environ.get("LOCAL_RANK", 0)) == 0:
-        print(line, file=sys.stderr)
+def say(line, everyone=False):
+    """Write a line to standard error, once for all processes of a machine, or with `everyone` by this one, which it names."""
+    rank = int(os.environ.get("LOCAL_RANK", 0))
+    if rank == 0 or everyone:
+        print(f"process {rank}: {line}" if rank else line, file=sys.stderr)
 
 
 def number(kind, low=None, high=None, *, open_low=False, why=""):
@@ -122,12 +123,14 @@ def add_data_arguments(parser, whiten=False):
 
 def _run_plugins(words):
     """Run the files that --plugin names: before the flags are made, whose choices are the tables' keys."""
-    for path in (Path(path) for flag, path in zip(words, words[1:]) if flag == "--plugin"):
+    joined = (word.partition("=")[::2] for word in words)
+    for path in (Path(path) for flag, path in (*zip(words, words[1:]), *joined) if flag == "--plugin" and path):
         if not path.is_file():
             raise UserError(f"--plugin {path}: there is no such file")
-        if path.stem not in sys.modules:
-            spec = importlib.util.spec_from_file_location(path.stem, path)
-            module = sys.modules[path.stem] = importlib.util.module_from_spec(spec)
+        name = f"plugin {path.resolve()}"
+        if name not in sys.modules:
+            spec = importlib.util.spec_from_file_location(name, path)
+            module = sys.modules[name] = importlib.util.module_from_spec(spec)
             spec.loader.exec_module(module)
 
 
@@ -140,7 +143,7 @@ def run_script(main):
         _run_plugins(sys.argv)
         main()
     except UserError as error:
-        say(f"{name}: error: {' '.join(str(error).split())}")
+        say(f"{name}: error: {' '.join(str(error).split())}", everyone=True)  # it may be the only one that has met it
         sys.exit(2)
     except KeyboardInterrupt:
         say(f"{name}: interrupted")

@@ -28,7 +28,10 @@ def _versions():
 
 def _commit():
     root = Path(__file__).parent
-    answer = subprocess.run(["git", "rev-parse", "HEAD"], cwd=root, capture_output=True, text=True, check=False)
+    try:
+        answer = subprocess.run(["git", "rev-parse", "HEAD"], cwd=root, capture_output=True, text=True, check=False)
+    except OSError:  # no git
+        return None
     return answer.stdout.strip() or None
 
 
@@ -251,6 +254,23 @@ def made_by(path):
     """How the model at `path` was made: its run's config, or what was uploaded beside it to a hub; a dict, empty if neither."""
     folder = find_run(path) if path else None
     return read_json(folder / CONFIG) if folder else read_facts(path)
+
+
+def check_outside(args, flag, path):
+    """Raise UserError for a `path` of `flag` that lies in the folder which the run of `args` writes, and may empty first."""
+    if (args.output_dir / args.tag).resolve() in (path.resolve(), *path.resolve().parents):
+        raise UserError(f"{flag} {path} lies in the folder that --tag {args.tag} writes: choose another --tag")
+
+
+def check_held_out(path, flag, held_out):
+    """Raise UserError if the model at `path`, of `flag`, has learned from images that the fraction `held_out` holds out.
+
+    The smaller of two fractions holds out a part of what the larger one does.
+    """
+    known = made_by(path).get("held_out", held_out)
+    if known < held_out:
+        raise UserError(f"{flag} {path} has learned from images that --held-out {held_out:g} holds out: give --held-out "
+                        f"{known:g}")
 
 
 def amend(run, **facts):

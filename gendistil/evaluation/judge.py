@@ -1,11 +1,13 @@
 """What keeps the best of a run, by the score of a student on held-out images, and what ends a run by it."""
 
+import math
 from dataclasses import dataclass, replace
 
 from gendistil.common.cli import COUNT
 from gendistil.common.flags import option
 from gendistil.common.loop import any_process
 from gendistil.evaluation.students import evaluate, protocol_for
+from gendistil.sources import PIXELS
 from pools import one_classifier
 
 _GROUP = "length and reports"
@@ -18,7 +20,8 @@ class Judging:
     eval_interval: int = option("steps between held-out scores", 250, type=COUNT, group=_GROUP)
     eval_model: str = option("student that is scored, named as for validate.py --eval-model", "convnet", type=one_classifier,
                              metavar="NAME", group=_GROUP)
-    eval_ipc: int = option("fresh images of each class in an epoch of that student", 10, type=COUNT, group=_GROUP)
+    eval_ipc: int | None = option("fresh images of each class in an epoch of that student (default: 10, or all stored pixels)",
+                                  None, type=COUNT, group=_GROUP)
     eval_epochs: int = option("epochs of that student", 60, type=COUNT, group=_GROUP)
 
 
@@ -49,8 +52,8 @@ class Judge:
     def score(self, learner, step):
         """Score `learner.source` after `step` steps; every process calls it, the main one works."""
         if self.run.is_main:
-            source, ipc = learner.source, self.judging.eval_ipc
-            ipc = ipc if source.max_ipc is None else min(ipc, source.max_ipc)
+            source, stored = learner.source, learner.source.max_ipc or math.inf
+            ipc = min(self.judging.eval_ipc or (stored if learner.folder == PIXELS else 10), stored)
             score = evaluate(source, self.dataset, self.judging.eval_model, ipc, "fresh", num_eval=1, seed=self.seed,
                              protocol=self.protocol, scored_on="held_out", engine=self.engine).mean
             self.run.log({"held_out_accuracy": score}, step)

@@ -5,11 +5,12 @@ import math
 from dataclasses import replace
 from pathlib import Path
 
+from gendistil.common.cli import say
 from gendistil.common.errors import UserError
 from gendistil.common.flags import given
-from gendistil.common.run import CONFIG, check_options, made_by, read_json
+from gendistil.common.run import CONFIG, check_held_out, check_options, check_outside, made_by, read_json
 from gendistil.evaluation.rows import LEARNED, PLAIN, REPORT, SCORED, read_report, row_key, unique
-from gendistil.evaluation.students import Result, steps_per_epoch
+from gendistil.evaluation.students import PROTOCOLS, Result, steps_per_epoch
 from gendistil.evaluation.teachers import fits, open_teacher
 from gendistil.sources import RealImages, Refined, Refinement, check_fits, load_source, refine
 
@@ -41,9 +42,16 @@ def resumed(args, paths, may_change=_MAY_CHANGE):
 
 
 def joined(earlier, row):
-    """The row of a report for the students of `earlier`, None for none, and those of `row`, who have the next seeds."""
+    """The row of a report for the students of `earlier`, None for none, and those of `row`, who have the next seeds.
+
+    Raises UserError where they were trained in another way.
+    """
     if earlier is None:
         return row
+    for fact in ("epochs", "steps", "lr", "teacher"):
+        if earlier.get(fact, row.get(fact)) != row.get(fact):
+            raise UserError(f"--resume: students of {row['source']} that are there have {fact} {earlier[fact]}, and new ones "
+                            f"{row.get(fact)}: give another --tag, or the flags from when they were trained")
     devices = unique([*earlier["device"].split("; "), row["device"]])
     return {**earlier, **row, **Result.of_rows(earlier, row).row(), "device": "; ".join(devices)}
 
@@ -57,9 +65,10 @@ def named_paths(args):
         name = name or path.resolve().name
         if name in paths or name in (REAL, WHOLE, TRAIN):
             raise UserError(f"--pretrain-weight: two sources are called '{name}': name them apart, NAME=PATH")
-        if (args.output_dir / args.tag).resolve() in (path.resolve(), *path.resolve().parents):
-            raise UserError(f"--pretrain-weight {path} lies in the folder that --tag {args.tag} writes: choose another --tag")
+        check_outside(args, "--pretrain-weight", path)
         paths[name] = path
+    if args.teacher:
+        check_outside(args, "--teacher", args.teacher)
     return paths
 
 
@@ -75,6 +84,13 @@ def load_sources(args, paths, dataset, real):
     for name, path in paths.items():
         source = load_source(path, device).fitted(dataset.spec)
         check_fits(source, dataset.spec, f"--pretrain-weight {path}")
+        if args.scored_on == "held_out":
+            check_held_out(path, "--pretrain-weight", args.held_out)
+        if source.max_ipc is not None and PROTOCOLS[args.protocol].random_labels:
+            raise UserError(f"--protocol {args.protocol} draws new images at every step, and those of --pretrain-weight {path} "
+                            "are stored: use another")
+        if args.push_to_hub and not hasattr(source, "save_pretrained"):
+            raise UserError(f"--push-to-hub uploads models of this suite, and --pretrain-weight {path} is a pipeline")
         name += f", {source.remark}" if source.remark else ""
         if not args.own and source.soft:
             source.rows = None
@@ -83,8 +99,16 @@ def load_sources(args, paths, dataset, real):
         source = refine(source, path, args, functools.partial(open_teacher, dataset=dataset), device)
         name += f", {source.refinement.words}" if isinstance(source, Refined) else ""
         sources[name], named[name] = source, path
+        if args.ranking and source.soft:
+            raise UserError(f"--ranking compares with hard labels, and {name} has learned its own: add --no-own")
+        if args.ipc[0] > (source.max_ipc or math.inf):
+            raise UserError(f"--ipc {args.ipc[0]}: {name} has {source.max_ipc} images of a class: lower it")
     if "random" in args.compare:
         sources[REAL] = RealImages(real, dataset.spec.num_classes)
+    for name, source in sources.items():
+        if args.ipc[-1] > (source.max_ipc or math.inf):
+            say(f"no row of {name} above --ipc {source.max_ipc}: "
+                f"{'the smallest class has' if name == REAL else 'it keeps'} no more")
     return sources, named
 
 
@@ -103,8 +127,11 @@ def _spare_held_out(args):
     return args.keep_students or args.scored_on == "held_out"
 
 
-def full_protocol(args, protocol, spec, real):
-    """The protocol of all real images: --full-epochs, else as many steps as the largest --ipc takes."""
+def full_protocol(args, protocol, spec, real, earlier=None):
+    """The protocol of all real images: that of the students of an `earlier` row, or --full-epochs, else as many steps as the
+    largest --ipc takes."""
+    if earlier:
+        return replace(protocol, epochs=earlier["epochs"])
     steps = protocol.epochs * steps_per_epoch(spec.num_classes * args.ipc[-1], protocol.batch_size)
     epochs = args.full_epochs or math.ceil(steps / steps_per_epoch(len(real), protocol.batch_size))
     return replace(protocol, epochs=epochs)
@@ -133,7 +160,7 @@ def list_rows(args, sources):
     rows = [{"source": name, "sampling": sampling, "ipc": ipc, "model": model,
              "labels": LEARNED if kind == "hard" and sources[name].soft else kind, **filters[name]}
             for model in args.eval_model for kind in args.labels for name in sources for sampling in args.sampling
-            for ipc in args.ipc if fits(kind, sampling) and (name != REAL or ipc <= sources[REAL].max_ipc)]
+            for ipc in args.ipc if fits(kind, sampling) and ipc <= (sources[name].max_ipc or math.inf)]
     if args.ranking:
         rows += [{**row, "augmentation": PLAIN} for row in rows]
     if "whole" in args.compare:

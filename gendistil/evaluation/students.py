@@ -159,7 +159,8 @@ def evaluate(source, dataset, model_name="convnet", ipc=50, sampling="fresh", *,
         if protocol.replay:
             images, targets = (x.unflatten(0, (spec.num_classes, -1)) for x in once)
             count = images.shape[1]
-            return lambda step: [prepare_batch(images[:, step % count], targets[:, step % count], spec, None, None)]
+            return lambda step: [_answered(prepare_batch(images[:, step % count], targets[:, step % count], spec, None, None),
+                                           answers, spec)]
 
         def images_of(epoch):
             return once or draw_set(source, ipc, _epoch_stream(seed, epoch).initial_seed(), device)

@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
@@ -175,6 +176,7 @@ def keep_student(folder, place, row, result, dataset, real, *, seed, engine):
     name = re.sub(r"[^\w.-]+", "_", "-".join(filter(None, words)))
     split = dataset.held_out
     score = float(accuracy(result.student, split.images, split.labels, dataset.spec, engine=engine))
+    shutil.rmtree(folder / name, ignore_errors=True)  # kept by a part of the run that was killed before its row was written
     facts = {"student_of": row["source"], **{key: row[key] for key in ("sampling", "ipc", "labels")}}
     keep_classifier(folder / name, result.student, row["model"], dataset, seed=seed, step=result.steps,
                     held_out_accuracy=score, real=real, **facts)

@@ -161,7 +161,7 @@ def refine(source, path, args, open_pool, device="cpu"):
     source.check_sampling(**refinement.sampling)
     teacher = None
     if refinement.keep_above is not None:
-        folder = args.teacher or kept.get("teacher") or made.get("pool_folder")
+        folder = kept.get("teacher") or args.teacher or made.get("pool_folder")
         if not folder:
             raise UserError(f"--keep-above: no pool of pretrained classifiers is named by --pretrain-weight {path}: give "
                             "--teacher, the folder of one (results/pools/...)")
