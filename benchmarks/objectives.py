@@ -90,6 +90,8 @@ def main():
     def train_one(name, seed):
         method, state = methods[name], training_state(args.weight / CHECKPOINT)
         pool = build.make_pool(method, pools, 0, dataset, engine)
+        for kept in pools.glob("*/*.npy"):  # embeddings that another training has made: each makes its own, in its seconds
+            kept.unlink()
         begun = build.Begin(method, build.Start(), seed, engine, dataset, state, args.weight, state["step"])
         learner = build.make_learner(begun)
         matcher = build.make_matcher(method, learner, dataset, pool)
