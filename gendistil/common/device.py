@@ -1,5 +1,6 @@
 """What the hardware is asked to do: memory, precision and the Accelerator."""
 
+import atexit
 import ctypes
 import math
 import os
@@ -53,6 +54,8 @@ def make_accelerator(precision="auto"):
     state = PartialState(cpu=parse_flag_from_env("ACCELERATE_USE_CPU"), timeout=timedelta(hours=12))
     if state.num_processes < int(os.environ.get("WORLD_SIZE", 1)):
         raise UserError("the processes of this launch would each train alone: without GPUs, set ACCELERATE_USE_CPU=1")
+    if state.backend == "gloo":
+        atexit.register(_leave)
     device = state.device
     if precision == "auto":
         precision = "bf16" if native_bf16(device) else "fp32"
@@ -63,6 +66,12 @@ def make_accelerator(precision="auto"):
         # Convolutions only: the products behind distances and clusterings keep all their digits.
         torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32 = True, False
     return Accelerator(mixed_precision={"fp32": "no"}.get(precision, precision))
+
+
+def _leave():
+    """End the processes' group before the interpreter: a thread of gloo's that still runs then aborts it."""
+    if dist.is_initialized():
+        dist.destroy_process_group()
 
 
 def free_bytes(device):
