@@ -15,18 +15,7 @@ from gendistil.common.engine import Engine
 from gendistil.common.errors import UserError
 from gendistil.common.flags import add_flags, fields, from_flags, override, refuse
 from gendistil.common.loop import Loop
-from gendistil.common.run import (
-    CHECKPOINT,
-    CONFIG,
-    Run,
-    check_folder,
-    check_held_out,
-    check_outside,
-    inherit_data,
-    read_json,
-    resume_state,
-    write_json,
-)
+from gendistil.common.run import CHECKPOINT, CONFIG, Run, check_folder, inherit_data, read_json, resume_state, write_json
 from gendistil.data import Augment, load_dataset
 from gendistil.evaluation.judge import Judge, Judging
 from gendistil.evaluation.teachers import keep_rows, open_teacher
@@ -60,8 +49,7 @@ def parse_args(argv=None):
     check(args)
     begun = [args.output_dir / tag for _, tag in plan(args)[::-1] if args.resume and has_begun(args, tag)]
     inherit_data(args, (begun or [args.weight])[0])
-    if args.weight:
-        check_held_out(args.weight, "--weight", args.held_out)
+    build.check_paths(args)
     return args
 
 
@@ -88,9 +76,6 @@ def check(args):
         raise UserError(f"--chunk-steps is for an inversion, which --weight {args.weight} has behind it")
     if learned.flags in (PIXELS, DRAWN) and args.ipc is None:
         args.ipc = DEFAULT_IPC
-    for flag, source in (("--weight", args.weight), ("--control-of", args.control_of), ("--teacher", args.teacher)):
-        if source:
-            check_outside(args, flag, source)
 
 
 def plan(args):

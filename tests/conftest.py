@@ -3,9 +3,11 @@
 import sys
 
 import pytest
+import torch
 from accelerate.state import AcceleratorState
 
 from gendistil.common.cli import run_script
+from generators import NETWORKS
 
 
 @pytest.fixture(scope="session")
@@ -41,3 +43,19 @@ def fails(command, capsys):
         return error
 
     return run
+
+
+@pytest.fixture(scope="module")
+def gan(tmp_path_factory):
+    """A small untrained generator of digits, as a saved model's folder."""
+    folder = tmp_path_factory.mktemp("models") / "gan"
+    torch.manual_seed(0)
+    NETWORKS["pyramid"][0](size=8, channels=1, num_classes=10, dim_noise=16, width=8).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture
+def call(command, monkeypatch, tmp_path):
+    """As `command`, in an empty folder."""
+    monkeypatch.chdir(tmp_path)
+    return command

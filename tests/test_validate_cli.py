@@ -2,13 +2,10 @@
 
 import dataclasses
 import json
-import re
 import shutil
-import sys
 
 import pytest
 import torch
-from accelerate.state import AcceleratorState
 from PIL import Image
 from safetensors import safe_open
 from safetensors.torch import load_file
@@ -17,37 +14,10 @@ from torchvision.datasets import ImageFolder
 import pool_match
 import sample
 import validate
-from gendistil.common.cli import run_script
-from gendistil.common.errors import UserError
 from gendistil.evaluation import PROTOCOLS, Result, students
-from gendistil.evaluation.judged import joined
 from gendistil.evaluation.rows import KEYS, read_report
 from gendistil.sources import CHOICES, MODEL, DistilledDataset
-from generators import NETWORKS
 from pools import ClassifierPool
-
-
-@pytest.fixture(scope="module")
-def gan(tmp_path_factory):
-    """A small untrained generator of digits, as a saved model's folder."""
-    folder = tmp_path_factory.mktemp("models") / "gan"
-    torch.manual_seed(0)
-    NETWORKS["pyramid"][0](size=8, channels=1, num_classes=10, dim_noise=16, width=8).save_pretrained(folder)
-    return folder
-
-
-@pytest.fixture
-def call(monkeypatch, tmp_path):
-    """Run a script's main() with these words as its command line, in an empty folder."""
-    monkeypatch.chdir(tmp_path)
-
-    def run(script, *words):
-        AcceleratorState._reset_state()
-        monkeypatch.setattr(sys, "argv", [f"{script.__name__}.py", *map(str, words)])
-        run_script(script.main)
-
-    return run
-
 
 QUICK = ("--epochs", 1, "--min-steps", 2, "--num-eval", 2, "--aug-type", "color_crop")
 RESULT = Result((90.0, 92.0), images=10, epochs=1, steps=1, seconds=1.0)
@@ -312,99 +282,6 @@ def test_bad_input_gives_one_line_and_exit_code_2(call, gan, capsys, tmp_path, s
     assert message in error
     assert error.count("\n") == 1
     assert not (tmp_path / "results").exists()
-
-
-def test_an_evaluation_that_was_stopped_goes_on_student_by_student(call, gan, tmp_path, monkeypatch):
-    words = ("--pretrain-weight", f"g={gan}", "--ipc", 2, *QUICK)
-    call(validate, "--tag", "whole", *words, "--num-eval", 3, "--sampling", "fixed", "fresh", "--compare", "random")
-    trained = []
-    train = students.train_students
-
-    def interrupted(*args, **kwargs):
-        if len(trained) == 4:
-            raise KeyboardInterrupt
-        trained.append(args)
-        return train(*args, **kwargs)
-
-    monkeypatch.setattr(students, "train_students", interrupted)
-    with pytest.raises(SystemExit):
-        call(validate, "--tag", "parts", *words, "--num-eval", 3, "--sampling", "fixed", "fresh", "--compare", "random")
-    rows = read_report(tmp_path / "results" / "parts" / "report.json")
-    assert [row["n"] for row in rows] == [3, 1]
-    monkeypatch.setattr(students, "train_students", train)
-    call(validate, "--tag", "parts", *words, "--num-eval", 2, "--sampling", "fixed", "fresh", "--resume")
-    call(validate, "--tag", "parts", *words, "--num-eval", 3, "--sampling", "fixed", "fresh", "--compare", "random", "--resume")
-    same = ("source", "sampling", "ipc", "accuracies", "mean", "std", "ci95", "n", "steps", "bytes", "diversity")
-    parts, whole = ([{key: row[key] for key in same} for row in read_report(tmp_path / "results" / tag / "report.json")]
-                    for tag in ("parts", "whole"))
-    assert parts == whole
-
-
-def test_an_evaluation_is_not_continued_with_what_would_not_fit_its_rows(call, gan, tmp_path, capsys):
-    words = ("--tag", "t", "--pretrain-weight", f"g={gan}", "--ipc", 1, *QUICK)
-    call(validate, *words)
-    other = shutil.copytree(gan, tmp_path / "other")
-    for change, message in ((("--lr", 0.01), "--lr is not what the run was started with"),
-                            (("--seed", 4), "--seed is not what the run was started with"),
-                            (("--pretrain-weight", f"g={other}"), "give .*other another name")):
-        with pytest.raises(SystemExit) as error:
-            call(validate, *words, *change, "--resume")
-        assert error.value.code == 2
-        assert re.search(message, capsys.readouterr().err)
-
-
-def test_real_images_and_teachers_are_those_of_the_first_part_of_an_evaluation(call, tmp_path, capsys):
-    words = ("--tag", "whole", "--compare", "whole", "--epochs", 4, "--min-steps", 0)
-    call(validate, *words, "--ipc", 1, "--num-eval", 1)
-    call(validate, *words, "--ipc", 1, 50, "--num-eval", 2, "--resume")
-    (row,) = read_report(tmp_path / "results" / "whole" / "report.json")
-    assert (row["n"], row["epochs"]) == (2, 1)
-
-    short = ("--ipc", 2, "--match-batch", 4, "--steps", 0, "--eval-epochs", 1)
-    pool = ("--pool-members", 1, "--pool-epochs", 1, "--pool-snapshots", 1, "--pool", "convnet:depth=1,width=8")
-    for seed in (0, 1):
-        call(pool_match, "--tag", f"h{seed}", "--method", "herding", "--seed", seed, *short, *pool)
-    a, b = (tmp_path / "results" / f"h{seed}" for seed in (0, 1))
-    words = ("--tag", "taught", "--ipc", 1, "--sampling", "fixed", "--labels", "teacher", *QUICK)
-    call(validate, *words, "--pretrain-weight", a, "--num-eval", 1)
-    log = tmp_path / "results" / "taught" / "metrics.jsonl"
-    before = log.read_text()
-    call(validate, *words, "--pretrain-weight", b, a, "--resume")
-    rows = {row["source"]: row for row in read_report(tmp_path / "results" / "taught" / "report.json")}
-    assert rows["h0"]["n"] == rows["h1"]["n"] == 2
-    assert log.read_text().startswith(before)  # no entry of the first part is lost
-
-
-@pytest.mark.parametrize("fact", ["epochs", "lr", "teacher"])
-def test_students_of_two_trainings_are_not_one_row(fact):
-    row = {**RESULT.row(), "source": "gan", "device": "cpu", "lr": 0.1, "teacher": "A"}
-    assert joined(row, row)["n"] == 4
-    with pytest.raises(UserError, match=f"gan that are there have {fact} "):
-        joined(row, {**row, fact: 7})
-
-
-def test_images_that_a_source_has_learned_from_are_not_held_out(call, gan, tmp_path, capsys):
-    call(pool_match, "--tag", "few", "--method", "random", "--ipc", 1, "--held-out", 0.1, "--eval-epochs", 1)
-    few = tmp_path / "results" / "few"
-    with pytest.raises(SystemExit):
-        call(validate, "--pretrain-weight", few, "--ipc", 1, "--scored-on", "held_out", "--held-out", 0.3, *QUICK)
-    assert "few has learned from images that --held-out 0.3 holds out: give --held-out 0.1" in capsys.readouterr().err
-    assert not (tmp_path / "results" / "test").exists()
-    call(validate, "--pretrain-weight", few, "--ipc", 1, "--scored-on", "held_out", "--held-out", 0.05, *QUICK)
-
-
-def test_stored_images_that_are_too_few_are_no_reason_to_stop(call, gan, tmp_path, capsys):
-    call(pool_match, "--tag", "few", "--method", "random", "--ipc", 2, "--eval-epochs", 1)
-    few = tmp_path / "results" / "few"
-    call(validate, "--pretrain-weight", few, gan, "--ipc", 1, 3, *QUICK)
-    assert "no row of few above --ipc 2: it keeps no more" in capsys.readouterr().err
-    rows = read_report(tmp_path / "results" / "test" / "report.json")
-    assert [(row["source"], row["ipc"]) for row in rows] == [("few", 1), ("gan", 1), ("gan", 3)]
-    for words, message in ((("--ipc", 3), "--ipc 3: few has 2 images of a class: lower it"),
-                           (("--protocol", "dim", "--ipc", 1), "--protocol dim draws new images at every step")):
-        with pytest.raises(SystemExit):
-            call(validate, "--tag", "no", "--pretrain-weight", few, *words)
-        assert message in capsys.readouterr().err
 
 
 def test_a_run_needs_no_git(call, gan, tmp_path, monkeypatch):

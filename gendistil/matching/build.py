@@ -10,7 +10,7 @@ from gendistil.common.cli import COUNT
 from gendistil.common.device import process_first
 from gendistil.common.errors import UserError
 from gendistil.common.flags import option, refuse
-from gendistil.common.run import CHECKPOINT, find_run, made_by, read_json, training_state
+from gendistil.common.run import CHECKPOINT, check_held_out, check_outside, find_run, made_by, read_json, training_state
 from gendistil.matching import initial
 from gendistil.matching.drawing import DrawingLearner, modes_of
 from gendistil.matching.learners import GeneratorLearner, LatentLearner, PixelLearner
@@ -55,6 +55,15 @@ def train_alike(args):
             setattr(args, name, values.get(name))
     if args.weight is None and config.get("weight"):
         args.weight = Path(config["weight"])
+
+
+def check_paths(args):
+    """Raise UserError for a path to start from that the run would overwrite, or whose images held-out ones cannot judge."""
+    for flag, path in (("--weight", args.weight), ("--control-of", args.control_of), ("--teacher", args.teacher)):
+        if path:
+            check_outside(args, flag, path)
+    if args.weight:
+        check_held_out(args.weight, "--weight", args.held_out)
 
 
 def read_weight(path):

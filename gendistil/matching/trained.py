@@ -135,7 +135,7 @@ class TrainingMatcher(Matcher):
         inputs = [images] if self.logits is None else [images, self.logits.flatten(0, 1)]
         value, gradients = unroll(loss, self.optimizer, lesson.start, inputs, self.rates, length,
                                   lambda weights: self.objective.function(lesson, weights), window)
-        if options.get("skip_above") and not value <= options["skip_above"]:
+        if options.get("skip_above") and not value <= options["skip_above"]:  # the host waits, once after a whole training
             yield self.weight * value  # without a graph: nobody learns from it
             return
         gradients = self._within(gradients)
