@@ -3,7 +3,6 @@
 import hashlib
 import json
 import math
-import os
 import re
 from collections import Counter
 from dataclasses import asdict
@@ -18,7 +17,7 @@ from tqdm.auto import tqdm
 from gendistil.common.engine import Engine
 from gendistil.common.errors import UserError
 from gendistil.common.rng import stream
-from gendistil.common.run import read_json, write_json
+from gendistil.common.run import read_json, replacing, write_json
 from gendistil.data import Augment, spec_of
 from pools.classifiers import build_classifier
 from pools.training import accuracy, embed_images, epoch_batches, split_batches, train_classifier
@@ -160,13 +159,10 @@ class ClassifierPool:
         if not path.exists():
             if self._looks[index] < len(images):
                 return self._embed(network, images, rows)
-            partial_file = path.with_name(f"{path.name}.{os.getpid()}.partial")  # several processes may come here
             try:
-                with partial_file.open("wb") as file:
+                with replacing(path) as partial, partial.open("wb") as file:
                     np.save(file, self._embed(network, images).half().cpu().numpy())
-                os.replace(partial_file, path)
             except OSError:  # no room: they are not kept then
-                partial_file.unlink(missing_ok=True)
                 self._looks[index] = -math.inf
                 return self._embed(network, images, rows)
         kept = np.load(path, mmap_mode="r")[rows.cpu().numpy()]
@@ -322,13 +318,15 @@ def _digest(data):
 
 def _fingerprint(split):
     """A digest of the images and labels of a `Split`."""
-    return _digest(split.images.cpu().numpy().tobytes() + split.labels.cpu().numpy().tobytes())
+    digest = hashlib.blake2b(digest_size=16)
+    for values in (split.images, split.labels):
+        digest.update(values.cpu().contiguous().numpy())  # as it lies in memory: a copy of all images may be a gigabyte
+    return digest.hexdigest()
 
 
 def _write_weights(path, model):
     """Write the weights so that a reader sees all of the file or nothing, and return the digest of its bytes."""
     data = safetensors.torch.save({name: value.detach().cpu().contiguous() for name, value in model.state_dict().items()})
-    partial_file = path.with_name(path.name + ".partial")
-    partial_file.write_bytes(data)
-    os.replace(partial_file, path)
+    with replacing(path) as partial:
+        partial.write_bytes(data)
     return _digest(data)

@@ -90,7 +90,7 @@ def test_a_run_holds_everything(results, tag):
     assert load_source(run).size == 8
     steps = load_checkpoint(run / "checkpoint.pt")["step"]
     assert (run / "samples" / f"generator-{steps:06d}.png").stat().st_size > 100
-    assert not list(run.rglob("*.partial"))
+    assert not list(run.rglob("*.partial*"))
 
 
 def test_metrics(results):

@@ -14,7 +14,17 @@ import gen_condense
 from gendistil.common import loop as loops
 from gendistil.common.errors import UserError
 from gendistil.common.loop import Clock, Loop
-from gendistil.common.run import CHECKPOINT, FORMAT, METRICS, Run, load_checkpoint, save_checkpoint, save_model, training_state
+from gendistil.common.run import (
+    CHECKPOINT,
+    FORMAT,
+    METRICS,
+    Run,
+    load_checkpoint,
+    replacing,
+    save_checkpoint,
+    save_model,
+    training_state,
+)
 from generators.pyramid import PyramidGenerator
 
 
@@ -60,6 +70,36 @@ def test_a_model_is_replaced_whole(tmp_path, monkeypatch):
     weights = load_file(tmp_path / "generator" / "diffusion_pytorch_model.safetensors")
     assert all(torch.equal(weights[name], value) for name, value in new.state_dict().items())
     assert [path.name for path in tmp_path.iterdir()] == ["generator"]
+
+
+def test_a_file_takes_the_place_of_another_once_it_is_complete(tmp_path, monkeypatch):
+    path = tmp_path / "pool.json"
+    path.write_text("old")
+
+    def fail():
+        with replacing(path) as draft:
+            draft.write_text("half")
+            raise RuntimeError
+
+    with pytest.raises(RuntimeError):
+        fail()
+    assert path.read_text() == "old"
+    with replacing(path) as mine:
+        mine.write_text("mine")
+        monkeypatch.setattr("os.getpid", lambda: -1)
+        with replacing(path) as theirs:  # of another process, at the same time
+            theirs.write_text("theirs")
+        assert path.read_text() == "theirs"
+    assert path.read_text() == "mine"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_the_first_images_are_among_the_events(tmp_path):
+    run = Run(options(tmp_path), Accelerator(cpu=True))
+    run.images("generator", torch.zeros(2, 1, 8, 8), 2, 1)
+    run.close()
+    events, = (tmp_path / "run").glob("events.out.tfevents.*")
+    assert b"generator" in events.read_bytes()
 
 
 def test_a_checkpoint_of_another_format_is_refused(tmp_path, command, fails):

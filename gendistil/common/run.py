@@ -1,5 +1,7 @@
 """A run: one folder that holds everything a command did, written by the main process alone."""
 
+import contextlib
+import functools
 import importlib.metadata
 import json
 import math
@@ -11,6 +13,7 @@ import time
 from pathlib import Path
 
 import torch
+from torchvision.io import read_image
 from torchvision.utils import save_image
 
 from gendistil.common.errors import UserError
@@ -35,12 +38,26 @@ def _commit():
     return answer.stdout.strip() or None
 
 
-def write_json(path, value):
-    """Write `value` to `path` so that a reader sees the old file or the new one and never a part."""
+@contextlib.contextmanager
+def replacing(path):
+    """A context that gives the name under which to write what then takes the place of `path`, all at once.
+
+    A reader sees the old file or the new one and never a part, and so does another process that writes the same file. After an
+    error the old one stays.
+    """
     path = Path(path)
-    partial = path.with_name(path.name + ".partial")
-    partial.write_text(json.dumps(value, indent=1, default=str) + "\n")
-    os.replace(partial, path)
+    partial = path.with_name(f".{path.stem}.{os.getpid()}.partial{path.suffix}")
+    try:
+        yield partial
+        os.replace(partial, path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def write_json(path, value):
+    """Write `value` in place of what is in `path`."""
+    with replacing(path) as partial:
+        partial.write_text(json.dumps(value, indent=1, default=str) + "\n")
 
 
 def read_json(path):
@@ -56,9 +73,8 @@ def read_json(path):
 
 def save_checkpoint(path, state):
     """Save a nested dict of tensors and plain values, replacing the file only once the new one is complete."""
-    partial = Path(path).with_name(Path(path).name + ".partial")
-    torch.save(state, partial)
-    os.replace(partial, path)
+    with replacing(path) as partial:
+        torch.save(state, partial)
 
 
 def load_checkpoint(path):
@@ -83,13 +99,16 @@ def training_state(path):
 
 
 def save_model(model, folder):
-    """`model.save_pretrained(folder)`, so that a reader finds the old model or the new one and never a damaged one."""
+    """`model.save_pretrained(folder)`, so that a reader finds the old model or the new one and never a damaged one.
+
+    Learned labels and a learned step size lie in files of their own, which take their places one after the other.
+    """
     folder = Path(folder)
     draft = folder.with_name(f".{folder.name}.partial")
     shutil.rmtree(draft, ignore_errors=True)
     model.save_pretrained(draft)
     if folder.exists():
-        for file in draft.iterdir():  # the configuration stays what it was, so only the weights change, in one file
+        for file in draft.iterdir():
             os.replace(file, folder / file.name)
         draft.rmdir()
     else:
@@ -153,7 +172,6 @@ class Run:
         self.dir, self.name = check_folder(options), Path(sys.argv[0]).stem
         self.accelerator, self.is_main, self.step = accelerator, accelerator.is_main_process, step
         resumed = options.get("resume", False)
-        self._writer = None
         accelerator.wait_for_everyone()  # every process has looked before the first one writes
         if self.is_main:
             try:
@@ -175,26 +193,20 @@ class Run:
         """Append a dict of numbers to metrics.jsonl and TensorBoard; one that is not finite becomes null in the file."""
         if not self.is_main:
             return
-        if self._writer is None:
-            from torch.utils.tensorboard import SummaryWriter  # a second's import that many commands never need
-            self._writer = SummaryWriter(str(self.dir), purge_step=self.step + 1 if self.step else None)
         finite = {key: value if math.isfinite(value) else None for key, value in metrics.items()}
         with open(self.dir / METRICS, "a") as file:
             file.write(json.dumps({"step": step, **finite}) + "\n")
         for key, value in metrics.items():
-            self._writer.add_scalar(key, value, step)
+            self._events.add_scalar(key, value, step)
 
     def images(self, name, images, columns, step):
         """Write signed images [N, C, H, W] as one grid to samples/<name>-<step>.png and to TensorBoard."""
         if not self.is_main:
             return
         path = sample_path(self.dir, name, step)
-        partial = path.with_name(f".{path.name}")
-        save_image(images.float().cpu(), partial, nrow=columns, normalize=True, value_range=(-1, 1), padding=1)
-        os.replace(partial, path)
-        if self._writer is not None:
-            from torchvision.io import read_image
-            self._writer.add_image(name, read_image(str(path)), step)
+        with replacing(path) as partial:
+            save_image(images.float().cpu(), partial, nrow=columns, normalize=True, value_range=(-1, 1), padding=1)
+        self._events.add_image(name, read_image(str(path)), step)
 
     def save(self, state):
         """Replace the checkpoint from which `--resume` continues."""
@@ -206,9 +218,15 @@ class Run:
         if self.is_main:
             save_model(model, self.dir / name)
 
+    @functools.cached_property
+    def _events(self):
+        """The writer of TensorBoard's events, made when it is first needed."""
+        from torch.utils.tensorboard import SummaryWriter  # a second's import that many commands never need
+        return SummaryWriter(str(self.dir), purge_step=self.step + 1 if self.step else None)
+
     def close(self):
-        if self._writer is not None:
-            self._writer.close()
+        if "_events" in vars(self):
+            self._events.close()
 
 
 def sample_path(folder, name, step):
@@ -228,9 +246,8 @@ def _forget(path, step):
         except (ValueError, KeyError, TypeError):
             continue
         kept.append(line + "\n")
-    partial = path.with_name(path.name + ".partial")
-    partial.write_text("".join(kept))
-    os.replace(partial, path)
+    with replacing(path) as partial:
+        partial.write_text("".join(kept))
 
 
 def device_name(device):

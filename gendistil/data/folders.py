@@ -15,6 +15,7 @@ from tqdm import tqdm
 
 from gendistil.common.cli import LARGEST
 from gendistil.common.errors import UserError
+from gendistil.common.run import replacing
 
 EXTENSIONS = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".ppm", ".pgm")
 _CHUNK = 256  # images that one thread decodes at a time
@@ -133,14 +134,11 @@ def _cached(folder, size, data_dir, splits, decode):
         if file["key"].item() == key:
             return [file["train"], file["test"]]  # the archive's checksums vouch for the pixels
     arrays = decode()
-    draft = path.with_name(f"{path.stem}.{os.getpid()}.tmp.npz")
     try:
-        np.savez(draft, key=np.array(key), train=arrays[0], test=arrays[1])
-        os.replace(draft, path)
+        with replacing(path) as draft:
+            np.savez(draft, key=np.array(key), train=arrays[0], test=arrays[1])
     except OSError as error:
         raise UserError(f"{path}: the cache cannot be written ({error.strerror}): make room there")
-    finally:
-        draft.unlink(missing_ok=True)
     return arrays
 
 

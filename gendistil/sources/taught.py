@@ -1,7 +1,6 @@
 """Labels of a teacher in place of the classes' own: what a classifier of the real images answers to the images of a source."""
 
 import json
-import os
 from pathlib import Path
 
 import torch
@@ -10,6 +9,7 @@ from safetensors.torch import save_file
 
 from gendistil.common.engine import EAGER
 from gendistil.common.errors import UserError
+from gendistil.common.run import replacing
 from gendistil.common.source import ROWS, Source, index_within_class
 from gendistil.data import Whitened, restandardise, standardise, to_signed, to_uint8
 
@@ -88,11 +88,9 @@ class Rows:
 
     def save(self, folder):
         """Write them beside the weights in `folder`; a reader sees the whole file or none."""
-        path = Path(folder) / ROWS
-        partial = path.with_name(path.name + ".partial")
         facts = {"name": self.name, "held_out_accuracy": self.held_out_accuracy, "learned": self.learned}
-        save_file({"logits": self.values.half().cpu().contiguous()}, partial, metadata={"teacher": json.dumps(facts)})
-        os.replace(partial, path)
+        with replacing(Path(folder) / ROWS) as partial:
+            save_file({"logits": self.values.half().cpu().contiguous()}, partial, metadata={"teacher": json.dumps(facts)})
 
     def logits(self, images, labels):
         """The rows of the stored images of `labels` int64 [N], each its class's next one: float32 [N, K]."""
