@@ -30,13 +30,15 @@ class Spectral:
         self.register_buffer("u", F.normalize(torch.randn(1, len(self.weight)), dim=1))
 
     def normalised(self):
-        matrix = self.weight.flatten(1)
-        with torch.no_grad():
-            v = F.normalize(self.u @ matrix, eps=_EPS)
-            u = F.normalize(v @ matrix.T, eps=_EPS)
-            if self.training:
-                self.u.copy_(u)
-        return self.weight / (v @ matrix.T @ u.T).squeeze()
+        """The weight, divided in float32, as it is where images are drawn."""
+        with torch.autocast(self.weight.device.type, enabled=False):
+            matrix = self.weight.flatten(1)
+            with torch.no_grad():
+                v = F.normalize(self.u @ matrix, eps=_EPS)
+                u = F.normalize(v @ matrix.T, eps=_EPS)
+                if self.training:
+                    self.u.copy_(u)
+            return self.weight / (v @ matrix.T @ u.T).squeeze()
 
 
 class SpectralConv(Spectral, nn.Conv2d):

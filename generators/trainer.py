@@ -64,8 +64,8 @@ class Trainer:
     Every random draw is made for the global batch from (seed, purpose, step), and each process keeps its own shard. So the
     weights after a step do not depend on how many processes took it, and resuming needs no random state.
 
-    A subclass has `recipe_class` and `step`; if it trains more than the generator, `networks` builds all of them, and it
-    extends `state_dict` and `load_state_dict`.
+    A subclass has `recipe_class` and `step`; if it trains more than the generator, `networks` builds all of them, `parts` names
+    them, and it extends `state_dict` and `restore`.
     """
 
     name = "trainer"
@@ -213,7 +213,8 @@ class Trainer:
         """Everything that continuing needs, as nested dicts of tensors and plain values."""
         return {"trainer": self.recipe.trainer, "recipe": asdict(self.recipe),
                 "generator": self.accelerator.unwrap_model(self.generator).state_dict(), "ema": self.source.state_dict(),
-                "optim_g": self.optim_g.state_dict()}
+                "optim_g": self.optim_g.state_dict(),
+                "scaler": self.accelerator.scaler.state_dict() if self.accelerator.scaler else {}}
 
     def load_state_dict(self, state, path):
         """Continue from `state`, read from `path`; the learning rates stay those of this trainer's recipe."""
@@ -226,6 +227,8 @@ class Trainer:
         """What `load_state_dict` does with a state that fits."""
         self.restore_network(self.generator, self.optim_g, state["generator"], state["optim_g"])
         load_weights(self.source, state.get("ema", state["generator"]))
+        if state.get("scaler") and self.accelerator.scaler:  # empty unless it was written under float16
+            self.accelerator.scaler.load_state_dict(state["scaler"])
 
     def restore_network(self, network, optimizer, weights, moments):
         """Load the weights of a prepared network and what its optimiser remembers."""

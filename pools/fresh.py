@@ -95,6 +95,7 @@ class OnlinePool(RandomPool):
     def _start(self, round_):
         self._model, self._round = super().draw(stream(self.seed, "online", round_)), round_
         self._optimizer = torch.optim.SGD(self._model.parameters(), **self.settings)
+        self._scaler = self.engine.loss_scaler(self.dataset.train.images.device)
 
     def _lesson(self, learner, generator):
         """The images of one pass between two steps of matching, and their targets."""
@@ -111,18 +112,21 @@ class OnlinePool(RandomPool):
                                  cutmix=self.cutmix)
 
         self._model.requires_grad_(True)
-        train_classifier(self._model, batches, epochs=epochs, optimizer=self._optimizer, schedule="constant",
-                         lr=self.settings["lr"], engine=self.engine)
+        train_classifier(self._model, batches, epochs=epochs, optimizer=self._optimizer, scaler=self._scaler,
+                         schedule="constant", lr=self.settings["lr"], engine=self.engine)
         self._model.eval().requires_grad_(False)
 
     def state_dict(self):
         """What resuming within a round needs."""
         if self._model is None:
             return {}
-        return {"round": self._round, "model": self._model.state_dict(), "optimizer": self._optimizer.state_dict()}
+        return {"round": self._round, "model": self._model.state_dict(), "optimizer": self._optimizer.state_dict(),
+                "scaler": self._scaler.state_dict()}
 
     def load_state_dict(self, state):
         if state:
             self._start(state["round"])  # whose architecture it is
             self._model.load_state_dict(state["model"])
             self._optimizer.load_state_dict(state["optimizer"])
+            if state.get("scaler"):  # empty unless it was written under float16
+                self._scaler.load_state_dict(state["scaler"])

@@ -24,7 +24,7 @@ _CHECK_INTERVAL = 50  # steps at least between looks at the loss, each of which 
 
 
 def train_classifier(model, batches, *, epochs, lr=0.01, momentum=0.9, weight_decay=5e-4, schedule="cosine",
-                     temperature=1.0, optimizer=None, engine=EAGER, on_epoch=None, on_step=None):
+                     temperature=1.0, optimizer=None, scaler=None, engine=EAGER, on_epoch=None, on_step=None):
     """Train `model` in place by cross-entropy with SGD, and return the mean loss of the last epoch, a 0-dim tensor.
 
     Args:
@@ -35,7 +35,8 @@ def train_classifier(model, batches, *, epochs, lr=0.01, momentum=0.9, weight_de
         epochs: number of calls of `batches`, at least 1.
         temperature: T, by which logits are divided; the loss is T² times the cross-entropy, whose gradient is as large as at 1.
         schedule: a key of `SCHEDULES`, or a function as they are; the learning rate changes between epochs.
-        optimizer: one that goes on from an earlier call, instead of a new SGD by the settings above.
+        optimizer, scaler: those that go on from an earlier call, instead of a new SGD by the settings above and a new scaler of
+            the gradients of float16.
         engine: the `Engine` that runs the model.
         on_epoch: called after each epoch with (epochs done, mean loss as a 0-dim tensor).
         on_step: called after each step with the number of steps done.
@@ -43,7 +44,7 @@ def train_classifier(model, batches, *, epochs, lr=0.01, momentum=0.9, weight_de
     """
     if optimizer is None:
         optimizer = torch.optim.SGD(model.parameters(), lr, momentum=momentum, weight_decay=weight_decay)
-    scaler = engine.loss_scaler(next(model.parameters()).device)
+    scaler = scaler or engine.loss_scaler(next(model.parameters()).device)
     factor = schedule if callable(schedule) else SCHEDULES[schedule]
     step = last_check = 0
     for epoch in range(epochs):
@@ -57,7 +58,8 @@ def train_classifier(model, batches, *, epochs, lr=0.01, momentum=0.9, weight_de
             scaler.scale(loss).backward()
             scaler.step(optimizer)
             scaler.update()
-            total, count, step = total + loss.detach() * len(images), count + len(images), step + 1
+            seen = logits.shape[-2]  # B
+            total, count, step = total + loss.detach() * seen, count + seen, step + 1
             if on_step:
                 on_step(step)
         mean = total / count

@@ -1,6 +1,7 @@
 """bfloat16 beside float32: every method learns nearly the same in both. Where a processor has no bf16, it runs in software."""
 
 import functools
+from dataclasses import replace
 
 import pytest
 import torch
@@ -15,6 +16,7 @@ from gendistil.common.run import load_checkpoint
 from gendistil.data import load_dataset, standardise, to_signed
 from gendistil.matching import METHODS, OBJECTIVES, Matcher, PixelLearner, initial, matcher, objectives, selectors
 from gendistil.sources import PixelSet
+from generators import RECIPES, make_trainer
 from pools import OnlinePool, RandomPool
 
 SHORT = ("--match-batch", 8, "--select-candidates", 40, "--select-interval", 1, "--eval-epochs", 1, "--eval-ipc", 1, "--pool",
@@ -144,6 +146,35 @@ class Half(Accelerator):
 
     def autocast(self):
         return torch.autocast("cpu", torch.float16)
+
+
+def test_a_generators_scale_of_float16_gradients_is_kept(digits):
+    def trainer():
+        made = make_trainer(Accelerator(cpu=True), digits.spec, replace(RECIPES["pyramid"], width=8, batch_size=8), seed=0)
+        made.accelerator.scaler = torch.amp.GradScaler("cpu")
+        return made
+
+    one, other = trainer(), trainer()
+    one.accelerator.scaler.load_state_dict({**one.accelerator.scaler.state_dict(), "scale": 8.0, "_growth_tracker": 3})
+    other.load_state_dict(one.state_dict(), "checkpoint.pt")
+    assert other.accelerator.scaler.state_dict()["scale"] == 8
+    assert other.accelerator.scaler.state_dict()["_growth_tracker"] == 3
+
+
+def test_a_network_that_learns_step_by_step_keeps_its_scale_of_float16_gradients(digits):
+    pool = OnlinePool(digits, teacher="real", outer=50, inner=1, images=32, batch_size=32, engine=Engine(Half(cpu=True)))
+    pool.prepare(0, None)
+    pool._scaler.load_state_dict({**pool._scaler.state_dict(), "scale": 2.0**40})  # at which every gradient overflows
+    pool.prepare(1, None)
+    before = [weight.clone() for weight in pool.draw(None).parameters()]
+    again = OnlinePool(digits, teacher="real", outer=50, inner=1, images=32, batch_size=32, engine=Engine(Half(cpu=True)))
+    again.load_state_dict(pool.state_dict())
+    for step in range(2, 40):
+        pool.prepare(step, None)
+        again.prepare(step, None)
+    assert pool._scaler.get_scale() < 2.0**40
+    assert any(not torch.equal(*pair) for pair in zip(before, pool.draw(None).parameters()))
+    assert all(torch.equal(*pair) for pair in zip(again.draw(None).parameters(), pool.draw(None).parameters()))
 
 
 @pytest.mark.parametrize("momentum", [0.0, 0.5])

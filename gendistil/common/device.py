@@ -87,7 +87,9 @@ def synchronise(device):
 
 def send(x, device):
     """A tensor of the host on `device`; on a GPU the host does not wait until it is there."""
-    return x.pin_memory().to(device, non_blocking=True) if device.type == "cuda" and x.device.type == "cpu" else x.to(device)
+    if device.type != "cuda" or x.device.type != "cpu":
+        return x.to(device)
+    return x.contiguous().pin_memory().to(device, non_blocking=True)  # what is in pieces would be copied once more, unpinned
 
 
 def own_rows(accelerator, x):
