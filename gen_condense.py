@@ -5,9 +5,9 @@
 
 import dataclasses
 
-from gendistil.common.cli import COUNT, Parser, add_data_arguments, add_run_arguments, run_script
+from gendistil.common.cli import COUNT, Parser, add_data_arguments, add_run_arguments, run_script, say
 from gendistil.common.device import make_accelerator, own_rows
-from gendistil.common.engine import Engine
+from gendistil.common.engine import Engine, compiles
 from gendistil.common.errors import UserError
 from gendistil.common.flags import add_flags, from_flags, override, refuse
 from gendistil.common.loop import Loop
@@ -42,6 +42,9 @@ def parse_args(argv=None):
         parser.error("--epochs and --steps exclude each other: give one")
     own = {field.name for field in dataclasses.fields(RECIPES[args.recipe])}
     refuse(args, kinds, lambda field: field.name not in own, f"is not for --recipe {args.recipe}")
+    unpenalised = not getattr(override(RECIPES[args.recipe], args), "gradient_penalty", 0)
+    refuse(args, kinds, lambda field: unpenalised and field.name in ("penalty", "penalty_interval"),
+           "does nothing where --gradient-penalty is 0")
     refuse(args, (Stopping,), lambda field: not args.auto_stop and field.name != "auto_stop", "is for --auto-stop")
     inherit_data(args, args.output_dir / args.tag if args.resume else None)
     return args
@@ -66,6 +69,8 @@ def main(argv=None):
     if state:
         trainer.load_state_dict(state, args.output_dir / args.tag / CHECKPOINT)
     start = state["step"] if state else 0
+    if args.compile == "on" and not args.auto_stop and not any(compiles(network) for network in trainer.trained()):
+        say("--compile on changes nothing here: these networks run as they are")
     run = Run(vars(args), accelerator, start, recipe_values=dataclasses.asdict(recipe), dataset=dataclasses.asdict(spec),
               compiled=engine.compiled)
     judge, over = None, False

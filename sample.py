@@ -7,6 +7,7 @@ from one run to the next.)
 """
 
 import json
+import os
 import re
 import shutil
 from pathlib import Path
@@ -82,17 +83,15 @@ def to_picture(image):
 
 
 def prepare(folder):
-    """Make the output folder, and remove the set that an earlier call left in it."""
+    """Make the output folder. Raises UserError where a set cannot be written, or would take the place of what is none."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UserError(f"--output-dir {folder} cannot be made ({error.strerror}): name another folder")
-    if (folder / "images").exists():
-        if not (folder / "set.safetensors").exists():
-            raise UserError(f"--output-dir {folder} holds images that are not an earlier set: name another folder")
-        shutil.rmtree(folder / "images")
-        for name in (DDRANKING, PIPELINE):
-            shutil.rmtree(folder / name, ignore_errors=True)
+    if not os.access(folder, os.W_OK | os.X_OK):
+        raise UserError(f"--output-dir {folder} cannot be written: name another folder")
+    if (folder / "images").exists() and not (folder / "set.safetensors").exists():
+        raise UserError(f"--output-dir {folder} holds images that are not an earlier set: name another folder")
 
 
 def main():
@@ -105,7 +104,7 @@ def main():
     if args.format == PIPELINE and not hasattr(source, "as_pipeline"):
         raise UserError(f"--format pipeline is for a flow, and --pretrain-weight {args.pretrain_weight} is none: name a run of "
                         "gen_condense.py --recipe flow or shortcut")
-    flow = source.as_pipeline() if args.format == PIPELINE else None
+    flow = source if args.format == PIPELINE else None
     export = RankingExport(facts, source) if args.format == DDRANKING else None
     tensors, teacher = {}, source.rows
     if args.teacher:
@@ -120,6 +119,8 @@ def main():
     if teacher:
         facts["teacher"], tensors["logits"] = teacher.name, targets.half()
         targets = balanced_labels(source.num_classes, source.decoded(args.ipc))
+    for name in ("images", DDRANKING, PIPELINE):  # of an earlier set, which stays where this one cannot be drawn
+        shutil.rmtree(args.output_dir / name, ignore_errors=True)
     # One entry of metadata, because the file keeps several in no particular order.
     save_file({"images": images, "labels": targets, **tensors}, args.output_dir / "set.safetensors",
               metadata={"set": json.dumps(facts, sort_keys=True)})
@@ -130,7 +131,8 @@ def main():
         for index, image in enumerate(members):
             to_picture(image).save(folder / f"{index:05d}.png")
     if flow:
-        flow.save_pretrained(args.output_dir / PIPELINE)
+        drawing = source.refinement.sampling if isinstance(source, Refined) else {}
+        flow.as_pipeline(**drawing).save_pretrained(args.output_dir / PIPELINE)
     if export:
         export.write(args.output_dir / DDRANKING, args.ipc, images, targets, tensors.get("logits"))
     columns = min(by_class.shape[1], 10)

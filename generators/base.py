@@ -52,7 +52,7 @@ class ConditionalGenerator(Source, ModelMixin, ConfigMixin):
         """
         was_training = self.training
         self.eval()
-        noise = counter_normal(seed, labels, index, self.dim_noise) * noise_std
-        images = [self(z, y, **sampling) for z, y in zip(noise.split(SAMPLE_BATCH), labels.split(SAMPLE_BATCH))]
+        parts = zip(labels.split(SAMPLE_BATCH), index.split(SAMPLE_BATCH))
+        images = [self(counter_normal(seed, y, i, self.dim_noise) * noise_std, y, **sampling) for y, i in parts]
         self.train(was_training)
         return torch.cat(images).float()

@@ -54,8 +54,8 @@ LOSSES = {
 
 
 def auxiliary(logits, labels):
-    """Cross-entropy of an auxiliary classifier (Odena et al., 2017); zero for a critic that has none."""
-    return F.cross_entropy(logits.float(), labels) if logits is not None else torch.zeros((), device=labels.device)
+    """Cross-entropy of an auxiliary classifier (Odena et al., 2017)."""
+    return F.cross_entropy(logits.float(), labels)
 
 
 def gradient_penalty(critic, real, fake, labels, fake_labels, alpha):

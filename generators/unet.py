@@ -52,8 +52,9 @@ class FlowGenerator(ConditionalGenerator):
         self.classes = nn.Embedding(num_classes + 1, 4 * widths[0])  # the last one stands for no class
         self.spans = nn.Embedding(FINEST + 1, 4 * widths[0]) if shortcut else None
 
-    def as_pipeline(self):
-        """The same flow as a `FlowPipeline`, which diffusers loads without this package."""
+    def as_pipeline(self, sample_steps=None, guidance=None):
+        """The same flow as a `FlowPipeline`, which diffusers loads without this package, with other options if they are given.
+        """
         rows = self.classes.weight.data  # K+1,D
         if self.shortcut:
             rows = (self.spans.weight.data.unsqueeze(1) + rows).flatten(0, 1)
@@ -62,7 +63,8 @@ class FlowGenerator(ConditionalGenerator):
         shape.pop("_use_default_values", None)  # by which diffusers would forget the three
         unet = UNet2DModel.from_config(shape)
         unet.load_state_dict({**self.unet.state_dict(), "class_embedding.weight": rows})
-        return FlowPipeline(unet.eval(), self.size, self.num_classes, self.sample_steps, self.guidance, self.shortcut)
+        return FlowPipeline(unet.eval(), self.size, self.num_classes, sample_steps or self.sample_steps,
+                            self.guidance if guidance is None else guidance, self.shortcut)
 
     def check_sampling(self, sample_steps=None, guidance=None):
         if self.shortcut and sample_steps not in (None, *(2**span for span in range(FINEST + 1))):

@@ -10,7 +10,7 @@ from gendistil.common import rng
 from gendistil.common.errors import UserError
 from gendistil.common.run import save_checkpoint
 from gendistil.sources import index_within_class, load_source
-from generators import NETWORKS, load_weights
+from generators import NETWORKS, base, load_weights
 from generators.dim import DiMCritic, DiMGenerator
 from generators.layers import conv_after_doubling, conv_then_halving
 from generators.losses import LOSSES, PENALTIES, gradient_penalty
@@ -141,6 +141,22 @@ def test_a_published_checkpoint_loads(tmp_path):
     labels = torch.arange(10)
     assert (loaded.size, loaded.channels, loaded.num_classes, loaded.dim_noise) == (28, 1, 10, 12)
     assert torch.equal(loaded.sample(labels, 0), generator.sample(labels, 0))
+
+
+def test_a_training_state_of_this_suite_is_no_published_checkpoint(tmp_path):
+    generator, critic = DiMGenerator(28, 1, 10, 12, width=8), DiMCritic(28, 1, 10, width=8)
+    save_checkpoint(tmp_path / "checkpoint.pt", {"recipe": {}, "generator": generator.state_dict(),
+                                                 "discriminator": critic.state_dict()})
+    with pytest.raises(UserError, match="for a run of this suite name its folder"):
+        load_source(tmp_path / "checkpoint.pt")
+
+
+def test_noise_is_drawn_for_the_images_that_are_made_together(monkeypatch):
+    generator, asked = NETWORKS["pyramid"][0](8, 1, 10, 12, width=8), []
+    noise = base.counter_normal
+    monkeypatch.setattr(base, "counter_normal", lambda seed, *rows: (asked.append(len(rows[0])), noise(seed, *rows))[1])
+    generator.sample(torch.zeros(600, dtype=torch.int64))
+    assert asked == [256, 256, 88]
 
 
 def test_damaged_and_foreign_files_are_refused_in_one_line(tmp_path):

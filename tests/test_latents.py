@@ -60,6 +60,15 @@ def test_spectral_norm_bounds_every_layer_and_follows_training():
     assert all(torch.equal(*pair) for pair in zip(before, critic.buffers()))
 
 
+def test_spectral_norm_divides_in_float32_under_autocast():
+    critic = BigGANCritic(16, 3, 4, width=64).eval()
+    for layer in critic.modules():
+        if hasattr(layer, "normalised"):
+            with torch.autocast("cpu", torch.bfloat16):
+                under = layer.normalised()
+            assert torch.equal(under, layer.normalised())
+
+
 def fill(latents):
     latents.vectors.data.copy_(torch.stack([latents.draw(label, latents.max_ipc, 0) for label in range(latents.num_classes)]))
 
@@ -264,6 +273,23 @@ def test_bad_input_is_named_in_one_line(fails, runs, tmp_path, words, said):
     error = fails(2, pool_match, "--output-dir", tmp_path, "--tag", "bad", *(str(word).format(**places) for word in words))
     assert said in error.splitlines()[-1]
     assert not (tmp_path / "bad").exists()
+
+
+def test_latents_of_a_plugins_generator_ask_for_it(runs, tmp_path):
+    shutil.copytree(runs / "itgan-inversion" / "latents", tmp_path / "latents")
+    config = json.loads((tmp_path / "latents" / "config.json").read_text())
+    (tmp_path / "latents" / "config.json").write_text(json.dumps({**config, "network": "mine"}))
+    with pytest.raises(UserError, match="'mine', which is not there: give the --plugin"):
+        load_source(tmp_path / "latents")
+
+
+def test_a_set_that_cannot_be_drawn_leaves_the_earlier_one(command, fails, runs, tmp_path):
+    words = ("--pretrain-weight", runs / "itgan-inversion", "--output-dir", tmp_path / "set", "--ipc")
+    command(sample, *words, 1)
+    before = sorted(path for path in (tmp_path / "set").rglob("*"))
+    for sampling in ("fixed", "representative"):
+        assert "lower --ipc" in fails(2, sample, *words, 999, "--sampling", sampling)
+        assert sorted(path for path in (tmp_path / "set").rglob("*")) == before
 
 
 def test_biggan_of_a_checkpoint_samples(tmp_path):

@@ -124,6 +124,10 @@ def test_scripts_write_and_judge_them(command, fails, tmp_path, monkeypatch):
     command(sample, "--pretrain-weight", "model", "--ipc", 1, "--format", "pipeline", "--output-dir", "set")
     command(validate, "--data", "digits", "--pretrain-weight", "own=model", "other=set/pipeline", "--ipc", 1, "--sampling",
             "fixed", "--epochs", 1, "--min-steps", 1, "--num-eval", 1)
+    command(sample, "--pretrain-weight", "model", "--ipc", 1, "--format", "pipeline", "--output-dir", "few",
+            "--sample-steps", 3, "--guidance", 2)
+    config = json.loads((tmp_path / "few/pipeline/model_index.json").read_text())
+    assert (config["steps"], config["guidance"]) == (3, 2)
     rows = read_report(tmp_path / "results/test/report.json")
     assert [row["source"] for row in rows] == ["own", "other, a FlowPipeline that learned elsewhere"]
     assert rows[0]["bytes"] == rows[1]["bytes"]

@@ -8,6 +8,7 @@ from gendistil.common.errors import UserError
 from gendistil.data import Split, load_dataset, to_signed, to_uint8
 from gendistil.sources import (
     DistilledDataset,
+    LatentSet,
     RealImages,
     balanced_labels,
     draw,
@@ -57,6 +58,13 @@ def test_a_representative_set_is_chosen_among_the_images_of_its_seed(digits, mon
     for chosen, among in zip(images.unflatten(0, (10, ipc)).flatten(2), candidates):
         assert (chosen[:, None] == among).all(-1).any(1).all()
         assert len(chosen.unique(dim=0)) == ipc
+
+
+def test_more_representatives_than_there_are_images_are_refused(digits):
+    latents = LatentSet("pyramid", {"size": 8, "channels": 1, "num_classes": 10, "dim_noise": 4, "width": 8}, ipc=2)
+    for source in (RealImages(digits.train, 10), latents):
+        with pytest.raises(UserError, match="lower --ipc"):
+            draw_set(source, source.max_ipc + 1, seed=1, choice="representative")
 
 
 def test_a_representative_image_is_nearer_to_its_class_mean(digits):

@@ -13,7 +13,7 @@ import pool_match
 import sample
 import validate
 from gendistil.common.errors import UserError
-from gendistil.data import Spec, load_dataset, spec_of, standardise, to_signed
+from gendistil.data import Spec, Whitened, load_dataset, spec_of, standardise, to_signed
 from gendistil.matching.learners import PixelLearner
 from gendistil.sources import PixelSet
 
@@ -54,6 +54,11 @@ def test_a_data_set_is_described_as_before_unless_it_is_whitened(whitened):
         assert (type(again), again) == (type(spec), spec)
     with pytest.raises(UserError, match="--whiten zca"):
         standardise(torch.zeros(1, 1, 8, 8), again)
+
+
+def test_images_too_large_to_be_whitened_are_refused():
+    with pytest.raises(UserError, match="--image-size"):
+        Whitened.of(Spec("photos", ("a", "b"), 3, 128, (0.5,) * 3, (0.5,) * 3, True), torch.zeros(2, 3, 128, 128).byte())
 
 
 def test_pixels_descend_as_whitened_images_do(whitened):

@@ -129,6 +129,8 @@ def _run_plugins(words):
             raise UserError(f"--plugin {path}: there is no such file")
         name = f"plugin {path.resolve()}"
         if name not in sys.modules:
+            if path.suffix != ".py":
+                raise UserError(f"--plugin {path}: name a file that ends in .py")
             spec = importlib.util.spec_from_file_location(name, path)
             module = sys.modules[name] = importlib.util.module_from_spec(spec)
             spec.loader.exec_module(module)

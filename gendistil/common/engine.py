@@ -33,8 +33,8 @@ class Engine:
         """Compile from now on, or not, as `--compile` says: "on", "off", or "auto" in a run whose networks see so many pixels
         that it pays.
 
-        Where compiling fails, "auto" says so and goes on without. `pixels` follows from the command line alone, so that a
-        resumed run decides as the one that was interrupted.
+        Where compiling fails, "auto" says so and goes on without. `pixels` follows from the command line alone, so that a run
+        that is resumed to its end decides as it did before.
         """
         self.compiled = choice == "on" or (choice == "auto" and pixels >= _PAYS)
         self.required = choice == "on"

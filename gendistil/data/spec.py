@@ -1,5 +1,6 @@
 """What the rest of the suite needs to know of a data set, and how its images are whitened where that is asked for."""
 
+import math
 from dataclasses import asdict, dataclass
 
 import torch
@@ -8,6 +9,7 @@ from gendistil.common.errors import UserError
 from gendistil.data.images import to_signed
 
 _EPS = 0.1  # added to the variances of images in [0, 1], as the published code of MTT has it
+_LARGEST = 3 * 64**2  # values of an image, whose matrix then takes a gigabyte, and its eigenvectors some more
 
 
 @dataclass(frozen=True)
@@ -50,6 +52,10 @@ class Whitened(Spec):
     def of(cls, spec, images):
         """`spec` with the matrix of its stored training images [N, C, H, W]."""
         count, total, products = len(images), 0, 0
+        values = math.prod(images.shape[1:])
+        if values > _LARGEST:
+            raise UserError(f"--whiten zca needs a matrix of {values} x {values} for these images, and {_LARGEST} is the most: "
+                            "give a smaller --image-size")
         for part in images.split(4096):
             part = to_signed(part).flatten(1) / 2
             total, products = total + part.double().sum(0), products + (part.T @ part).double()

@@ -5,6 +5,7 @@ from pathlib import Path
 import torch
 
 from gendistil.common.clustering import representatives
+from gendistil.common.errors import UserError
 from gendistil.common.rng import stream
 from gendistil.data import to_signed, to_uint8
 from gendistil.sources.load import load_source
@@ -28,9 +29,9 @@ def draw_set(source, ipc, seed, device="cpu", choice="fixed"):
     """The set of `ipc` images of every class that `seed` names, class by class: uint8 `[K * ipc, C, H, W]`, and its targets.
 
     The one place where a set is drawn: students are trained on what `sample.py` writes and `DistilledDataset` holds, the
-    rounding to 256 levels included. Targets are int64 labels, or soft ones where the source has them. `choice` is one of
-    `CHOICES`; a representative set is chosen among the first images of the same seed, 20 for each wanted one, and is the same
-    on the same kind of device.
+    rounding to 256 levels included, on the same kind of device. Targets are int64 labels, or soft ones where the source has
+    them. `choice` is one of `CHOICES`; a representative set is chosen among the first images of the same seed, 20 for each
+    wanted one.
     """
     if choice == "representative":
         return _representatives(source, ipc, seed, device)
@@ -49,6 +50,8 @@ def _representatives(source, ipc, seed, device):
     wanted = source.decoded(ipc)
     count = max(_CANDIDATES, _CANDIDATES_PER_IMAGE * ipc)
     count = count if source.max_ipc is None else min(count, source.decoded(source.max_ipc))
+    if wanted > count:
+        raise UserError(f"{count} images of every class are there, fewer than the {wanted} asked for: lower --ipc")
     views = _views(source, device)
     images, targets = [], []
     for classes in torch.arange(source.num_classes, device=device).split(max(1, _AT_ONCE // count)):

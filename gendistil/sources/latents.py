@@ -28,6 +28,8 @@ class LatentSet(StoredSource, ModelMixin, ConfigMixin):
     @register_to_config
     def __init__(self, network, options, ipc, space="noise", step_size=None):
         super().__init__()
+        if network not in NETWORKS:
+            raise UserError(f"these are latents of a generator '{network}', which is not there: give the --plugin that has it")
         self.generator = NETWORKS[network][0](**options).requires_grad_(False).eval()
         self.size, self.channels, self.num_classes = (getattr(self.generator, name)
                                                       for name in ("size", "channels", "num_classes"))
