@@ -36,7 +36,7 @@ from gendistil.evaluation.report import markdown, write_report
 from gendistil.evaluation.rows import row_key
 from gendistil.evaluation.students import GROUP
 from gendistil.sources import load_source
-from pools import CLASSIFIERS
+from pools import check_classifiers, one_classifier
 
 SCRIPTS = {"pool_match.py": pool_match, "gen_condense.py": gen_condense}
 """What makes memories."""
@@ -59,7 +59,8 @@ def parse_args(argv=None):
     parser.add_argument("--resume", action="store_true", help="continue the evaluation of this tag: what is there stays, and "
                         "what is missing is added, such as more --orders, --memory or --labels")
     students = parser.add_argument_group(GROUP)
-    students.add_argument("--eval-model", choices=CLASSIFIERS, default="convnet", help="kind of the students")
+    students.add_argument("--eval-model", type=one_classifier, default="convnet", metavar="NAME",
+                          help="kind of the students, named as for validate.py --eval-model")
     students.add_argument("--num-eval", type=COUNT, default=3, help="students at every step, which differ in their seed")
     students.add_argument("--together", type=COUNT, help="students trained side by side (default: all on a GPU, one elsewhere)")
     usual = [name for name, row in PROTOCOLS.items() if row.looks == 1 and not row.replay]
@@ -78,12 +79,13 @@ def parse_args(argv=None):
 def main():
     args = parse_args()
     accelerator = make_accelerator(args.precision)
-    device, protocol = accelerator.device, override(protocol_for(args.protocol, args.data), args)
+    device, protocol = accelerator.device, override(protocol_for(args.protocol, args.data, args.eval_model), args)
     with accelerator.local_main_process_first():  # one process downloads and decodes, the others find its cache
         dataset = load_dataset(args.data, args.data_dir, args.image_size, args.held_out, args.classes)
     spec = dataset.spec
     orders = [steps_of(class_order(index, spec.num_classes), args.steps) for index in range(args.orders)]
     Augment(protocol.aug_type, spec)  # a wrong name ends here, before the run's folder is made
+    check_classifiers([args.eval_model], spec, "--eval-model")
     stored = {memory.name: memory.check(args) for memory in args.memory}
     check_folder(vars(args))
     commands = {memory.name: memory.text for memory in args.memory}

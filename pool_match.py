@@ -184,7 +184,7 @@ def match(args, options):
     run.close()
     accelerator.print(f"{learner.folder} of step {summary['best_step']}: {run.dir / learner.folder}")
     if method.learn == GENERATOR:
-        accelerator.print(judge.gain(control=not matching))
+        accelerator.print(judge.gain(None if matching else build.read_matched(args)))
 
 
 def command():

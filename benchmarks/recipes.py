@@ -56,10 +56,13 @@ FLOWS = {
     "flow-uniform-times": {"times": "uniform"},
 }
 """Differences from the recipe of flows; as many bytes as the default has a width of 48 at 8 pixels, 56 at 28 and 32 at 32."""
+SHORTCUTS = {"48": {"width": 48}, "unguided": {"guidance": 1.0}, "guided-2": {"guidance": 2.0}, "guided-3": {"guidance": 3.0}}
+"""Differences from the recipe of shortcuts, which learn their guidance."""
 VARIANTS = {**{name: replace(DEFAULT, **change) for name, change in CHANGES.items()},
             **{name: replace(FLOW, **change) for name, change in FLOWS.items()},
             "dim": DIM, "dim-ema": replace(DIM, ema=DEFAULT.ema),
-            "shortcut": RECIPES["shortcut"], "shortcut-48": replace(RECIPES["shortcut"], width=48)}
+            "shortcut": RECIPES["shortcut"],
+            **{f"shortcut-{name}": replace(RECIPES["shortcut"], **change) for name, change in SHORTCUTS.items()}}
 """Recipes by the name that --variants knows."""
 
 

@@ -16,7 +16,7 @@ import pool_match
 from gendistil.common.errors import UserError
 from gendistil.common.run import load_checkpoint, read_json
 from gendistil.data import load_dataset
-from gendistil.evaluation.continual import LABELLINGS, class_order, steps_of
+from gendistil.evaluation.continual import LABELLINGS, Memory, class_order, steps_of
 from gendistil.evaluation.rows import read_report
 from gendistil.sources import Joined, PixelSet, RealImages, draw_set, load_source
 
@@ -207,6 +207,7 @@ def test_two_processes_judge_what_one_does(command, tmp_path):
     (("--memory", DM, "--labels", "pool"), "--labels pool: memory 'dm' is matched with no pretrained pool"),
     (("--memory", f"gan={GAN}", "--labels", "pool"), "&& pool_match.py --steps 0 to a generator"),
     (("--memory", DM, "--aug-type", "blur"), "blur"),
+    (("--memory", DM, "--eval-model", "convnet:colour=9"), "unknown option of convnet 'colour'"),
     (("--memory", DM, "--protocol", "dim"), "invalid choice: 'dim'"),
     (("--memory", DM, "--resume"), "holds no run"),
 ])
@@ -229,9 +230,20 @@ def test_a_name_keeps_its_memory(fails, results):
     assert (results / "cl" / "report.json").read_text() == before
 
 
+@pytest.mark.parametrize("words", ["random", "mgd3 --weight flow"])
+def test_what_is_stored_counts_as_stored(words, tmp_path):
+    memory = Memory.parse(f"one=pool_match.py --method {words}", {"pool_match.py": pool_match})
+    args = SimpleNamespace(output_dir=tmp_path, tag="cl", data="digits", held_out=0.1, precision="auto", compile="auto", ipc=2,
+                           data_dir=None, image_size=None, seed=0, labels=("hard",))
+    assert memory.check(args)
+    (_, words, _, _), = memory._runs(args, "step", [0], 0)
+    assert words[-2:] == ["--ipc", "2"]
+
+
 def test_a_coreset_is_of_real_images_of_its_class(command, tmp_path, dataset):
     command(continual, "--output-dir", tmp_path, *QUICK, "--orders", 1, "--classes", 4, 8, 1, 0, "--memory",
-            "random=pool_match.py --method random --eval-epochs 1", "--scored-on", "held_out")
+            "random=pool_match.py --method random --eval-epochs 1", "--scored-on", "held_out", "--eval-model",
+            "convnet:width=8")
     order = [[4, 8, 1, 0][place] for place in class_order(0, 4)]
     for step in (0, 1):
         images, labels = draw_set(load_source(tmp_path / "cl" / "memories" / f"random-order0-step{step}"), 2, 0)

@@ -66,7 +66,7 @@ def legends(monkeypatch):
 
 def make_run(folder):
     run = object.__new__(Run)
-    run.is_main, run.dir, run._writer = True, folder, None
+    run.is_main, run.dir, run.step = True, folder, 0
     (folder / "samples").mkdir(parents=True)
     (folder / "config.json").write_text(json.dumps({"command": "validate.py", "dataset": {"classes": ["cat", "<dog>"]}}))
     return run

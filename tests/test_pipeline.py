@@ -180,11 +180,15 @@ def test_stage_2_resumes_exactly(command, fails, results, monkeypatch, select):
     assert read_json(results / cut / "summary.json")["steps"] == 5
 
 
-def test_a_control_resumes_too(command, results):
+def test_a_control_resumes_too_and_says_what_matching_gained(command, results, capsys):
     words = ("--output-dir", results, "--tag", "control", "--eval-epochs", 1, "--eval-ipc", 1)
     steps = read_json(results / "control" / "summary.json")["steps"]
+    capsys.readouterr()
     command(pool_match, *words, "--control-of", results / "match", "--resume")
     assert read_json(results / "control" / "summary.json")["steps"] == steps
+    match, control = (read_json(results / tag / "summary.json")["held_out_accuracy"] for tag in ("match", "control"))
+    said = f"matching is {match - control:.1f} points above" if match > control else "matching has gained nothing beside"
+    assert f"By this one student each {said} its control" in capsys.readouterr().out
 
 
 def test_stage_2_stopped_before_its_first_score_leaves_a_generator(fails, results, monkeypatch):

@@ -20,6 +20,7 @@ def rows(name, data, **values):
     return {(name, each): values for each in data}
 
 
+DEEPER = {"pool": ("convnet4",)}  # of TinyImageNet
 # Lines are those of VICO-UoE/DatasetCondensation 53f63a6 for DC, DSA, DM; snu-mllab/Efficient-Dataset-Condensation ceac95a for
 # IDC; lyq312318224/DREAM 595e3c1 for DREAM; vimar-gu/DiM 3657339 for DiM.
 
@@ -88,6 +89,15 @@ DATM = {**MTT, "steps": 10_000, "unroll": 80, "lr": by_ipc(100, 100, 1000), "ste
         "skip_above": by_ipc(1.1, 1.0, 1.0), "max_start": by_ipc(4, 20, 40), "first_max_start": by_ipc(0, 10, 20),
         "start_grows": by_ipc(1000, 1000, 2000)}
 
+# configs/CIFAR-100/ConvIN and TinyImageNet/ConvIN: batches of more images than there are, are all of them
+DATM_100 = {**DATM, "unroll": by_ipc(40, 80, 80), "expert_epochs": by_ipc(3, 2, 2), "lr": 1000, "step_size_lr": 1e-5,
+            "label_lr": 10, "skip_above": 1.0, "min_start": by_ipc(0, 0, 20), "max_start": by_ipc(20, 50, 70),
+            "first_max_start": by_ipc(10, 30, 0), "start_grows": by_ipc(1000, 2000, 2000),
+            "unroll_batch": by_ipc(0, 1000, 1000)}
+DATM_TINY = {**DATM_100, "unroll": by_ipc(40, 40, 20), "expert_epochs": 2, "lr": by_ipc(10_000, 100, 100), "step_size_lr": 1e-4,
+             "min_start": by_ipc(0, 10, 40), "first_max_start": by_ipc(15, 0, 0), "start_grows": 2000,
+             "unroll_batch": by_ipc(500, 500, 1000), **DEEPER}
+
 # fengyzpku/Simple_Dataset_Distillation, README.md
 BPTT = dict(match="outcome", match_weight=1.0, match_batch=500, unroll=200, window=60, unroll_optimizer="adam", step_size=1e-3,
             optimizer="adam", lr=1e-3, aug_type="flip_rotate", clip=2.0, init="noise", pool_training="random", label_lr=0.0)
@@ -102,13 +112,20 @@ NCFM = dict(match="cf", match_batch=1024, factor=2, init="real", aug_type="color
             pool_aug="color_crop", optimizer="adam", lr=2e-3, steps=20_000, keep="last")
 
 PUBLISHED = {
-    **rows("ncfm", ["cifar10"], **NCFM),
+    **rows("ncfm", ["cifar10", "cifar100"], **NCFM),
+    **rows("ncfm", ["tinyimagenet"], **{**NCFM, **DEEPER}),
     **rows("mtt", ["cifar10"], **MTT),
     **rows("datm", ["cifar10"], **DATM),
+    **rows("datm", ["cifar100"], **DATM_100),
+    **rows("datm", ["tinyimagenet"], **DATM_TINY),
     **rows("bptt", ["cifar10"], **BPTT),
+    **rows("bptt", ["cifar100"], **{**BPTT, "match_batch": 50, "unroll": by_ipc(130, 300, 300), "window": by_ipc(90, 100, 100),
+                                    "lr": by_ipc(3e-4, 1e-3, 1e-3)}),
+    **rows("bptt", ["tinyimagenet"], **{**BPTT, "match_batch": 25, "unroll": 300, "window": 100, "lr": 3e-4}),
     **rows("dd", ["mnist"], **DD),
     **rows("dm", ["mnist", "svhn"], **DM),
-    **rows("dm", ["fashion", "cifar10", "cifar100", "tinyimagenet"], **DM, aug_type=OBJECTS),     # main_DM.py:28
+    **rows("dm", ["fashion", "cifar10", "cifar100"], **DM, aug_type=OBJECTS),                     # main_DM.py:28
+    **rows("dm", ["tinyimagenet"], **{**DM, **DEEPER}, aug_type=OBJECTS),
     **rows("dc", ["mnist", "fashion", "svhn", "cifar10", "cifar100"], **DC),
     **rows("dsa", ["mnist", "svhn"], **{**DSA, "aug_type": DIGITS, "pool_aug": DIGITS}),
     **rows("dsa", ["fashion", "cifar10", "cifar100"], **{**DSA, "aug_type": OBJECTS, "pool_aug": OBJECTS}),
@@ -124,9 +141,8 @@ PUBLISHED = {
     **rows("dream+", ["svhn"], **DREAM_PLUS, **SVHN),
     **rows("dream+", ["mnist"], **DREAM_PLUS, **MNIST),
     **rows("dream+", ["fashion"], **DREAM_PLUS, **FASHION),
-    # Depth 4 has another name in the pool than the others' "convnet".
-    **rows("dream", ["tinyimagenet"], **{name: value for name, value in {**DREAM, **TINY}.items() if name != "pool"}),
-    **rows("dream+", ["tinyimagenet"], **{name: value for name, value in {**DREAM_PLUS, **TINY}.items() if name != "pool"}),
+    **rows("dream", ["tinyimagenet"], **{**DREAM, **TINY, **DEEPER}),
+    **rows("dream+", ["tinyimagenet"], **{**DREAM_PLUS, **TINY, **DEEPER}),
     **rows("dim", ["mnist", "fashion", "svhn", "cifar10"], **DIM),                                # README.md:13-16
 }
 

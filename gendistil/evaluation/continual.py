@@ -21,8 +21,7 @@ from gendistil.common.flags import option, override
 from gendistil.common.run import CHECKPOINT
 from gendistil.evaluation.students import SAMPLINGS, Result, evaluate
 from gendistil.matching import METHODS
-from gendistil.matching.build import LEARNED
-from gendistil.matching.methods import STORED
+from gendistil.matching.methods import GENERATOR
 from gendistil.sources import Joined, Taught, Teacher
 from pools import ClassifierPool, accuracy, keep_classifier
 
@@ -174,7 +173,7 @@ class Memory:
 
 def _stores(options):
     """Whether a command with these options makes images that are stored, and no generator."""
-    return "method" in options and LEARNED[METHODS[options.method].learn].flags in STORED
+    return "method" in options and METHODS[options.method].learn != GENERATOR
 
 
 def open_teacher(folder, device, engine):

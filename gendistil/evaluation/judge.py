@@ -65,12 +65,22 @@ class Judge:
             self.run.images(learner.folder, *learner.grid(), step)
         self.run.accelerator.wait_for_everyone()
 
-    def gain(self, control):
-        """What a run of a generator has gained, in words; `control` says that it has not matched."""
+    def gain(self, matched):
+        """What a run of a generator has gained, in words.
+
+        Args: matched, None for a run that has matched; for one that has not, the summary of the run whose control it is, empty
+        where it is none.
+        """
         before, after = self.summary.get("held_out_accuracy_before"), self.summary["held_out_accuracy"]
         words = "" if before is None else f"{before:.1f} % of the held-out images before, "
         words += f"{after:.1f} % with what is kept" if self.summary["best_step"] else "no step scored more, so that is kept"
-        return words if control else f"{words}. What matching gained, its control alone can tell: --control-of {self.run.dir}"
+        if matched is None:
+            return f"{words}. What matching gained, its control alone can tell: --control-of {self.run.dir}"
+        if "held_out_accuracy" not in matched:
+            return words
+        gained = matched["held_out_accuracy"] - after
+        verdict = f"matching is {gained:.1f} points above" if gained > 0 else "matching has gained nothing beside"
+        return f"{words}. By this one student each {verdict} its control; validate.py tells by several"
 
 
 class StoppingJudge(Judge):

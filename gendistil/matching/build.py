@@ -98,6 +98,15 @@ def read_seconds(path):
         raise UserError(f"--control-of {path} holds no readable {SUMMARY}: name the folder of a finished run of pool_match.py")
 
 
+def read_matched(args):
+    """The summary of the run that --control-of names, if that was scored as its control is; else an empty dict."""
+    if args.control_of is None:
+        return {}
+    config = made_by(args.control_of)
+    alike = all(config.get(name) == getattr(args, name) for name in ("eval_model", "eval_ipc", "eval_epochs", "seed"))
+    return read_json(args.control_of / SUMMARY) if alike else {}
+
+
 def holds_latents(path):
     """Whether `path` is a run that has found the latents of real images."""
     folder = find_run(path)

@@ -76,7 +76,7 @@ class Method:
     select_interval: int = option("steps between clusterings", 10, type=COUNT, group=_METHOD)
     select_candidates: int = option("images of each class that are clustered (default: 1000)", 1000, type=COUNT, group=_METHOD)
     select_nearest: int = option("images that are taken around each centroid, of fewer clusters (DREAM+)", 1, type=COUNT,
-                                 group=_METHOD)
+                                 aliases=("subsample",), group=_METHOD)
 
     unroll: int = option("steps of a network's training on the synthetic images, in each step of matching", 30, type=COUNT,
                          group=_UNROLL)
@@ -261,15 +261,18 @@ METHODS = {
 _GREY = {"metric": "l1", "lr": 1e-4}
 _MANY = {"pool_images": 2000}
 _IDC_DATA = {"mnist": _GREY, "fashion": _GREY, "cifar10": _MANY, "cifar100": _MANY}
-_TINY = {"match_batch": 64, "pool_batch": 64, "pool_images": 1000, "pool": ("convnet4",)}
-_DREAM_DATA = {**_IDC_DATA, "tinyimagenet": _TINY}
+_DREAM_DATA = {**_IDC_DATA, "tinyimagenet": {"match_batch": 64, "pool_batch": 64, "pool_images": 1000}}
 PUBLISHED = {"idc": _IDC_DATA, "dream": _DREAM_DATA, "dream+": _DREAM_DATA,
              # 5,000 real images in all, as for CIFAR-10.
-             "bptt": {"cifar100": {"match_batch": 50}, "tinyimagenet": {"match_batch": 25}},
+             "bptt": {"cifar100": {"match_batch": 50, "unroll": 130, "window": 90, "lr": 3e-4},
+                      "tinyimagenet": {"match_batch": 25, "unroll": 300, "window": 100, "lr": 3e-4}},
              "mtt": {"cifar10": {"unroll": 50, "step_size_lr": 1e-7},
                      "cifar100": {"unroll": 20, "expert_epochs": 3, "max_start": 20, "pool_epochs": 25}},
              "datm": {"cifar10": {"max_start": 4, "first_max_start": 0, "skip_above": 1.1, "label_lr": 5.0,
-                                  "step_size_lr": 1e-7}}}
+                                  "step_size_lr": 1e-7},
+                      "cifar100": {"unroll": 40, "expert_epochs": 3, "label_lr": 10.0, "lr": 1e3},
+                      "tinyimagenet": {"unroll": 40, "unroll_batch": 500, "first_max_start": 15, "start_grows": 2000,
+                                       "label_lr": 10.0, "step_size_lr": 1e-4, "lr": 1e4}}}
 """What a method's authors set otherwise for a data set."""
 
 _DATM_10 = {"max_start": 20, "first_max_start": 10, "skip_above": 1.0, "label_lr": 2.0, "step_size_lr": 1e-5}
@@ -280,6 +283,16 @@ PUBLISHED_BY_IPC = {
     ("mtt", "cifar10", 50): {"max_start": 40, "step_size": 1e-3, "pool_epochs": 45},
     ("datm", "cifar10", 10): _DATM_10,
     ("datm", "cifar10", 50): {"max_start": 40, "first_max_start": 20, "start_grows": 2000, "lr": 1e3, "pool_epochs": 45},
+    ("datm", "cifar10", 500): {"unroll": 40, "unroll_batch": 1000, "min_start": 40, "max_start": 60, "first_max_start": 0,
+                               "label_lr": 10.0, "lr": 50.0, "pool_epochs": 65},
+    ("datm", "cifar10", 1000): {"unroll": 100},
+    ("datm", "cifar100", 10): {"unroll": 80, "unroll_batch": 1000, "expert_epochs": 2, "max_start": 50, "first_max_start": 30,
+                               "start_grows": 2000, "pool_epochs": 55},
+    ("datm", "cifar100", 50): {"min_start": 20, "max_start": 70, "first_max_start": 0, "pool_epochs": 75},
+    ("datm", "cifar100", 100): {"min_start": 30, "lr": 50.0},
+    ("datm", "tinyimagenet", 10): {"min_start": 10, "max_start": 50, "first_max_start": 0, "lr": 100.0, "pool_epochs": 55},
+    ("datm", "tinyimagenet", 50): {"unroll": 20, "unroll_batch": 1000, "min_start": 40, "max_start": 70, "pool_epochs": 75},
+    ("bptt", "cifar100", 10): {"unroll": 300, "window": 100, "lr": 1e-3},
 }
 """And from so many images per class on."""
 
@@ -306,6 +319,8 @@ def method_for(name, data, ipc, size=32, factor=None):
             method = replace(method, **values)
     if (factor or method.factor) > 1:
         method = replace(method, **PUBLISHED_IN_PARTS.get((name, data), {}))
+    if data == "tinyimagenet" and method.pool == ("convnet",):
+        method = replace(method, pool=("convnet4",))  # 64 pixels ask for a block more
     # IDC's and DREAM's rate is for 10 images of a class, and a loss that is a mean over images; Adam's is the same for all.
     if method.space == "unit" and method.optimizer == "sgd":
         method = replace(method, lr=method.lr * ipc / 10 * (size / _BASE_SIZE.get(data, 32)) ** 2)
