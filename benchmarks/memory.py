@@ -1,6 +1,8 @@
-"""Peak memory and seconds of a step of DM, IDC and stage 2 at many classes: of all classes at once, and class by class.
+"""Peak memory and seconds of a step of DM, IDC and stage 2 at many classes, of all at once and class by class; and of trainings
+that are differentiated, by the graph of one step at a time and by that of the whole.
 
     python benchmarks/memory.py --output benchmarks/results/memory.json    # goes on with what is missing
+    python benchmarks/memory.py --unroll 10 60 100 --output benchmarks/results/unroll.json
     python benchmarks/memory.py --document docs/speed.md
 
 Each step runs in a process of its own, which nothing else has made large, on noise in place of real images. What a network of
@@ -15,6 +17,8 @@ from dataclasses import replace
 from pathlib import Path
 
 import torch
+from torch.func import functional_call
+from torch.nn import functional as F
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
@@ -23,15 +27,20 @@ from gendistil.common.cli import COUNT, LARGEST, PRECISIONS, Parser, number, run
 from gendistil.common.device import make_accelerator
 from gendistil.common.engine import Engine
 from gendistil.common.errors import UserError
+from gendistil.common.rng import stream
 from gendistil.common.run import device_name, read_json, write_json
 from gendistil.data import Dataset, Spec, Split
 from gendistil.evaluation.report import rewrite_document
 from gendistil.matching import build, method_for
 from gendistil.matching.methods import GENERATOR
+from gendistil.matching.unroll import SGD, unroll
 from generators import RECIPES, make_trainer
+from pools import build_classifier
 
 WORDS = {"dm": "DM", "idc": "IDC", "default": "stage 2"}
 """The methods whose steps are taken, and what the table calls them."""
+WAYS = {"one step": "graph of one step at a time", "whole": "graph of the whole training"}
+"""How a training is differentiated, and what the table calls it."""
 
 
 def take_steps(method, classes, class_batch, size, ipc, real, precision="fp32", width=None):
@@ -59,6 +68,41 @@ def take_steps(method, classes, class_batch, size, ipc, real, precision="fp32", 
     return step
 
 
+def whole_graph(loss, optimizer, weights, inputs, rates, steps, terminal, window=0):
+    """What `unroll` gives, by the graph of all steps that are differentiated."""
+    learned, count, first = [x.clone().requires_grad_() for x in (*inputs, rates)], len(weights), steps - (window or steps)
+    state = [*weights, *optimizer.begin(weights)]
+    for step in range(steps):
+        at = [x.clone().requires_grad_(True) if not x.requires_grad else x for x in state[:count]]
+        inside = step >= first
+        found = torch.autograd.grad(loss(at, learned[:-1], step), at, create_graph=inside)
+        state = optimizer(at, state[count:], found, learned[-1][step % len(rates)], step)
+        state = state if inside else [x.detach() for x in state]
+    value = terminal(state[:count])
+    return value.detach(), torch.autograd.grad(value, learned)
+
+
+def differentiate(way, steps, images, size, width=128):
+    """A function `step(number)` that trains a ConvNet for `steps` steps on noise, all `images` in each, by SGD, and
+    differentiates how far it comes from other weights, in float32; `way` is a key of `WAYS`."""
+    draw = stream(0, "noise")
+    network, other = (build_classifier("convnet", 3, size, 10, generator=stream(0, name), width=width) for name in "ab")
+    names, weights = zip(*((name, weight.detach()) for name, weight in network.named_parameters()))
+    seen, labels = torch.randn(images, 3, size, size, generator=draw), torch.arange(images) % 10
+    run = whole_graph if way == "whole" else unroll
+
+    def loss(weights, inputs, step):
+        return F.cross_entropy(functional_call(network, dict(zip(names, weights)), (inputs[0],)), labels)
+
+    def terminal(weights):
+        return sum((x - y.detach()).square().sum() for x, y in zip(weights, other.parameters()))
+
+    def step(number):
+        run(loss, SGD(), [*weights], [seen], torch.full((1,), 0.01), steps, terminal)
+
+    return step
+
+
 def make_dataset(classes, per_class, size):
     """`per_class` images of noise of every class."""
     spec = Spec("noise", tuple(map(str, range(classes))), 3, size, (0.5,) * 3, (0.25,) * 3, True)
@@ -69,9 +113,10 @@ def make_dataset(classes, per_class, size):
 
 def measure(repeats, **options):
     """One row of the results: seconds of each timed step, and the most memory that its process has held, in MiB."""
-    name = f"{options['method']}, {options['classes']} classes, {options['class_batch'] or 'all'} at once"
+    build = differentiate if "way" in options else take_steps
+    name = ", ".join(f"{value}" if isinstance(value, str) else f"{key} {value}" for key, value in options.items())
     try:
-        with contextlib.closing(Contestant(name, take_steps, options)) as contestant:
+        with contextlib.closing(Contestant(name, build, options)) as contestant:
             for _ in range(repeats):
                 contestant.time_step()
             return {**options, "seconds": contestant.seconds, "mib": contestant.reports[-1]["mib"]}
@@ -79,9 +124,22 @@ def measure(repeats, **options):
         return {**options, "seconds": None, "mib": None}
 
 
+def unroll_table(results):
+    """The markdown table of trainings that were differentiated."""
+    lines = [f"| steps | {' | '.join(WAYS.values())} |", "|" + " --- |" * (1 + len(WAYS))]
+    rows = {(row["way"], row["steps"]): row for row in results["rows"]}
+    for steps in sorted({steps for _, steps in rows}):
+        lines.append(f"| {steps} | {' | '.join(_cell(rows.get((way, steps))) for way in WAYS)} |")
+    first = results["rows"][0]
+    return "\n".join([*lines, "", f"A ConvNet-3, {first['images']} images of {first['size']} pixels a step, SGD. "
+                      f"{results['device']}, torch {results['torch']}, fp32."])
+
+
 def table(path):
     """The markdown table of a file that this script wrote."""
     results = json.loads(Path(path).read_text(encoding="utf-8"))
+    if "way" in results["rows"][0]:
+        return unroll_table(results)
     rows = {(row["method"], row["classes"], row["class_batch"]): row for row in results["rows"]}
     batches = sorted({batch for *_, batch in rows})
     heads = ["all at once" if batch == 0 else f"{batch} at once" for batch in batches]
@@ -110,6 +168,8 @@ def main():
     parser.add_argument("--methods", nargs="+", choices=WORDS, default=list(WORDS), help="whose steps are taken")
     parser.add_argument("--classes", type=COUNT, nargs="+", default=[100, 200], help="classes of the data")
     parser.add_argument("--class-batch", type=number(int, 0), nargs="+", default=[0, 10], help="classes at once, 0 for all")
+    parser.add_argument("--unroll", type=COUNT, nargs="+", metavar="STEPS", help="in place of all that: trainings of so many "
+                        "steps that are differentiated, with --ipc images of ten classes in each")
     parser.add_argument("--size", type=number(int, 8, LARGEST), default=32, help="side of the images, in pixels")
     parser.add_argument("--ipc", type=COUNT, default=1, help="stored images of each class")
     parser.add_argument("--real", type=COUNT, default=8, help="real images of each class in a step")
@@ -130,13 +190,16 @@ def main():
     rows = read_json(args.output)["rows"] if args.output.exists() else []
     shared = {"size": args.size, "ipc": args.ipc, "real": args.real,
               "precision": accelerator.mixed_precision.replace("no", "fp32")}
-    for method in args.methods:
-        for classes in args.classes:
-            for class_batch in args.class_batch:
-                options = {"method": method, "classes": classes, "class_batch": class_batch, **shared}
-                if not any(options.items() <= row.items() for row in rows):
-                    rows.append(measure(args.repeats, **options))
-                    write_json(args.output, {**facts, "rows": rows})
+    if args.unroll:
+        wanted = [{"way": way, "steps": steps, "images": 10 * args.ipc, "size": args.size}
+                  for steps in args.unroll for way in WAYS]
+    else:
+        wanted = [{"method": method, "classes": classes, "class_batch": class_batch, **shared}
+                  for method in args.methods for classes in args.classes for class_batch in args.class_batch]
+    for options in wanted:
+        if not any(options.items() <= row.items() for row in rows):
+            rows.append(measure(args.repeats, **options))
+            write_json(args.output, {**facts, "rows": rows})
 
 
 if __name__ == "__main__":

@@ -17,6 +17,19 @@ def test_a_step_of_each_method(method, class_batch):
     step(1)
 
 
+@pytest.mark.parametrize("way", memory.WAYS)
+def test_a_training_that_is_differentiated(way):
+    memory.differentiate(way, steps=3, images=4, size=8, width=8)(0)
+
+
+def test_trainings_become_a_table(command, monkeypatch, tmp_path):
+    monkeypatch.setattr(memory, "measure", lambda repeats, **options: {**options, "seconds": [options["steps"]], "mib": 700})
+    command(memory, "--unroll", 10, 60, "--output", tmp_path / "unroll.json")
+    text = memory.table(tmp_path / "unroll.json")
+    assert "| steps | graph of one step at a time | graph of the whole training |" in text
+    assert "| 60 | 60 s, 700 MiB | 60 s, 700 MiB |" in text
+
+
 def test_what_was_measured_stays_and_becomes_a_table(command, monkeypatch, tmp_path):
     asked = []
 

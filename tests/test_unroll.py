@@ -10,6 +10,7 @@ from torch.nn import functional as F
 
 import pool_match
 import validate
+from benchmarks.memory import whole_graph
 from gendistil.common.rng import stream
 from gendistil.common.run import load_checkpoint
 from gendistil.data import load_dataset, standardise, to_signed
@@ -41,23 +42,6 @@ def problem(dtype=torch.float64, wide=16):
         return F.cross_entropy(net(weights, inputs[0][rows]), inputs[1][rows].softmax(1))
 
     return loss, weights, inputs, lambda final: sum((x - y).square().sum() for x, y in zip(final, target))
-
-
-def whole_graph(loss, optimizer, weights, inputs, rates, steps, terminal, window=0):
-    inputs, rates = [x.clone().requires_grad_() for x in inputs], rates.clone().requires_grad_()
-    state, count = [*weights, *optimizer.begin(weights)], len(weights)
-    for step in range(steps):
-        if step < steps - (window or steps):
-            state = [x.detach() for x in state]
-        weights = [x if x.requires_grad else x.requires_grad_() for x in (y.clone() for y in state[:count])]
-        gradients = torch.autograd.grad(loss(weights, inputs, step), weights, create_graph=True)
-        if step < steps - (window or steps):
-            gradients = [x.detach() for x in gradients]
-            state = [x.detach() for x in optimizer(weights, state[count:], gradients, rates[step % len(rates)].detach(), step)]
-        else:
-            state = optimizer(weights, state[count:], gradients, rates[step % len(rates)], step)
-    value = terminal(state[:count])
-    return value.detach(), torch.autograd.grad(value, [*inputs, rates])
 
 
 @pytest.mark.parametrize("window", [0, 4])
