@@ -1,4 +1,4 @@
-"""Classifiers of torchvision, and of timm by a stand-in that has what the suite asks of it."""
+"""Classifiers of torchvision and timm; what is asked of timm is told by a stand-in."""
 
 import sys
 from types import SimpleNamespace
@@ -48,6 +48,16 @@ def timm(monkeypatch):
     library = SimpleNamespace(is_model=lambda name: name == "seen", create_model=create_model, made=made)
     monkeypatch.setitem(sys.modules, "timm", library)
     return library
+
+
+@pytest.mark.parametrize(("name", "width"), [("resnet18", 512), ("vit_tiny_patch16_224", 192)])
+def test_a_classifier_of_timm_itself(name, width):
+    pytest.importorskip("timm")
+    images = torch.rand(2, 1, 32, 32)
+    model, same = (build_classifier(f"timm:{name}", channels, 32, 7, generator=stream(0)).eval() for channels in (1, 3))
+    assert model.embed(images).shape == (2, width)
+    assert torch.equal(same(images.expand(-1, 3, -1, -1)), model(images))
+    assert torch.equal(model.train()(images), model(images))  # nothing is dropped at random
 
 
 def test_a_classifier_of_torchvision(digits):
