@@ -36,6 +36,7 @@ cifar10 cifar10-methods: STARTED = $(OUT)/$1/checkpoint.pt -o -e $(OUT)/$1/repor
 cifar10 cifar10-methods: GO = --data $(DATA) --output-dir $(OUT) --tag $1 $$(test -e $(STARTED) && echo --resume || echo --overwrite)
 cifar10 cifar10-methods: POOL = --pool-members 1 --pool-epochs 12 --pool-lr 0.05 --pool-aug crop_flip
 cifar10: TAUGHT = --ipc 50 --labels teacher --temperature 4 --lr 0.02 --aug-type crop_flip --epochs 1200
+cifar10: HARD = --ipc 50 --epochs 600
 cifar10: STAGES = --pretrain-weight stage1=$(OUT)/gan control=$(OUT)/control stage2=$(OUT)/match
 cifar10: $(BIN)/.installed
 	$(RUN) gen_condense.py $(call GO,gan) --steps 20000
@@ -44,7 +45,10 @@ cifar10: $(BIN)/.installed
 	$(RUN) validate.py $(call GO,ten) --ipc 10 --sampling fixed --num-eval 5 $(STAGES) --compare random
 	$(RUN) validate.py $(call GO,rows) --ipc 10 --sampling fixed --num-eval 5 --labels rows \
 	    --pretrain-weight stage2=$(OUT)/match --compare random
-	$(RUN) validate.py $(call GO,fresh) --ipc 50 --pretrain-weight stage2=$(OUT)/match stage1=$(OUT)/gan
+	$(RUN) validate.py $(call GO,fresh) --ipc 50 --pretrain-weight stage2=$(OUT)/match
+	$(RUN) validate.py $(call GO,fresh-hard) $(HARD) --keep-above 0.5 --teacher $(OUT)/pools/* --pretrain-weight stage1=$(OUT)/gan
+	$(RUN) validate.py $(call GO,hard-stage1) $(HARD) --pretrain-weight stage1=$(OUT)/gan
+	$(RUN) validate.py $(call GO,hard-random) $(HARD) --sampling fixed --compare random
 	$(RUN) validate.py $(call GO,fresh-teacher) $(TAUGHT) --pretrain-weight stage2=$(OUT)/match stage1=$(OUT)/gan
 	$(RUN) validate.py $(call GO,fixed-teacher) $(TAUGHT) --sampling fixed --pretrain-weight stage2=$(OUT)/match --compare random
 

@@ -83,7 +83,8 @@ def main():
     parser.add_argument("--ipc", type=COUNT, default=50, help="images per class")
     parser.add_argument("--sampling", choices=SAMPLINGS, default="fresh", help="as validate.py has it")
     parser.add_argument("--students", type=number(int, 2), default=5, help="students of each score, which differ in their seed")
-    parser.add_argument("--eval-epochs", type=COUNT, default=40, help="epochs of a student")
+    parser.add_argument("--eval-epochs", type=COUNT, default=40, help="epochs of a student: give as many as "
+                        "those will have that are judged in the end, because short ones do not see what long ones gain")
     parser.add_argument("--seed", type=SEED, default=0, help="seed of the first student")
     parser.add_argument("--compile", choices=("on", "off"), default="off", help="compile the networks")
     parser.add_argument("--output", type=Path, help="JSON file of the rows (default: benchmarks/results/refine-RUN.json)")
