@@ -78,7 +78,7 @@ class Judge:
             return f"{words}. What matching gained, its control alone can tell: --control-of {self.run.dir}"
         if "held_out_accuracy" not in matched:
             return words
-        gained = matched["held_out_accuracy"] - after
+        gained = round(matched["held_out_accuracy"] - after, 1)
         verdict = f"matching is {gained:.1f} points above" if gained > 0 else "matching has gained nothing beside"
         return f"{words}. By this one student each {verdict} its control; validate.py tells by several"
 
