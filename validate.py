@@ -25,6 +25,7 @@ from gendistil.evaluation.judged import (
     REAL,
     WHOLE,
     add_scored_on,
+    compared,
     count_pixels,
     full_protocol,
     joined,
@@ -53,8 +54,8 @@ def parse_args(argv=None):
     what.add_argument("--pretrain-weight", nargs="+", default=[], metavar="[NAME=]PATH",
                       help="runs' folders, saved models' folders, hub:OWNER/NAME, or checkpoint files of the published code; "
                            "NAME is what the report calls one, else its own name")
-    what.add_argument("--compare", nargs="*", choices=("random", "whole"), default=None,
-                      help=f"also judge {REAL}, as many of them, and the {WHOLE}, or one of the two")
+    what.add_argument("--compare", nargs="*", choices=("random", "whole", "none"), default=None,
+                      help=f"also judge {REAL} and the {WHOLE}, or one (default: none, but random beside a teacher's labels)")
     what.add_argument("--ranking", action="store_true", help="also train students without augmentation, and report the scores "
                       "of DD-Ranking, beside all real images and as many random ones: implies --compare")
     what.add_argument("--ipc", type=COUNT, nargs="+", default=[1, 10, 50], help="images per class")
@@ -86,7 +87,7 @@ def parse_args(argv=None):
     args = parser.parse_args(argv)
     args.ipc, args.sampling = (list(dict.fromkeys(values)) for values in (sorted(args.ipc), args.sampling))
     vars(args).update(dataclasses.asdict(labels_of(args)))
-    args.compare = ["random", "whole"] if args.compare == [] else args.compare or []
+    args.compare = compared(args.compare)
     complete(args)
     if not args.pretrain_weight and not args.compare:
         parser.error("nothing to judge: give --pretrain-weight PATH, or --compare for real images alone")

@@ -5,11 +5,13 @@ import math
 
 import pytest
 import torch
+from accelerate import Accelerator
 from prototypes import Prototypes, SoftPrototypes
 from scipy import stats
 from torch import nn
 from torch.nn import functional as F
 
+from gendistil.common.engine import Engine
 from gendistil.common.errors import UserError
 from gendistil.common.rng import stream
 from gendistil.data import Augment, Split, load_dataset
@@ -103,6 +105,18 @@ def test_students_see_the_images_that_are_exported(digits, tiny, monkeypatch, sa
     exported = draw_set(Prototypes(), 2, seed=9, choice="fixed" if sampling == "fresh" else sampling)[0]
     assert [images.dtype for images, _ in seen] == [torch.uint8] * 2
     assert [torch.equal(images, exported) for images, _ in seen] == [sampling != "fresh"] * 2
+
+
+@pytest.mark.parametrize("sampling", SAMPLINGS)
+def test_fresh_images_are_drawn_in_the_precision_of_the_run_and_kept_ones_as_exported(digits, tiny, sampling):
+    class Watched(Prototypes):
+        def sample(self, labels, seed):
+            self.half = torch.is_autocast_enabled("cpu")
+            return super().sample(labels, seed)
+
+    source, engine = Watched(), Engine(Accelerator(cpu=True, mixed_precision="bf16"))
+    evaluate(source, digits, ipc=2, sampling=sampling, num_eval=1, protocol=QUICK, engine=engine)
+    assert source.half == (sampling == "fresh")
 
 
 def test_even_one_image_per_class_is_trained_on(digits, tiny):

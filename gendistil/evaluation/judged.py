@@ -103,6 +103,10 @@ def load_sources(args, paths, dataset, real):
             raise UserError(f"--ranking compares with hard labels, and {name} has learned its own: add --no-own")
         if args.ipc[0] > (source.max_ipc or math.inf):
             raise UserError(f"--ipc {args.ipc[0]}: {name} has {source.max_ipc} images of a class: lower it")
+    if args.compare is None:
+        # Labels of a teacher help any images. A source that keeps its rows may have come without the classifier.
+        asked = "teacher" in args.labels or args.teacher or any(source.rows is None for source in sources.values())
+        args.compare = ["random"] if args.labels != ("hard",) and asked else []
     if "random" in args.compare:
         sources[REAL] = RealImages(real, dataset.spec.num_classes)
     for name, source in sources.items():
@@ -110,6 +114,13 @@ def load_sources(args, paths, dataset, real):
             say(f"no row of {name} above --ipc {source.max_ipc}: "
                 f"{'the smallest class has' if name == REAL else 'it keeps'} no more")
     return sources, named
+
+
+def compared(names):
+    """What --compare stands for, given its names or None: a list, or None where the labels decide."""
+    if "none" in (names or ()) and len(names) > 1:
+        raise UserError(f"--compare {' '.join(names)}: none goes with no other")
+    return {(): ["random", "whole"], ("none",): []}.get(names if names is None else tuple(names), names)
 
 
 def add_scored_on(parser):
@@ -157,9 +168,14 @@ def list_rows(args, sources):
     """What the report will hold: dicts of source, sampling, ipc, model and labels, and of augmentation where there is none."""
     filters = {name: {"refined_by": source.teacher.name} if isinstance(source, Refined) and source.teacher else {}
                for name, source in sources.items()}
+    def samplings(name, kind):
+        # Real images that are new in every epoch are all of them, which are no match for those of a source with its teacher.
+        fixed = name == REAL and kind != "hard"
+        return dict.fromkeys("fixed" if fixed and sampling == "fresh" else sampling for sampling in args.sampling)
+
     rows = [{"source": name, "sampling": sampling, "ipc": ipc, "model": model,
              "labels": LEARNED if kind == "hard" and sources[name].soft else kind, **filters[name]}
-            for model in args.eval_model for kind in args.labels for name in sources for sampling in args.sampling
+            for model in args.eval_model for kind in args.labels for name in sources for sampling in samplings(name, kind)
             for ipc in args.ipc if fits(kind, sampling) and ipc <= (sources[name].max_ipc or math.inf)]
     if args.ranking:
         rows += [{**row, "augmentation": PLAIN} for row in rows]

@@ -163,7 +163,10 @@ def evaluate(source, dataset, model_name="convnet", ipc=50, sampling="fresh", *,
                                            answers, spec)]
 
         def images_of(epoch):
-            return once or draw_set(source, ipc, _epoch_stream(seed, epoch).initial_seed(), device)
+            if once:
+                return once
+            with engine.autocast():  # nobody else has the set of this epoch, so it need not be what another machine draws
+                return draw_set(source, ipc, _epoch_stream(seed, epoch).initial_seed(), device)
 
         return student_batches(images_of, spec, protocol, seed, answers)
 
@@ -175,7 +178,8 @@ def evaluate(source, dataset, model_name="convnet", ipc=50, sampling="fresh", *,
             for step in range(steps):
                 labels = send(torch.randint(spec.num_classes, (protocol.batch_size,), generator=generator), device)
                 drawn = stream(seed, "step", epoch, step).initial_seed()
-                images = to_uint8(source.sample(labels, drawn))
+                with engine.autocast():
+                    images = to_uint8(source.sample(labels, drawn))
                 targets = source.targets(labels, drawn, images)
                 yield _answered(prepare_batch(images, targets, spec, augment, generator, protocol.cutmix), answers, spec)
 

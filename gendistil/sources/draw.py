@@ -29,9 +29,9 @@ def draw_set(source, ipc, seed, device="cpu", choice="fixed"):
     """The set of `ipc` images of every class that `seed` names, class by class: uint8 `[K * ipc, C, H, W]`, and its targets.
 
     The one place where a set is drawn: students are trained on what `sample.py` writes and `DistilledDataset` holds, the
-    rounding to 256 levels included, on the same kind of device. Targets are int64 labels, or soft ones where the source has
-    them. `choice` is one of `CHOICES`; a representative set is chosen among the first images of the same seed, 20 for each
-    wanted one.
+    rounding to 256 levels included, on the same kind of device. (Those of fresh sets are drawn in the precision of their run.)
+    Targets are int64 labels, or soft ones where the source has them. `choice` is one of `CHOICES`; a representative set is
+    chosen among the first images of the same seed, 20 for each wanted one.
     """
     if choice == "representative":
         return _representatives(source, ipc, seed, device)

@@ -60,8 +60,8 @@ class Refined(Source):
 
     Image i of a class is the i-th of the generator's images of (seed, class) that the classifier accepts: it assigns them to
     their class, with a probability above `keep_above`. So it is a function of the seed, the class and i, as the generator's own
-    are. Args: source, a generator; refinement; teacher, a `Teacher`, which is asked in the precision of its weights, or None
-    where every image is kept.
+    are. Args: source, a generator; refinement; teacher, a `Teacher`, which is asked in the precision that the images are
+    drawn in, or None where every image is kept.
     Raises TooFewAccepted where fewer than 1 in 50 images of a class are accepted.
     """
 
