@@ -127,6 +127,8 @@ def test_methods_draw_sets(command, tmp_path, monkeypatch, run, method):
     (("--method", "mgd3", "--weight", "{run}", "--steps", 3), "a shortcut draws in 1, 2, 4"),
     (("--method", "mgd3", "--weight", "{run}", "--steps", 4, "--steer", 0.1), "--steer says how far"),
     (("--method", "mgd3", "--weight", "{run}", "--lr", 0.1), "--lr is not for --method mgd3"),
+    (("--method", "mgd3", "--weight", "{run}", "--match-batch", 8), "--match-batch is not for --match none"),
+    (("--method", "mgd3", "--weight", "{run}", "--pool", "mlp"), "--pool is not for --match none"),
     (("--method", "dm", "--pull", 0.1), "--pull is not for --method dm"),
 ])
 def test_what_does_not_go_together_is_refused(fails, tmp_path, monkeypatch, run, words, said):

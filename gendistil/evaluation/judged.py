@@ -170,7 +170,7 @@ def list_rows(args, sources):
                for name, source in sources.items()}
     def samplings(name, kind):
         # Real images that are new in every epoch are all of them, which are no match for those of a source with its teacher.
-        fixed = name == REAL and kind != "hard"
+        fixed = name == REAL and kind != "hard" and not PROTOCOLS[args.protocol].random_labels
         return dict.fromkeys("fixed" if fixed and sampling == "fresh" else sampling for sampling in args.sampling)
 
     rows = [{"source": name, "sampling": sampling, "ipc": ipc, "model": model,

@@ -261,6 +261,7 @@ def start_latents(method, start, seed, dataset, device):
 
 
 _OF_CLASSES = ("match_classes", "match_real", "aug_setting", "class_batch", "calibrate", "paired_weight")
+_OF_MATCHING = ("metric", "match_weight", "match_batch", "match_aug", "aug_type", "aug_single", "pool", "pool_training")
 _OF_SELECTORS = ("select", "select_interval", "select_candidates", "select_nearest")
 
 
@@ -286,6 +287,8 @@ def check_match(args, match, pool):
         useless -= {"paired_weight", "calibrate"}  # which `make_matcher` refuses by value
     if row and row.per == "training":
         useless |= {*_OF_CLASSES, *(_OF_SELECTORS if row.expert else ())}
+    if match == "none" and METHODS[args.method].learn == DRAWN:  # of a generator the steps without it are a control's
+        useless |= {*_OF_CLASSES, *_OF_SELECTORS, *_OF_MATCHING}
     refuse(args, (Method,), lambda field: field.name in useless, f"is not for --match {match}")
     if row and row.expert and pool != "expert":
         raise UserError(f"--match {match} follows experts, and networks of --pool-training {pool} are none: give "
