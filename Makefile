@@ -35,22 +35,24 @@ cifar10 cifar10-methods: DATA = cifar10
 cifar10 cifar10-methods: STARTED = $(OUT)/$1/checkpoint.pt -o -e $(OUT)/$1/report.json
 cifar10 cifar10-methods: GO = --data $(DATA) --output-dir $(OUT) --tag $1 $$(test -e $(STARTED) && echo --resume || echo --overwrite)
 cifar10 cifar10-methods: POOL = --pool-members 1 --pool-epochs 12 --pool-lr 0.05 --pool-aug crop_flip
-cifar10: TAUGHT = --ipc 50 --labels teacher --temperature 4 --lr 0.02 --aug-type crop_flip --epochs 1200
+cifar10: TAUGHT = --ipc 50 --labels teacher --temperature 4 --lr 0.02 --aug-type crop_flip --epochs 1200 --teacher $(OUT)/teacher/students/*
+cifar10: MATCHED = $$(sed -n 's/.*"pool_folder": "\(.*\)".*/\1/p' $(OUT)/match/config.json)
 cifar10: HARD = --ipc 50 --epochs 600
 cifar10: STAGES = --pretrain-weight stage1=$(OUT)/gan control=$(OUT)/control stage2=$(OUT)/match
+cifar10: WHOLE = --compare whole --ipc 50 --num-eval 1 --keep-students
 cifar10: $(BIN)/.installed
 	$(RUN) gen_condense.py $(call GO,gan) --steps 20000
 	$(RUN) pool_match.py $(call GO,match) --weight $(OUT)/gan --calibrate 3 --steps 500 $(POOL)
 	$(RUN) pool_match.py $(call GO,control) --control-of $(OUT)/match
-	$(RUN) validate.py $(call GO,ten) --ipc 10 --sampling fixed --num-eval 5 $(STAGES) --compare random
-	$(RUN) validate.py $(call GO,rows) --ipc 10 --sampling fixed --num-eval 5 --labels rows \
-	    --pretrain-weight stage2=$(OUT)/match --compare random
-	$(RUN) validate.py $(call GO,fresh) --ipc 50 --pretrain-weight stage2=$(OUT)/match
-	$(RUN) validate.py $(call GO,fresh-hard) $(HARD) --keep-above 0.5 --teacher $(OUT)/pools/* --pretrain-weight stage1=$(OUT)/gan
+	$(RUN) validate.py $(call GO,few) --ipc 1 10 --sampling fixed --num-eval 5 $(STAGES) --compare random
+	$(RUN) validate.py $(call GO,few-rows) --ipc 1 10 --sampling fixed --num-eval 5 --labels rows --pretrain-weight stage2=$(OUT)/match
+	$(RUN) validate.py $(call GO,fresh-hard) $(HARD) --keep-above 0.5 --teacher $(MATCHED) --pretrain-weight stage1=$(OUT)/gan
 	$(RUN) validate.py $(call GO,hard-stage1) $(HARD) --pretrain-weight stage1=$(OUT)/gan
 	$(RUN) validate.py $(call GO,hard-random) $(HARD) --sampling fixed --compare random
-	$(RUN) validate.py $(call GO,fresh-teacher) $(TAUGHT) --pretrain-weight stage2=$(OUT)/match stage1=$(OUT)/gan
-	$(RUN) validate.py $(call GO,fixed-teacher) $(TAUGHT) --sampling fixed --pretrain-weight stage2=$(OUT)/match --compare random
+	$(RUN) validate.py $(call GO,whole) $(WHOLE) --full-epochs 40
+	$(RUN) validate.py $(call GO,teacher) $(WHOLE) --full-epochs 24 --aug-type crop_flip --scored-on held_out
+	$(RUN) validate.py $(call GO,fresh-teacher) $(TAUGHT) --pretrain-weight stage1=$(OUT)/gan --compare none
+	$(RUN) validate.py $(call GO,fixed-teacher) $(TAUGHT) --sampling fixed --compare random
 
 # Pixels of CIFAR-10, ten images of a class, shortened to minutes, and a coreset; the pool is the one of `make cifar10`.
 cifar10-methods: PIXELS = --ipc 10 --match-batch 64 --eval-interval 1000 --eval-epochs 75

@@ -41,6 +41,7 @@ SHORT = {
     "continual": ("--steps 2", "--orders 1", "--ipc 1", "--epochs 1", "--min-steps 1", "--num-eval 1"),
     "sample": (),
 }
+OF_MATCHING = ("--match-batch", "--select-candidates", "--pool")
 SMALL_POOL = ("--pool-members 1", "--pool-epochs 1", "--pool-snapshots 1")
 LESS = {"--steps": 3, "--epochs": 1, "--full-epochs": 1, "--ipc": 2, "--num-eval": 1}
 """What a shortened command gives in place of larger values."""
@@ -55,9 +56,10 @@ def shortened(words):
         if word in LESS and words[place + 1].isdigit():
             words[place + 1] = str(min(int(words[place + 1]), LESS[word] + resumed))
     own_pool = script == "pool_match" and not {"--method", "--pool-training"} & set(words)
+    unmatched = "mgd3" in words and "--match" not in words
     for flags in (*SHORT.get(script, ()), *(SMALL_POOL if own_pool else ())):
         flag, *values = flags.split()
-        if flag not in words:
+        if flag not in words and not (unmatched and flag in OF_MATCHING):
             words += [flag, *values]
     return script, [memory(word) if script == "continual" and ".py" in word else word for word in words]
 
