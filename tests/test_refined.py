@@ -16,6 +16,7 @@ import validate
 from benchmarks import refine as search_script
 from gendistil.common.rng import counter_normal, stream
 from gendistil.data import load_dataset, to_signed, to_uint8
+from gendistil.evaluation import Protocol
 from gendistil.evaluation.report import read_report
 from gendistil.sources import Refined, Refinement, Taught, Teacher, TooFewAccepted, draw_set, load_source, refined
 from generators import NETWORKS
@@ -40,6 +41,7 @@ class Blurred(ConditionalGenerator):
 def table():
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(NETWORKS, "blurred", (Blurred, None))
+        patch.setattr(search_script, "student_protocol", lambda epochs: Protocol(epochs=epochs, min_steps=1))
         yield
 
 
