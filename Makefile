@@ -45,6 +45,8 @@ cifar10: $(BIN)/.installed
 	$(RUN) pool_match.py $(call GO,match) --weight $(OUT)/gan --calibrate 3 --steps 500 $(POOL)
 	$(RUN) pool_match.py $(call GO,control) --control-of $(OUT)/match
 	$(RUN) validate.py $(call GO,few) --ipc 1 10 --sampling fixed --num-eval 5 $(STAGES) --compare random
+	$(RUN) validate.py $(call GO,representative) --ipc 1 10 --sampling representative --num-eval 5 --compare random \
+	    --pretrain-weight stage2=$(OUT)/match
 	$(RUN) validate.py $(call GO,few-rows) --ipc 1 10 --sampling fixed --num-eval 5 --labels rows --pretrain-weight stage2=$(OUT)/match
 	$(RUN) validate.py $(call GO,fresh-hard) $(HARD) --keep-above 0.5 --teacher $(MATCHED) --pretrain-weight stage1=$(OUT)/gan
 	$(RUN) validate.py $(call GO,hard-stage1) $(HARD) --pretrain-weight stage1=$(OUT)/gan
