@@ -75,7 +75,7 @@ def named_paths(args):
 def load_sources(args, paths, dataset, real):
     """The sources of the report and the paths of the distilled ones, by their names; that of a refined one says how.
 
-    Args: paths, by the names that they were given; real, the `Split` of --compare.
+    Fills in `args.compare` where no flag does. Args: paths, by the names that they were given; real, the `Split` of --compare.
     Raises UserError for a source that does not fit the data set or its flags.
     """
     for flag in given(Refinement, args) if not paths else ():
@@ -120,7 +120,9 @@ def compared(names):
     """What --compare stands for, given its names or None: a list, or None where the labels decide."""
     if "none" in (names or ()) and len(names) > 1:
         raise UserError(f"--compare {' '.join(names)}: none goes with no other")
-    return {(): ["random", "whole"], ("none",): []}.get(names if names is None else tuple(names), names)
+    if names == ["none"]:
+        return []
+    return ["random", "whole"] if names == [] else names
 
 
 def add_scored_on(parser):
@@ -168,6 +170,7 @@ def list_rows(args, sources):
     """What the report will hold: dicts of source, sampling, ipc, model and labels, and of augmentation where there is none."""
     filters = {name: {"refined_by": source.teacher.name} if isinstance(source, Refined) and source.teacher else {}
                for name, source in sources.items()}
+
     def samplings(name, kind):
         # Real images that are new in every epoch are all of them, which are no match for those of a source with its teacher.
         fixed = name == REAL and kind != "hard" and not PROTOCOLS[args.protocol].random_labels
