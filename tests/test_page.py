@@ -158,6 +158,7 @@ def reports(tmp_path):
     """The reports of two runs, one of which has a sheet of its source."""
     run = make_run(tmp_path / "a")
     draw_sheets(run, {"gan": PixelSet(num_classes=2, ipc=3, channels=1, size=8)}, torch.device("cpu"))
+    run.close()  # else TensorBoard's thread writes its file some time later
     (tmp_path / "b").mkdir()
     for name, row in {"a": make_row(), "b": make_row(source="other")}.items():
         (tmp_path / name / "report.json").write_text(json.dumps([row]))
