@@ -52,12 +52,14 @@ class Page(HTMLParser):
 
 @pytest.fixture
 def legends(monkeypatch):
-    """The names in the legends of all plots that are made."""
+    """The names in the legends of all plots that are made, which fit into their pictures."""
     names = []
     close = pyplot.close
 
     def read(figure):
-        names.append([text.get_text() for legend in figure.legends for text in legend.get_texts()])
+        [legend] = figure.legends
+        assert legend.get_window_extent().x1 <= figure.bbox.x1
+        names.append([" ".join(text.get_text().split()) for text in legend.get_texts()])
         close(figure)
 
     monkeypatch.setattr(pyplot, "close", read)
@@ -114,6 +116,16 @@ def test_lines_tell_labels_and_protocols_apart(tmp_path, legends, over):
         "all, protocol default, labels: hard"]]
     lines = [line.split("|")[1].strip() for line in tables(rows).splitlines() if line.startswith("| gan, labels")]
     assert lines == ["gan, labels: teacher", "gan, labels: rows"]
+
+
+def test_many_lines_with_long_names(tmp_path, legends, monkeypatch):
+    teacher = "convnet of step 16896, a student of training set without its held-out images, 83.0 % of the held-out images"
+    rows = [make_row(source=f"source {number}", labels="teacher", teacher=f"{teacher} {number}") for number in range(18)]
+    colours = []
+    monkeypatch.setattr(plots, "_colour", lambda number, known=plots._colour: colours.append(known(number)) or colours[-1])
+    plots.plot(rows, tmp_path / "plot.png")
+    assert legends == [[f"source {number}, labels: teacher, {teacher} {number}, fresh" for number in range(18)]]
+    assert len(set(colours)) == 18
 
 
 def test_labels_are_told_where_all_are_soft(tmp_path, legends):

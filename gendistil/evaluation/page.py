@@ -23,17 +23,18 @@ _PAGE = """\
 <style>
 :root {{ color-scheme: light dark; --ink: #1f2328; --paper: #fff; --soft: #f3f4f6; --line: #d5d9de; }}
 @media (prefers-color-scheme: dark) {{ :root {{ --ink: #d8dee4; --paper: #14171b; --soft: #20252b; --line: #3a424b; }} }}
-body {{ margin: 0 auto; max-width: 64rem; padding: 1rem; font: 1rem/1.5 system-ui, sans-serif; color: var(--ink);
+body {{ margin: 0 auto; max-width: 84rem; padding: 1rem; font: 1rem/1.5 system-ui, sans-serif; color: var(--ink);
        background: var(--paper); overflow-wrap: anywhere; }}
 h1 {{ font-size: 1.6rem; line-height: 1.25; }}
 h2 {{ margin: 2.5rem 0 1rem; font-size: 1.2rem; }}
+p, pre, figure, dl {{ max-width: 64rem; }}
 pre, code {{ font-family: ui-monospace, monospace; font-size: .875em; background: var(--soft); border-radius: 4px; }}
 code {{ padding: .1em .25em; }}
 pre {{ padding: .75rem; white-space: pre-wrap; }}
 pre code {{ padding: 0; font-size: 1em; }}
 .scroll {{ overflow-x: auto; margin: 0 0 2rem; }}
 table {{ border-collapse: collapse; font-variant-numeric: tabular-nums; }}
-th, td {{ padding: .35rem .75rem; border-bottom: 1px solid var(--line); text-align: left; white-space: nowrap; }}
+th, td {{ padding: .35rem .6rem; border-bottom: 1px solid var(--line); text-align: left; white-space: nowrap; }}
 thead th {{ background: var(--soft); }}
 th[scope=row] {{ font-weight: inherit; }}
 .number {{ text-align: right; }}

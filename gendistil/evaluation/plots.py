@@ -1,6 +1,7 @@
 """Accuracy against images per class, against the bytes that are kept and by the students' architecture, as pictures."""
 
 import math
+import textwrap
 
 from gendistil.evaluation.published import VARIANTS, published
 from gendistil.evaluation.rows import DEFAULT, KIND, across_students, kind_of, line_of, students_of, unique
@@ -13,7 +14,10 @@ ACROSS = "students.png"
 """The file of the plot by the students' architecture."""
 
 _DASHES = {"fresh": "-", "fixed": "--"}
-_COLOURS = (0, 1, 2, 3, 4, 5, 6, 8, 9)  # of matplotlib's ten, without its grey
+_COLOURS = [number for number in (*range(0, 20, 2), *range(1, 20, 2)) if number not in (14, 15)]
+"""Of matplotlib's tab20: the dark ones, then the light ones, without its greys."""
+_LEGEND = 105
+"""Characters in a line of a legend that is as wide as its plot."""
 
 _TOLD = {"protocol": "protocol {}", "scored_on": "scored on {}", "labels": "labels: {}",
          "augmentation": "augmentation: {}"}
@@ -74,7 +78,7 @@ def plot(rows, path, over="ipc"):
     markers = dict(zip(unique(row["model"] for row in rows), "osD^vP*X" * len(rows)))
     colours, handles = {}, []
     for (source, sampling, (data, model, *how)), line in lines.items():
-        colour = colours.setdefault((source, data, *how), f"C{_COLOURS[len(colours) % len(_COLOURS)]}")
+        colour = colours.setdefault((source, data, *how), _colour(len(colours)))
         line = sorted(line.values(), key=lambda row: row[column] or 0)
         name = _line_name(line[0], kinds)
         if sampling == "all":
@@ -118,7 +122,7 @@ def plot_across(rows, path):
     students = unique(name for lines in found.values() for name in students_of(lines))
     kinds, handles = [(data, None, *how) for data, *how in found], []
     for number, ((_, sampling, ipc), line) in enumerate(lines):
-        colour, shift = f"C{_COLOURS[number % len(_COLOURS)]}", 0.5 * ((number + 0.5) / len(lines) - 0.5)
+        colour, shift = _colour(number), 0.5 * ((number + 0.5) / len(lines) - 0.5)
         line = sorted(line.values(), key=lambda row: students.index(row["model"]))
         places = [students.index(row["model"]) + shift for row in line]
         name = _line_name(line[0], kinds) + (f", IPC {ipc}" if ipc else "")
@@ -130,6 +134,12 @@ def plot_across(rows, path):
                   color=colour)
     axes.set_xticks(range(len(students)), students, rotation=30, ha="right")
     _finish(figure, axes, [row for _, line in lines for row in line.values()], handles, path)
+
+
+def _colour(number):
+    from matplotlib import colormaps
+
+    return colormaps["tab20"](_COLOURS[number % len(_COLOURS)])
 
 
 def _figure():
@@ -146,8 +156,10 @@ def _finish(figure, axes, rows, handles, path):
 
     axes.set(ylabel="accuracy (%)", title=", ".join(unique(row["data"] for row in rows)))
     axes.grid(alpha=0.3)
-    columns = 2 if max(len(handle.get_label()) for handle in handles) < 45 else 1
-    figure.set_size_inches(7, 4.5 + 0.17 * math.ceil(len(handles) / columns))
-    figure.legend(handles=handles, loc="outside lower left", ncols=columns, fontsize=8)
+    names = [textwrap.fill(handle.get_label(), _LEGEND, subsequent_indent="    ", break_on_hyphens=False) for handle in handles]
+    columns = 2 if max(map(len, names)) < _LEGEND // 2 else 1
+    lines = sum(name.count("\n") + 1 for name in names)
+    figure.set_size_inches(7, 4.5 + 0.17 * math.ceil(lines / columns))
+    figure.legend(handles, names, loc="outside lower left", ncols=columns, fontsize=8, handlelength=3)
     figure.savefig(path, dpi=150)
     pyplot.close(figure)
