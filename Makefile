@@ -8,7 +8,7 @@ RUN := $(BIN)/accelerate launch --num_processes 1 --num_machines 1 --mixed_preci
     --num_cpu_threads_per_process $(CORES)
 FLAGS = --data digits --output-dir $(OUT) --overwrite
 
-.PHONY: demo cifar10 cifar10-methods mnist baselines combinations itgan test lint clean
+.PHONY: demo cifar10 cifar10-methods mnist baselines combinations itgan searches curves test lint clean
 
 $(BIN)/.installed: pyproject.toml requirements.txt requirements-dev.txt
 	$(PYTHON) -m venv .venv
@@ -30,13 +30,13 @@ demo: $(BIN)/.installed
 	@echo "sample sheet:  $(OUT)/ipc10/sheet.png"
 
 # CIFAR-10, as docs/results.md reports it: hours on a GPU, days on two CPU cores. Run again, it goes on where it was stopped.
-cifar10 cifar10-methods: OUT = cifar10-results
-cifar10 cifar10-methods: DATA = cifar10
-cifar10 cifar10-methods: STARTED = $(OUT)/$1/checkpoint.pt -o -e $(OUT)/$1/report.json
-cifar10 cifar10-methods: GO = --data $(DATA) --output-dir $(OUT) --tag $1 $$(test -e $(STARTED) && echo --resume || echo --overwrite)
+cifar10 cifar10-methods searches: OUT = cifar10-results
+cifar10 cifar10-methods searches: DATA = cifar10
+cifar10 cifar10-methods searches: STARTED = $(OUT)/$1/checkpoint.pt -o -e $(OUT)/$1/report.json
+cifar10 cifar10-methods searches: GO = --data $(DATA) --output-dir $(OUT) --tag $1 $$(test -e $(STARTED) && echo --resume || echo --overwrite)
 cifar10 cifar10-methods: POOL = --pool-members 1 --pool-epochs 12 --pool-lr 0.05 --pool-aug crop_flip
 cifar10: TAUGHT = --ipc 50 --labels teacher --temperature 4 --lr 0.02 --aug-type crop_flip --epochs 1200 --teacher $(OUT)/teacher/students/*
-cifar10: MATCHED = $$(sed -n 's/.*"pool_folder": "\(.*\)".*/\1/p' $(OUT)/match/config.json)
+cifar10 searches: MATCHED = $$(sed -n 's/.*"pool_folder": "\(.*\)".*/\1/p' $(OUT)/match/config.json)
 cifar10: HARD = --ipc 50 --epochs 600
 cifar10: STAGES = --pretrain-weight stage1=$(OUT)/gan control=$(OUT)/control stage2=$(OUT)/match
 cifar10: WHOLE = --compare whole --ipc 50 --num-eval 1 --keep-students
@@ -80,24 +80,40 @@ mnist: $(BIN)/.installed
 	$(JUDGE) --tag ten --ipc 10 --sampling representative --epochs 600
 
 # The pixel methods on MNIST, as docs/results.md reports them: on two CPU cores, an hour of matching and half an hour of students.
-baselines: OUT = baselines-results
-baselines: FLAGS = --data mnist --output-dir $(OUT) --overwrite
+baselines curves: OUT = baselines-results
+baselines curves: FLAGS = --data mnist --output-dir $(OUT) --overwrite
 baselines: SHORT = --ipc 1 --match-batch 32 --steps 800 --eval-epochs 200
-baselines: IDC = --method idc --ipc 1 --outer 25 --match-batch 32 --pool-images 128 --lr 5e-4 --steps 160 --eval-interval 16 \
+baselines curves: IDC = --ipc 1 --outer 25 --match-batch 32 --pool-images 128 --lr 5e-4 --steps 160 --eval-interval 16 \
     --eval-ipc 1 --eval-epochs 150
 baselines: JUDGE = $(RUN) validate.py $(FLAGS) --sampling fixed --num-eval 5
 baselines: $(BIN)/.installed
 	$(RUN) pool_match.py $(FLAGS) --tag dm --method dm --ipc 10 --match-batch 64 --steps 1000 --eval-interval 500
 	$(RUN) pool_match.py $(FLAGS) --tag dc --method dc $(SHORT) --eval-interval 200
 	$(RUN) pool_match.py $(FLAGS) --tag dsa --method dsa $(SHORT) --eval-interval 400
-	$(RUN) pool_match.py $(FLAGS) --tag idc $(IDC)
-	$(RUN) pool_match.py $(FLAGS) --tag dream $(IDC) --select dream --select-candidates 300
+	$(RUN) pool_match.py $(FLAGS) --tag idc --method idc $(IDC)
+	$(RUN) pool_match.py $(FLAGS) --tag dream --method idc $(IDC) --select dream --select-candidates 300
 	for ipc in 1 10; do $(RUN) pool_match.py $(FLAGS) --tag herding$$ipc --method herding --ipc $$ipc \
 	    --pool-members 1 --pool-epochs 1 --pool-snapshots 1 || exit 1; done
 	$(JUDGE) --tag one --ipc 1 --lr 0.003 --aug-type crop_scale_rotate --compare random \
 	    --pretrain-weight $(foreach name,dc dsa idc dream,$(name)=$(OUT)/$(name)) herding=$(OUT)/herding1
 	$(JUDGE) --tag ten --ipc 10 --lr 0.01 --batch-size 25 --aug-type color_crop_cutout_scale_rotate --compare random \
 	    --pretrain-weight dm=$(OUT)/dm herding=$(OUT)/herding10
+
+# Held-out accuracy against steps: IDC on uniform and on DREAM's batches (MNIST), and DREAM+ by its two switches (digits).
+curves: SWITCH = --method dream+ --data digits --ipc 1 --factor 1 --match-batch 64 --outer 25 --steps 160 --eval-interval 16 --eval-ipc 1
+curves: PLUS = $(RUN) pool_match.py --output-dir $(OUT) --overwrite $(SWITCH) --seed $$seed
+curves: RUNS = $(foreach seed,0 1 2,$(OUT)/$1$(seed))
+curves: DRAW = $(BIN)/python benchmarks/curves.py
+curves: $(BIN)/.installed
+	for seed in 0 1 2; do \
+	    $(RUN) pool_match.py $(FLAGS) --seed $$seed --tag uniform$$seed --method idc $(IDC) || exit 1; \
+	    $(RUN) pool_match.py $(FLAGS) --seed $$seed --tag dream$$seed --method idc $(IDC) --select dream --select-candidates 300 || exit 1; \
+	    $(PLUS) --tag cold$$seed --mean-weight 0 --pool-warmup 0 && $(PLUS) --tag both$$seed --pool-warmup 0 || exit 1; \
+	    $(PLUS) --tag warm$$seed --mean-weight 0 && $(PLUS) --tag plus$$seed || exit 1; done
+	$(DRAW) --curve uniform $(call RUNS,uniform) --curve DREAM $(call RUNS,dream) --output $(OUT)/dream-curve.json
+	$(DRAW) --curve "gradients on cold networks" $(call RUNS,cold) --curve "both on cold networks" $(call RUNS,both) \
+	    --curve "gradients on warm networks" $(call RUNS,warm) --curve "both on warm networks" $(call RUNS,plus) \
+	    --output $(OUT)/dreamplus-curve.json
 
 # The generators of digits that the next two targets start from: wider and trained for longer than those of the demo.
 digits-results/match: OUT = digits-results
@@ -147,6 +163,34 @@ latents-%: $(BIN)/.installed
 	    --weight $(OUT)/$*-inversion --match-batch 64 --steps $(STEPS) $(PART) --tag $*-$$row || exit 1; done
 	$(JUDGE) itgan-dream=$(OUT)/$*-dream itgan-free=$(OUT)/$*-free --tag $*-convnet $(CONVNET)
 	$(JUDGE) --tag $*-resnet18 --eval-model resnet18 $(RESNET)
+
+# The searches of docs/results.md, on held-out images alone, from the runs of `make demo` and `make cifar10`. Run again, they go on.
+searches: SMALL = --pool '{"pool_members": 1, "pool_epochs": 6, "pool_snapshots": 3}' --weight demo-results/gan --seconds 40 --repeats 2
+searches: ONE = --pool '{"pool_members": 1, "pool_epochs": 1, "pool_snapshots": 3}' --weight search-results/gan
+searches: POOL = '{"pool_members": 1, "pool_epochs": 12, "pool_lr": 0.05, "pool_aug": "crop_flip"}'
+searches: OBJECTIVES = $(BIN)/python benchmarks/objectives.py
+searches: JUDGE = $(RUN) validate.py --scored-on held_out --num-eval $(if $1,$1,1)
+searches: GAN = --ipc 50 --pretrain-weight stage1=$(OUT)/gan
+searches: $(BIN)/.installed
+	mkdir -p search-results
+	$(BIN)/python benchmarks/recipes.py --data digits --seconds 300 --variants default width-64 flow-48 --output search-results/flows.json \
+	    --scores $(foreach ipc,1 10,$(ipc):fixed:5 $(ipc):representative:5 $(ipc):fresh:5) 50:fixed:5 50:fresh:5
+	$(OBJECTIVES) $(SMALL) --variants control calibrated calibrated-1 calibrated-3 --scores 1:fixed:8 10:fixed:8 10:fresh:5 \
+	    --output search-results/calibrated.json
+	$(OBJECTIVES) $(SMALL) --variants control default logit trajectory trajectory-10 outcome outcome-10 --scores 1:fixed:8 10:fixed:8 \
+	    --output search-results/trained.json
+	test -e search-results/gan || $(RUN) gen_condense.py --data mnist --output-dir search-results --tag gan --width 64 --steps 3000
+	$(OBJECTIVES) $(ONE) --seconds 150 --compile on --variants control calibrated-3 --scores 1:fixed:8 10:fixed:8 10:fresh:3 \
+	    --output search-results/mnist-calibrated.json
+	$(OBJECTIVES) --pool $(POOL) --weight $(OUT)/gan --seconds 800 --compile on --eval-epochs 75 --scores 10:fixed:8 50:fresh:3 \
+	    --variants control calibrated-1 calibrated-3 calibrated-3-kept calibration calibrated-10 --output search-results/stage2.json
+	$(JUDGE) $(GAN) $(call GO,kept-all)
+	$(JUDGE) $(GAN) --teacher $(MATCHED) --keep-above 0.5 $(call GO,kept-half)
+	for row in "color_crop_cutout 2 0.05" "color_crop_cutout 4 0.05" "color_crop_cutout 8 0.05" "crop_flip 4 0.05" "crop_flip 4 0.1" \
+	    "crop_flip 4 0.02"; do set -- $$row; $(JUDGE) $(GAN) --teacher $(MATCHED) --labels teacher --compare none --epochs 75 --min-steps 0 --aug-type $$1 \
+	    --temperature $$2 --lr $$3 $(call GO,taught-$$1-$$2-$$3) || exit 1; done
+	for lr in 0.05 0.02 0.01 0.005 0.002; do $(call JUDGE,5) --compare random --ipc 10 --sampling fixed --eval-model mlp --lr $$lr \
+	    $(call GO,mlp-$$lr) || exit 1; done
 
 lint: $(BIN)/.installed
 	$(BIN)/ruff check .
