@@ -23,7 +23,7 @@ from gendistil.common.rng import stream
 from gendistil.data import load_dataset, standardise, to_signed, to_uint8
 from gendistil.evaluation import PROTOCOLS, evaluate, student_batches, teachers
 from gendistil.evaluation.teachers import Labels, Teachers
-from gendistil.sources import ROWS, Taught, Teacher, draw_set, load_source
+from gendistil.sources import ROWS, PixelSet, RealImages, Rows, Taught, Teacher, draw_set, load_source
 from pools import ClassifierPool, build_classifier, train_classifier
 
 SETTINGS = {"members": 1, "epochs": 2, "snapshots": 2, "options": {"convnet": {"width": 8}}}
@@ -81,6 +81,11 @@ def test_what_rows_and_teachers_take_is_added(digits, pool):
     weights = sum(value.numel() for value in pool[1].state_dict().values())
     assert Taught(source, teacher, 1.0, stored=True).stored_bytes(3) == 1000 + 2 * 10 * 30
     assert Taught(source, teacher, 1.0, stored=False).stored_bytes(3) == 1000 + 4 * weights
+    soft = PixelSet(size=8, channels=1, num_classes=10, ipc=3)
+    soft.rows = Rows(torch.zeros(10, 3, 10), "learned", None, learned=True)
+    assert soft.stored_bytes(3) == 30 * 64 + 2 * 10 * 30
+    assert Taught(soft, teacher, 1.0, stored=True).stored_bytes(3) == 30 * 64 + 2 * 10 * 30  # one row an image, the teacher's
+    assert Taught(soft, teacher, 1.0, stored=False).stored_bytes(3) == 30 * 64 + 4 * weights
 
 
 def test_the_loss_has_the_gradient_of_the_divergence_at_a_temperature():
@@ -121,6 +126,37 @@ def test_the_snapshot_that_answers(digits, pool, monkeypatch, choice):
     assert answers == [[chosen.pool[0 if choice == "auto" else 1]]] * 2
     assert tried == ([(first, "held_out", 1)] * 2 if choice == "auto" else [])
     assert chosen.teach(first, "hard", 1, "fixed") is first
+
+
+def test_snapshots_are_tried_on_what_has_enough_images(digits, pool, monkeypatch):
+    tried = []
+    monkeypatch.setattr(teachers, "evaluate", lambda taught, dataset, model, ipc, *words, **options: tried.append(
+        (taught.source, ipc)) or SimpleNamespace(mean=1.0))
+    stored, real = PixelSet(size=8, channels=1, num_classes=10, ipc=1), RealImages(digits.full_train, 10)
+    labels, most = Labels(labels=("rows",), teacher=pool.dir, teacher_snapshots="auto"), real.max_ipc
+    for sources in ((stored, Prototypes()), (stored, real)):
+        tried.clear()
+        chosen = Teachers(labels, [], sources, digits, engine=EAGER, protocol=PROTOCOLS["default"], seed=0)
+        chosen.teach(sources[1], "rows", most, "fixed")
+        source, ipc = tried[0]
+        if sources[1] is real:
+            assert source.max_ipc == ipc < most  # of the images that a pool may see
+        else:
+            assert (source, ipc) == (sources[1], most)
+
+
+def test_members_of_one_length_are_told_apart(digits, tmp_path):
+    settings = {**SETTINGS, "members": 2, "snapshots": 1, "epochs": 1}
+    pool = ClassifierPool(digits, tmp_path, Accelerator(cpu=True, mixed_precision="no"), **settings)
+    labels = Labels(labels=("rows",), teacher=pool.dir)
+    chosen = Teachers(labels, [], [Prototypes()], digits, engine=EAGER, protocol=PROTOCOLS["default"], seed=0)
+    words = []
+    for index in range(2):
+        taught = Taught(Prototypes(), Teacher.of(pool, (index,)), 2.0, stored=True)
+        words.append(chosen.describe(taught))
+        score = Teacher.of(pool, (index,)).accuracy(digits.held_out)
+        assert words[-1].endswith(f", member {index}, {score:.1f} % of the held-out images, temperature 2")
+    assert "member" not in Teacher.of(pool).name
 
 
 def as_scored(pool):
@@ -299,7 +335,10 @@ def test_rows_are_those_of_a_finished_run(command, fails, pool, tmp_path):
     file.write_bytes(b"half")
     assert f"{ROWS} holds no rows of these images" in fails(2, sample, "--pretrain-weight", tmp_path / "dm", "--output-dir",
                                                             tmp_path / "set")
-    command(pool_match, *words, "--resume")  # goes on without a teacher
+    command(pool_match, *words, "--resume", "--teacher", pool.dir)
+    command(pool_match, *words, "--resume")  # takes no step
+    assert load_source(tmp_path / "dm").rows is not None
+    command(pool_match, *words, "--resume", "--steps", 3)  # the images are others
     assert not file.exists()
     error = fails(2, pool_match, "--output-dir", tmp_path, "--tag", "gen", "--weight", "x", "--teacher", pool.dir)
     assert "--teacher is not for --method default" in error

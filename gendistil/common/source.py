@@ -61,5 +61,9 @@ class Source:
         return ipc
 
     def stored_bytes(self, ipc):
-        """Bytes that keeping `ipc` images of every class takes."""
+        """Bytes that keeping `ipc` images of every class takes, with the labels that were learned with them."""
         raise NotImplementedError
+
+    def label_bytes(self, ipc):
+        """Those of these labels."""
+        return 0

@@ -91,8 +91,8 @@ class Teachers:
     """The classifiers that label images, and which of them does.
 
     Args: labels, a `Labels`; runs, paths, the first of which that names a pool says the default one; sources, to be labelled,
-    on the first of which the snapshots are tried, for all alike; dataset; engine, an `Engine`; protocol and seed, of the
-    students that try the snapshots.
+    on the first of which that has enough images the snapshots are tried, for all alike, else on real ones; dataset; engine, an
+    `Engine`; protocol and seed, of the students that try the snapshots.
     Rows that a source keeps label it unless `labels` names a teacher or wants one chosen. Raises UserError where a pool is
     needed and there is none, or one of other images.
     """
@@ -101,10 +101,8 @@ class Teachers:
         self.labels, self.dataset, self.engine = labels, dataset, engine
         self.protocol, self.seed = replace(protocol, epochs=min(protocol.epochs, _TRIAL_EPOCHS)), seed
         self._chosen, self._teachers, self._scores = {}, {}, {}
-        source = next(iter(sources), None)
-        # Held-out images are no training images of a trial.
-        self.tried_on = RealImages(dataset.train, dataset.spec.num_classes) if isinstance(source, RealImages) else source
-        if "teacher" not in labels.labels and all(self._keeps_rows(source) for source in sources):
+        self.sources = list(sources)
+        if "teacher" not in labels.labels and all(map(self._keeps_rows, self.sources)):
             return
         named = (made.get(name) for made in map(made_by, runs) for name in ("teacher", "pool_folder"))
         path = labels.teacher or next(filter(None, named), None)
@@ -127,9 +125,10 @@ class Teachers:
         if isinstance(teacher, Rows):
             score = teacher.held_out_accuracy
         else:
-            if teacher.name not in self._scores:
-                self._scores[teacher.name] = teacher.accuracy(self.dataset.held_out)
-            score = self._scores[teacher.name]
+            networks = tuple(teacher.weights)
+            if networks not in self._scores:
+                self._scores[networks] = teacher.accuracy(self.dataset.held_out)
+            score = self._scores[networks]
         words = f"{teacher.name}, {score:.1f} % of the held-out images, temperature {self.labels.temperature:g}"
         return words if source.stored else f"{words}, asked about images as students see them"
 
@@ -153,8 +152,16 @@ class Teachers:
             self._chosen[wanted] = (max(scores, key=scores.get),)
         return self._chosen[wanted]
 
+    def _tried_on(self, ipc):
+        """The source of the students that try the snapshots for so many images of a class, and how many they get."""
+        source = next((source for source in self.sources if ipc <= (source.max_ipc or ipc)), None)
+        if source is None or isinstance(source, RealImages):  # held-out images are no training images of a trial
+            source = RealImages(self.dataset.train, self.dataset.spec.num_classes)
+        return source, min(ipc, source.max_ipc or ipc)
+
     def _score(self, index, kind, ipc, sampling):
-        taught = Taught(self.tried_on, self._teacher((index,)), self.labels.temperature, kind == "rows")
+        source, ipc = self._tried_on(ipc)
+        taught = Taught(source, self._teacher((index,)), self.labels.temperature, kind == "rows")
         return evaluate(taught, self.dataset, "convnet", ipc, sampling, num_eval=1, seed=self.seed, scored_on="held_out",
                         protocol=self.protocol, engine=self.engine).mean
 

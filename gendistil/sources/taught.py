@@ -39,7 +39,12 @@ class Teacher:
     def of(cls, pool, indices=None, engine=EAGER):
         """The members of a `ClassifierPool` at the end of their training, or those at `indices`."""
         indices, table = pool.finished() if indices is None else indices, pool.table()
-        words = " and ".join(f"{table[index]['name']} of step {table[index]['step']}" for index in indices)
+        alike = [(row["name"], row["step"]) for row in table]
+        taken = [alike[index] for index in indices]
+        words = " and ".join(
+            f"{table[index]['name']} of step {table[index]['step']}"
+            + (f", member {table[index]['member']}" if alike.count(alike[index]) > taken.count(alike[index]) else "")
+            for index in indices)
         words += f", a student of {pool.definition['student_of']}" if "student_of" in pool.definition else ""
         return cls([pool[index] for index in indices], pool.spec, words, engine, [table[index]["digest"] for index in indices])
 
@@ -135,8 +140,8 @@ class Taught(Source):
         return self.source.decoded(ipc)
 
     def stored_bytes(self, ipc):
-        """Those of the source, and the rows or the teacher, unless the source keeps it already."""
+        """Those of the source without labels of its own, and the rows or the teacher, unless the source keeps it already."""
+        images = self.source.stored_bytes(ipc) - self.source.label_bytes(ipc)
         if self.stored:
-            return self.source.stored_bytes(ipc) + 2 * self.num_classes * self.num_classes * self.decoded(ipc)
-        new = [size for digest, size in self.teacher.weights.items() if digest not in self.source.classifiers]
-        return self.source.stored_bytes(ipc) + sum(new)
+            return images + 2 * self.num_classes * self.num_classes * self.decoded(ipc)
+        return images + sum(size for digest, size in self.teacher.weights.items() if digest not in self.source.classifiers)
