@@ -122,6 +122,8 @@ def main():
                 scored = dataset.of(seen).to(device)
             folder = memory.folder(args, name)
             parts.append(load_source(folder, device))
+            if parts[-1].soft:
+                parts[-1].rows = None  # --labels says whose answers students learn
             pools += [open_teacher(made_by(folder)["pool_folder"], device, engine)] if "pool" in args.labels else []
             for row in missing:
                 labelling, key = LABELLINGS[row["labels"]], row_key(row)

@@ -240,6 +240,39 @@ def test_what_is_stored_counts_as_stored(words, tmp_path):
     assert words[-2:] == ["--ipc", "2"]
 
 
+def test_hard_labels_are_the_classes_own(command, tmp_path, monkeypatch):
+    seen = []
+
+    def judge(source, *words, **options):
+        seen.append((source.targets(torch.arange(2)), source.stored_bytes(2)))
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(continual, "judge", judge)
+    with pytest.raises(SystemExit):
+        command(continual, "--output-dir", tmp_path, *QUICK, "--memory", "soft=pool_match.py --method mtt --label-lr 1 "
+                "--steps 1 --unroll 1 --pool-members 1 --pool-epochs 2 --expert-epochs 1 --max-start 1 --eval-epochs 1")
+    (targets, kept), = seen
+    assert targets.tolist() == [0, 1]
+    assert kept == 2 * 5 * 64
+    assert load_source(tmp_path / "cl" / "memories" / "soft-order0-step0").soft
+
+
+def test_an_interrupted_inversion_goes_on(tmp_path, monkeypatch):
+    memory = Memory.parse("itgan=pool_match.py --method itgan --weight gan", {"pool_match.py": pool_match})
+    args = SimpleNamespace(output_dir=tmp_path, tag="cl", data="digits", held_out=0.1, precision="auto", compile="auto", ipc=2,
+                           data_dir=None, image_size=None, seed=0, labels=("hard",))
+    folder, called = memory.folder(args, "step"), []
+    monkeypatch.setattr(pool_match, "main", lambda words: called.append(words[-1]))
+    memory.make(args, "step", [0], 0)
+    folder.mkdir(parents=True)  # begun, and stopped before its first checkpoint
+    inversion = folder.with_name(f"{folder.name}-inversion")
+    inversion.mkdir()
+    (inversion / "checkpoint.pt").touch()
+    memory.make(args, "step", [0], 0)
+    assert called == ["--overwrite", "--resume"]
+    assert not folder.exists()
+
+
 def test_a_coreset_is_of_real_images_of_its_class(command, tmp_path, dataset):
     command(continual, "--output-dir", tmp_path, *QUICK, "--orders", 1, "--classes", 4, 8, 1, 0, "--memory",
             "random=pool_match.py --method random --eval-epochs 1", "--scored-on", "held_out", "--eval-model",

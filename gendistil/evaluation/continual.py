@@ -163,9 +163,15 @@ class Memory:
 
         Args: args, the flags of the evaluation; step, its name; classes, their labels in the data set; seed, of the runs.
         """
-        for script, words, _, folder in self._runs(args, step, classes, seed):
+        for script, words, options, folder in self._runs(args, step, classes, seed):
+            first = METHODS[options.method].first if "method" in options else None
+            tags = [folder.name, *([f"{folder.name}-{first}"] if first else [])]
+            if not (folder / CHECKPOINT).exists() and PartialState().is_main_process:
+                shutil.rmtree(folder, ignore_errors=True)  # stopped before there was anything to go on from
+            PartialState().wait_for_everyone()
+            begun = any((folder.parent / tag / CHECKPOINT).exists() for tag in tags)
             try:
-                script.main([*words, "--resume" if (folder / CHECKPOINT).exists() else "--overwrite"])
+                script.main([*words, "--resume" if begun else "--overwrite"])
             except UserError as error:
                 raise UserError(f"--memory {self.name}: {error}")
             PartialState().wait_for_everyone()  # the main process has written what the next command starts from
