@@ -87,8 +87,8 @@ def parse_args(argv=None):
     args = parser.parse_args(argv)
     args.ipc, args.sampling = (list(dict.fromkeys(values)) for values in (sorted(args.ipc), args.sampling))
     vars(args).update(dataclasses.asdict(labels_of(args)))
-    args.compare = compared(args.compare)
     complete(args)
+    args.compare = compared(args)
     if not args.pretrain_weight and not args.compare:
         parser.error("nothing to judge: give --pretrain-weight PATH, or --compare for real images alone")
     if args.push_to_hub and len(args.pretrain_weight) != 1:

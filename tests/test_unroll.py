@@ -216,6 +216,7 @@ def test_steps_with_images_of_their_own_are_replayed(command, fails, results, di
     for tag, ipc in (("mtt-whole", 2), ("dd-whole", 1)):
         assert "it takes runs of --method dd" in fails(2, validate, *words, "--tag", "no", "--overwrite", "--pretrain-weight",
                                                        results / tag, "--ipc", ipc)
+        assert not (results / "no").exists()
 
 
 @pytest.mark.parametrize("match", ["trajectory", "outcome"])

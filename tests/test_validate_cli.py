@@ -239,6 +239,8 @@ def test_images_of_someone_else_are_left_alone(call, gan, tmp_path, capsys):
 
 BAD = [
     (validate, ["--ipc", "1"], "nothing to judge"),
+    (validate, ["--compare", "random", "--ipc", "5000"], "--ipc 5000: the smallest class has"),
+    (validate, ["--pretrain-weight", "{gan}", "--full-epochs", "3"], "--full-epochs is for all real images"),
     (validate, ["--pretrain-weight", "nowhere"], "nowhere does not exist"),
     (validate, ["--pretrain-weight", "{gan}", "--ipc", "0"], "--ipc: 0 is out of range"),
     (validate, ["--pretrain-weight", "{gan}", "--ipc", "2.5"], "'2.5' is not a whole number"),

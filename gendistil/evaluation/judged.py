@@ -10,7 +10,7 @@ from gendistil.common.errors import UserError
 from gendistil.common.flags import given
 from gendistil.common.run import CONFIG, check_held_out, check_options, check_outside, made_by, read_json
 from gendistil.evaluation.rows import LEARNED, PLAIN, REPORT, SCORED, read_report, row_key, unique
-from gendistil.evaluation.students import PROTOCOLS, Result, steps_per_epoch
+from gendistil.evaluation.students import PROTOCOLS, Result, replayed, steps_per_epoch
 from gendistil.evaluation.teachers import fits, open_teacher
 from gendistil.sources import RealImages, Refined, Refinement, check_fits, load_source, refine
 
@@ -103,12 +103,17 @@ def load_sources(args, paths, dataset, real):
             raise UserError(f"--ranking compares with hard labels, and {name} has learned its own: add --no-own")
         if args.ipc[0] > (source.max_ipc or math.inf):
             raise UserError(f"--ipc {args.ipc[0]}: {name} has {source.max_ipc} images of a class: lower it")
+        for ipc in args.ipc if PROTOCOLS[args.protocol].replay else ():
+            replayed(source, ipc, PROTOCOLS[args.protocol])
     if args.compare is None:
         # Labels of a teacher help any images. A source that keeps its rows may have come without the classifier.
         asked = "teacher" in args.labels or args.teacher or any(source.rows is None for source in sources.values())
-        args.compare = ["random"] if args.labels != ("hard",) and asked else []
+        asked = asked and args.labels != ("hard",) and not PROTOCOLS[args.protocol].replay
+        args.compare = ["random"] if asked else []
     if "random" in args.compare:
-        sources[REAL] = RealImages(real, dataset.spec.num_classes)
+        sources[REAL] = images = RealImages(real, dataset.spec.num_classes)
+        if not paths and "whole" not in args.compare and args.ipc[0] > images.max_ipc:
+            raise UserError(f"--ipc {args.ipc[0]}: the smallest class has {images.max_ipc} images: lower it")
     for name, source in sources.items():
         if args.ipc[-1] > (source.max_ipc or math.inf):
             say(f"no row of {name} above --ipc {source.max_ipc}: "
@@ -116,13 +121,14 @@ def load_sources(args, paths, dataset, real):
     return sources, named
 
 
-def compared(names):
-    """What --compare stands for, given its names or None: a list, or None where the labels decide."""
+def compared(args):
+    """What --compare stands for: a list, or None where the labels decide."""
+    names = ["random", "whole"] if args.compare == [] else args.compare
     if "none" in (names or ()) and len(names) > 1:
         raise UserError(f"--compare {' '.join(names)}: none goes with no other")
-    if names == ["none"]:
-        return []
-    return ["random", "whole"] if names == [] else names
+    if args.full_epochs and "whole" not in (names or ()):
+        raise UserError("--full-epochs is for all real images: add --compare whole")
+    return [] if names == ["none"] else names
 
 
 def add_scored_on(parser):
