@@ -55,7 +55,7 @@ def parse_args(argv=None):
 
 def check(args):
     """Refuse flags that do not go together or that the method has no use for, and fill in what follows from others."""
-    if bool(args.epochs) + bool(args.steps) + bool(args.control_of) > 1:
+    if sum(value is not None for value in (args.epochs, args.steps, args.control_of)) > 1:
         raise UserError("--epochs, --steps and --control-of exclude each other: give one")
     row = METHODS[args.method]
     learned, match = LEARNED[row.learn], args.match or row.match
@@ -117,7 +117,7 @@ def match(args, options):
     resumed, file = resume_state(options), args.output_dir / options["tag"] / CHECKPOINT
     state = resumed or {}
     if METHODS[name].learn == GENERATOR and not resumed:
-        state, file = build.read_weight(args.weight)
+        state, file = build.read_weight(args)
     limit = build.read_seconds(args.control_of)
     with accelerator.local_main_process_first():  # one process downloads and decodes, the others find its cache
         dataset = load_dataset(args.data, args.data_dir, args.image_size, args.held_out, args.classes,
@@ -136,10 +136,10 @@ def match(args, options):
     summary = {"train_seconds": 0.0, "held_out_accuracy": 0.0, "best_step": 0, "steps_before": build.steps_taken(state)}
     summary = resumed["summary"] if resumed else summary
     learner = build.make_learner(build.Begin(method, start, args.seed, engine, dataset, state, file, summary["steps_before"]))
+    pixels = build.count_pixels(method, learner, dataset)
     if args.control_of:  # as the run whose control it is
-        engine.choose("on" if read_json(args.control_of / CONFIG).get("compiled") else "off")
-    else:
-        engine.choose(args.compile, build.count_pixels(method, learner, dataset))
+        pixels = math.inf if read_json(args.control_of / CONFIG).get("compiled") else 0
+    engine.choose(args.compile, pixels)
     build.make_matcher(method, learner, dataset)  # what does not go together ends here
     pools = args.output_dir / "pools"
     pool = None if method.match == "none" else build.make_pool(method, pools, args.seed, dataset, engine)
@@ -152,8 +152,6 @@ def match(args, options):
     run = Run(options, accelerator, begun, method_values=dataclasses.asdict(method), dataset=dataclasses.asdict(spec),
               compiled=engine.compiled, pool_folder=getattr(pool, "dir", None),
               recipe_values=dataclasses.asdict(learner.trainer.recipe) if method.learn == GENERATOR else None)
-    if run.is_main and not method.label_lr:
-        (run.dir / learner.folder / ROWS).unlink(missing_ok=True)  # they are those of a finished run
     judge = Judge(run, engine, dataset, from_flags(Judging, args), args.seed, method.keep, summary)
 
     def save(step):
@@ -166,6 +164,8 @@ def match(args, options):
             write_json(run.dir / SUMMARY, {"steps": step, **summary})
 
     steps = math.inf if args.control_of else build.count_steps(method, learner, dataset)
+    if run.is_main and not method.label_lr and (begun < steps or teacher):
+        (run.dir / learner.folder / ROWS).unlink(missing_ok=True)  # they are of other images, or other answers
     if not resumed and (not steps or method.learn == GENERATOR):  # a coreset learns nothing, and a generator may gain nothing
         judge.score(learner, 0)
         save(0)

@@ -260,6 +260,7 @@ def test_bad_input_is_named_in_one_line(command, fails, tmp_path):
         (gen_condense, ("--recipe", "shortcut", "--sample-steps", 3), "--sample-steps 3: a shortcut"),
         (pool_match, ("--weight", tmp_path / "gan", "--sample-steps", 2), "--sample-steps is for a flow"),
         (pool_match, ("--weight", tmp_path / "short", "--sample-steps", 3), "--sample-steps 3: a shortcut"),
+        (pool_match, ("--weight", tmp_path / "short", "--lr-critic", 0.1), "--lr-critic is for a GAN"),
         (pool_match, ("--method", "dm", "--sample-steps", 2), "--sample-steps is not for --method dm"),
         (validate, (*judged, "--guidance", 2), "--guidance is for a flow"),
         (validate, ("--pretrain-weight", tmp_path / "short", "--guidance", 2), "--guidance 2: a shortcut"),

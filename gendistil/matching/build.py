@@ -66,9 +66,9 @@ def check_paths(args):
         check_held_out(args.weight, "--weight", args.held_out)
 
 
-def read_weight(path):
+def read_weight(args):
     """The training state of a generator that `--weight` names: (state, file)."""
-    run = find_run(path)
+    path, run = args.weight, find_run(args.weight)
     file = path if path.is_file() else (run or path) / CHECKPOINT
     if path.exists() and not file.exists():
         raise UserError(f"--weight {path} holds no {CHECKPOINT}: matching needs the critic too, so name the folder of a run of "
@@ -77,6 +77,8 @@ def read_weight(path):
     trainer = state.get("trainer", "gan") if isinstance(state, dict) else "gan"
     if trainer not in TRAINERS:
         raise UserError(f"--weight {path} was trained by '{trainer}', which is not here: name its file by --plugin")
+    if args.lr_critic is not None and "discriminator" not in TRAINERS[trainer].parts:
+        raise UserError(f"--lr-critic is for a GAN, and --weight {path} was trained by '{trainer}': leave it out")
     whole = isinstance(state, dict) and all(isinstance(state.get(part), dict) for part in TRAINERS[trainer].parts)
     if not whole or len(state["generator"]) < 3:
         raise UserError(f"--weight {path}: {file.name} is not a checkpoint of this suite or of the published DiM code")
