@@ -1,6 +1,7 @@
 """Images that a flow draws under guidance: as its own without it, nearer to modes with it, and steered by an objective."""
 
 import copy
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -92,6 +93,11 @@ def test_an_objective_steers_them(digits, flow, monkeypatch, precision):
 
     losses = [loss_of(steer) for steer in (0.0, 0.1, 0.3)]
     assert losses[0] > losses[1] > losses[2]
+
+
+def test_a_loss_without_a_gradient_steers_nothing(digits, flow):
+    skipped = SimpleNamespace(parts=lambda step: [torch.tensor(1.0)], summed=1)
+    assert torch.equal(drawn(drawing(digits, flow, steer=0.3), skipped), drawn(drawing(digits, flow)))
 
 
 class Fixed(RandomPool):

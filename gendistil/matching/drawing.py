@@ -78,10 +78,11 @@ class DrawingLearner(PixelLearner):
             self.parameter.data.copy_(end)
             report["matching"] = self.differentiate(step, matching)
             # Of float16, where the scaled gradient may overflow: that step steers nothing, and the next are scaled less.
-            self.scaler.unscale_(self.optimizer)
-            self.scaler.update()
-            gradient = self.parameter.grad.nan_to_num(0.0, 0.0, 0.0)
-            end = end - self.steer * left * gradient / _lengths(gradient).clamp_min(_LEAST)
+            if self.parameter.grad is not None:
+                self.scaler.unscale_(self.optimizer)
+                self.scaler.update()
+                gradient = self.parameter.grad.nan_to_num(0.0, 0.0, 0.0)
+                end = end - self.steer * left * gradient / _lengths(gradient).clamp_min(_LEAST)
         self.place = end + (1 - 1 / (self.steps - step)) * (self.place - end)
         self.parameter.data.copy_(end)
         return report
