@@ -85,10 +85,11 @@ def whole_graph(loss, optimizer, weights, inputs, rates, steps, terminal, window
 def differentiate(way, steps, images, size, width=128):
     """A function `step(number)` that trains a ConvNet for `steps` steps on noise, all `images` in each, by SGD, and
     differentiates how far it comes from other weights, in float32; `way` is a key of `WAYS`."""
-    draw = stream(0, "noise")
-    network, other = (build_classifier("convnet", 3, size, 10, generator=stream(0, name), width=width) for name in "ab")
+    draw, device = stream(0, "noise"), make_accelerator("fp32").device
+    network, other = (build_classifier("convnet", 3, size, 10, generator=stream(0, name), width=width).to(device)
+                      for name in "ab")
     names, weights = zip(*((name, weight.detach()) for name, weight in network.named_parameters()))
-    seen, labels = torch.randn(images, 3, size, size, generator=draw), torch.arange(images) % 10
+    seen, labels = torch.randn(images, 3, size, size, generator=draw).to(device), torch.arange(images, device=device) % 10
     run = whole_graph if way == "whole" else unroll
 
     def loss(weights, inputs, step):
@@ -98,7 +99,7 @@ def differentiate(way, steps, images, size, width=128):
         return sum((x - y.detach()).square().sum() for x, y in zip(weights, other.parameters()))
 
     def step(number):
-        run(loss, SGD(), [*weights], [seen], torch.full((1,), 0.01), steps, terminal)
+        run(loss, SGD(), [*weights], [seen], torch.full((1,), 0.01, device=device), steps, terminal)
 
     return step
 
@@ -187,7 +188,10 @@ def main():
         return
     accelerator = make_accelerator(args.precision)
     facts = {"device": device_name(accelerator.device), "torch": torch.__version__}
-    rows = read_json(args.output)["rows"] if args.output.exists() else []
+    earlier = read_json(args.output) if args.output.exists() else {**facts, "rows": []}
+    rows = earlier.pop("rows")
+    if earlier != facts:
+        raise UserError(f"--output {args.output} was measured on {earlier['device']}, torch {earlier['torch']}: give another")
     shared = {"size": args.size, "ipc": args.ipc, "real": args.real,
               "precision": accelerator.mixed_precision.replace("no", "fp32")}
     if args.unroll:

@@ -88,7 +88,7 @@ def main():
     parser.add_argument("--seed", type=SEED, default=0, help="seed of the first student")
     parser.add_argument("--compile", choices=("on", "off"), default="off", help="compile the networks")
     parser.add_argument("--output", type=Path, help="JSON file of the rows (default: benchmarks/results/refine-RUN.json)")
-    add_data_arguments(parser)
+    add_data_arguments(parser, whiten=True)
     args = parser.parse_args()
     run = find_run(args.pretrain_weight)
     if run is None:
@@ -98,7 +98,8 @@ def main():
     folder = args.teacher or made_by(run).get("pool_folder")
     inherit_data(args, run)
     accelerator = make_accelerator("auto")
-    dataset = load_dataset(args.data, args.data_dir, args.image_size, args.held_out, args.classes, accelerator.device)
+    dataset = load_dataset(args.data, args.data_dir, args.image_size, args.held_out, args.classes, accelerator.device,
+                           args.whiten)
     source = load_source(run, accelerator.device)
     check_fits(source, dataset.spec, f"--pretrain-weight {run}")
     if not hasattr(source, "images_at"):

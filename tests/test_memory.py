@@ -51,6 +51,13 @@ def test_what_was_measured_stays_and_becomes_a_table(command, monkeypatch, tmp_p
     assert "old" not in text
 
 
+def test_rows_of_another_machine_stay_apart(fails, tmp_path):
+    kept = json.dumps({"device": "an abacus", "torch": "1", "rows": []})
+    (tmp_path / "memory.json").write_text(kept)
+    assert "was measured on an abacus, torch 1: give another" in fails(2, memory, "--output", tmp_path / "memory.json")
+    assert (tmp_path / "memory.json").read_text() == kept
+
+
 def test_a_process_that_ends_is_a_step_that_did_not_fit():
     assert memory.measure(1, method="none", classes=2, class_batch=0)["seconds"] is None
 
