@@ -18,7 +18,17 @@ from gendistil.common.rng import counter_normal, stream
 from gendistil.data import load_dataset, to_signed, to_uint8
 from gendistil.evaluation import Protocol
 from gendistil.evaluation.report import read_report
-from gendistil.sources import Refined, Refinement, Taught, Teacher, TooFewAccepted, draw_set, load_source, refined
+from gendistil.sources import (
+    DistilledDataset,
+    Refined,
+    Refinement,
+    Taught,
+    Teacher,
+    TooFewAccepted,
+    draw_set,
+    load_source,
+    refined,
+)
 from generators import NETWORKS
 from generators.base import ConditionalGenerator
 from pools import ClassifierPool
@@ -215,6 +225,8 @@ def test_a_search_is_kept_by_the_run_and_used(command, fails, capsys, run, pool,
     command(sample, "--pretrain-weight", run, "--ipc", 1, "--output-dir", tmp_path / "set")
     with safe_open(tmp_path / "set" / "set.safetensors", "pt") as file:
         assert json.loads(file.metadata()["set"])["refined"] == "kept above 0.5, noise 1.2"
+    images = load_file(tmp_path / "set" / "set.safetensors")["images"]
+    assert torch.equal(DistilledDataset(run, ipc=1).images, images)
     (run / "generator").rename(tmp_path / "alone")
     assert "no run's folder" in fails(2, search_script, "--pretrain-weight", tmp_path / "alone", "--teacher", pool.dir)
 

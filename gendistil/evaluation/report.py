@@ -38,9 +38,9 @@ from gendistil.evaluation.rows import (
 
 LEGEND = """\
 Mean ± standard deviation over students with different seeds (± half the width of the mean's 95 % interval, Student's t).
-IPC: images per class. Sampling fixed: one set per student; representative: one chosen among 20 or more times as many;
-fresh: a new set of that size every epoch; all: every training image. A heading names the protocol by which students were
-trained where it is not the default of `validate.py`.
+IPC: images per class. Sampling fixed: one set per student; representative: one chosen among 20 or more times as many,
+where there are so many; fresh: a new set every epoch; all: every training image. A heading names the protocol by which
+students were trained where it is not the default of `validate.py`.
 """
 """What the words and numbers of a table mean, as markdown: once for all tables of a document."""
 

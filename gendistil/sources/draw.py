@@ -1,5 +1,6 @@
 """Sets of images drawn from a source: what students are trained on, what `sample.py` writes and what a loader takes."""
 
+from argparse import Namespace
 from pathlib import Path
 
 import torch
@@ -9,7 +10,8 @@ from gendistil.common.errors import UserError
 from gendistil.common.rng import stream
 from gendistil.data import to_signed, to_uint8
 from gendistil.sources.load import load_source
-from pools import build_classifier
+from gendistil.sources.refined import refine
+from pools import ClassifierPool, build_classifier
 
 CHOICES = ("fixed", "representative")
 """How a set is chosen: its first IPC images of every class, or those that stand for the classes' clusters."""
@@ -31,7 +33,7 @@ def draw_set(source, ipc, seed, device="cpu", choice="fixed"):
     The one place where a set is drawn: students are trained on what `sample.py` writes and `DistilledDataset` holds, the
     rounding to 256 levels included, on the same kind of device. (Those of fresh sets are drawn in the precision of their run.)
     Targets are int64 labels, or soft ones where the source has them. `choice` is one of `CHOICES`; a representative set is
-    chosen among the first images of the same seed, 20 for each wanted one.
+    chosen among the first images of the same seed, 20 for each wanted one and at least 500 of a class, where there are so many.
     """
     if choice == "representative":
         return _representatives(source, ipc, seed, device)
@@ -81,7 +83,8 @@ def _seen(images, views):
 def diversity(source, ipc, device="cpu"):
     """Mean distance of two images of a class as random networks see them, among the first `ipc`, at most 100, of seed 0.
 
-    In units of the spread of all these images, so that it falls as the images of a class become alike. None for one image.
+    In units of the standard deviation of all entries of all their embeddings, so that it falls as the images of a class become
+    alike. Compare it within a data set. None for one image.
     """
     count = min(source.decoded(ipc), _COMPARED)
     if count < 2:
@@ -95,13 +98,14 @@ def diversity(source, ipc, device="cpu"):
 class DistilledDataset(torch.utils.data.Dataset):
     """Exactly `ipc` images of every class as a map-style dataset: the images that `sample.py` writes for the same seed.
 
-    Args: source, a path (see `load_source`) or a source on the CPU; ipc, images per class; seed, the set's name; transform,
-    called with a uint8 `[C, H, W]` tensor (default: float in [-1, 1]); choice, one of `CHOICES`. Items are (image, target),
-    class by class: an int, or float `[K]` where the source has soft labels.
+    Args: source, a path (see `load_source`; a run that keeps a refinement is refined), or a source on the CPU; ipc, images per
+    class; seed, the set's name; transform, called with a uint8 `[C, H, W]` tensor (default: float in [-1, 1]); choice, one of
+    `CHOICES`. Items are (image, target), class by class: an int, or float `[K]` where the source has soft labels.
     """
 
     def __init__(self, source, ipc, seed=0, transform=to_signed, choice="fixed"):
-        source = load_source(source) if isinstance(source, (str, Path)) else source
+        if isinstance(source, (str, Path)):
+            source = refine(load_source(source), source, Namespace(teacher=None), ClassifierPool.open)
         self.images, self.targets = draw_set(source, ipc, seed, choice=choice)
         self.transform = transform
 
