@@ -1,5 +1,7 @@
 """Selectors: which real images a matching step compares with."""
 
+import math
+
 import torch
 
 from gendistil.common.clustering import representatives
@@ -10,7 +12,7 @@ _AT_ONCE = 20_000  # candidates that are in memory together
 
 
 class Uniform:
-    """`count` real images of a class, drawn without replacement while they last, anew at every step."""
+    """`count` real images of a class, drawn without replacement while they last, then again so, anew at every step."""
 
     def __init__(self, split, num_classes, count, seed, **unused):
         self.split, self.count, self.seed = split, count, seed
@@ -28,16 +30,16 @@ class Uniform:
 
     def _draw(self, label, count, step):
         rows, generator = self.rows[label], stream(self.seed, "select", label, step)
-        if count <= len(rows):
-            return rows[torch.randperm(len(rows), generator=generator)[:count]]
-        return rows[torch.randint(len(rows), (count,), generator=generator)]
+        passes = [torch.randperm(len(rows), generator=generator) for _ in range(math.ceil(count / len(rows)))]
+        return rows[torch.cat(passes)[:count]]
 
 
 class Dream(Uniform):
     """The images nearest to the centroids of a clustering of each class, refreshed every `interval` steps.
 
-    Each refresh embeds `candidates` images of every class, drawn uniformly, as one member of the pool sees them. `nearest` of
-    them are taken around each centroid, which are as many times fewer (DREAM+). Raises UserError where that leaves a rest.
+    Each refresh embeds `candidates` images of every class, drawn uniformly, or all that it has, as one member of the pool sees
+    them. `nearest` of them are taken around each centroid, which are as many times fewer (DREAM+). A class that has no more
+    than are wanted is drawn uniformly. Raises UserError where `nearest` leaves a rest.
     """
 
     def __init__(self, split, num_classes, count, seed, *, pool, interval, candidates, nearest=1):
@@ -45,16 +47,18 @@ class Dream(Uniform):
         if count % nearest:
             raise UserError(f"--select-nearest {nearest} does not divide the {count} real images of a class (--match-batch)")
         self.pool, self.interval, self.nearest = pool, interval, nearest
-        self.candidates = min(candidates, min(len(rows) for rows in self.rows))
+        self.candidates = [min(candidates, len(rows)) for rows in self.rows]
         self._epoch, self._selected = None, None
 
     def indices(self, classes, step):
-        if self.candidates <= self.count:  # too few images to choose from
-            return super().indices(classes, step)
         if step // self.interval != self._epoch:
             self._epoch = step // self.interval
             self._selected = self._select(self._epoch * self.interval)
-        return self._selected[classes]
+        chosen = self._selected[classes]
+        for place, label in enumerate(torch.as_tensor(classes).tolist()):
+            if self.candidates[label] <= self.count:
+                chosen[place] = self._draw(label, self.count, step)
+        return chosen
 
     def state_dict(self):
         """The latest choice: the network that made it may have learned since."""
@@ -64,13 +68,17 @@ class Dream(Uniform):
         self._epoch, self._selected = state["epoch"], state["selected"]
 
     def _select(self, step):
-        generator = stream(self.seed, "dream", step)
-        rows = torch.stack([self._draw(label, self.candidates, step) for label in range(len(self.rows))])
-        network, chosen = self.pool.draw(generator), []
-        for part in rows.split(max(1, _AT_ONCE // self.candidates)):
-            points = self.pool.embed(network, part.flatten()).unflatten(0, part.shape)
-            chosen.append(part.gather(1, representatives(points, self.count, generator, self.nearest).cpu()))
-        return torch.cat(chosen)
+        """The chosen rows of every class, int64 [K, count]; of one that has no more, anything."""
+        generator, candidates = stream(self.seed, "dream", step), torch.tensor(self.candidates)
+        chosen = torch.zeros(len(self.rows), self.count, dtype=torch.int64)
+        network = self.pool.draw(generator)
+        for count in candidates.unique().tolist():  # classes of as many are clustered together
+            labels = torch.nonzero(candidates == count)[:, 0]
+            for part in labels.split(max(1, _AT_ONCE // count)) if count > self.count else ():
+                rows = torch.stack([self._draw(label, count, step) for label in part.tolist()])
+                points = self.pool.embed(network, rows.flatten()).unflatten(0, rows.shape)
+                chosen[part] = rows.gather(1, representatives(points, self.count, generator, self.nearest).cpu())
+        return chosen
 
 
 SELECTORS = {"dream": Dream, "random": Uniform}
