@@ -15,7 +15,7 @@ from gendistil.common.engine import Engine
 from gendistil.common.errors import UserError
 from gendistil.common.flags import add_flags, fields, from_flags, override, refuse
 from gendistil.common.loop import Loop
-from gendistil.common.run import CHECKPOINT, CONFIG, Run, check_folder, inherit_data, read_json, resume_state, write_json
+from gendistil.common.run import CHECKPOINT, CONFIG, Run, check_folder, inherit_data, inherit_settings, resume_state, write_json
 from gendistil.data import Augment, load_dataset
 from gendistil.evaluation.judge import Judge, Judging
 from gendistil.evaluation.teachers import keep_rows, open_teacher
@@ -47,6 +47,8 @@ def parse_args(argv=None):
     length.add_argument("--resume", action="store_true", help="continue the run of this tag from its last checkpoint")
     args = parser.parse_args(argv)
     check(args)
+    if args.resume and not args.control_of and has_begun(args, args.tag):
+        inherit_settings(args, args.output_dir / args.tag)
     begun = [args.output_dir / tag for _, tag in plan(args)[::-1] if args.resume and has_begun(args, tag)]
     inherit_data(args, (begun or [args.weight])[0])
     build.check_paths(args)
@@ -62,7 +64,7 @@ def check(args):
     why = f"is not for --method {args.method}, which learns {learned.words}"
     refuse(args, (Method, Start), lambda field: learned.flags not in field.metadata.get("learns", [learned.flags]), why)
     pool = args.pool_training or row.pool_training
-    refuse(args, (Method,), lambda field: pool not in field.metadata.get("pools", [pool]),
+    refuse(args, (Method,), lambda field: pool not in field.metadata.get("pools", [pool]) and not build.is_off(args, field),
            f"is not for networks of --pool-training {pool}, which --method {args.method} has here")
     if learned.flags not in (GENERATOR, DRAWN) and args.match == "none":
         raise UserError(f"--match none {why}")
@@ -127,6 +129,7 @@ def match(args, options):
     method = override(row, args, functools.partial(takes, args, name))
     if args.steps is not None and method.epochs and not args.epochs:
         method = dataclasses.replace(method, epochs=None)  # the row's passes give way to the steps that were asked for
+    build.check_online(args, method)
     Augment(method.aug_type, spec)  # a wrong flag ends here, before a pool is pretrained
     check_classifiers(method.pool if method.match != "none" else (), spec, "--pool", maps=method.match == "feature",
                       kernels=method.match == "grad" and method.metric != "dc")
@@ -136,10 +139,7 @@ def match(args, options):
     summary = {"train_seconds": 0.0, "held_out_accuracy": 0.0, "best_step": 0, "steps_before": build.steps_taken(state)}
     summary = resumed["summary"] if resumed else summary
     learner = build.make_learner(build.Begin(method, start, args.seed, engine, dataset, state, file, summary["steps_before"]))
-    pixels = build.count_pixels(method, learner, dataset)
-    if args.control_of:  # as the run whose control it is
-        pixels = math.inf if read_json(args.control_of / CONFIG).get("compiled") else 0
-    engine.choose(args.compile, pixels)
+    engine.choose(args.compile, build.count_pixels(args.control_of, method, learner, dataset))
     build.make_matcher(method, learner, dataset)  # what does not go together ends here
     pools = args.output_dir / "pools"
     pool = None if method.match == "none" else build.make_pool(method, pools, args.seed, dataset, engine)

@@ -120,6 +120,15 @@ def test_published_command_lines(command, tmp_path, published, ours):
     assert isinstance(load_source(tmp_path / "match"), PixelSet)
 
 
+@pytest.mark.parametrize("words", [
+    "--method ncfm --match outcome --calibrate 0 --pool-training random --unroll 1 --window 0 --factor 1",
+    "--method ncfm --pool-training random --calibrate 0", "--method dream+ --match mean --mean-weight 0"])
+def test_a_weight_of_the_method_can_be_left_out(command, tmp_path, words):
+    command(pool_match, "--output-dir", tmp_path, *words.split(), "--ipc", 2, *QUICK, "--steps", 1)
+    values = json.loads((tmp_path / "match" / "config.json").read_text())["method_values"]
+    assert values["calibrate"] == values["mean_weight"] == 0
+
+
 def test_published_values():
     assert (METHODS["dm"].lr, METHODS["dm"].steps, METHODS["dm"].match_batch, METHODS["dm"].init) == (1.0, 20_000, 256, "real")
     dsa = method_for("dsa", "cifar10", 10)

@@ -1,6 +1,7 @@
 """Pixels as what is learned: multi-formation against the published decodings, starts, steps, networks that learn meanwhile."""
 
 import copy
+import dataclasses
 import itertools
 
 import pytest
@@ -174,6 +175,28 @@ def test_pairs_need_as_many_synthetic_images_as_real_ones(digits):
     learner, pool = pixel_learner(digits)
     with pytest.raises(UserError, match="6 and 2 of each class: use --aug-setting class"):
         pixel_matcher(learner, digits, pool, aug_setting="image")
+
+
+def test_logits_are_compared_image_by_image(digits):
+    learner, pool = pixel_learner(digits)
+    with pytest.raises(UserError, match="there are 6 real and 2 synthetic ones of each class: give --match-batch 2"):
+        pixel_matcher(learner, digits, pool, match="logit")
+    assert pixel_matcher(learner, digits, pool, match="logit", per_class=2)(0).item() > 0
+
+
+def test_one_real_image_of_a_class_has_no_distribution(digits):
+    learner, pool = pixel_learner(digits)
+    rows = torch.cat([torch.nonzero(digits.train.labels == label)[: 1 + label, 0] for label in range(10)])
+    few = dataclasses.replace(digits, train=Split(digits.train.images[rows], digits.train.labels[rows]))
+    with pytest.raises(UserError, match="--match energy: a class has one training image"):
+        pixel_matcher(learner, few, pool, match="energy")
+    pixel_matcher(learner, few, pool, match="mean")
+
+
+@pytest.mark.parametrize(("size", "factor"), [(8, 5), (8, 7), (28, 8), (30, 7), (15, 6)])
+def test_parts_that_would_hold_nothing_are_refused(size, factor):
+    with pytest.raises(UserError, match=f"--factor {factor}: of images of {size} pixels cut by {factor}"):
+        PixelSet(size=size, channels=1, num_classes=2, ipc=1, factor=factor)
 
 
 def test_a_subset_of_the_decoded_images_is_compared(digits):

@@ -358,6 +358,10 @@ def test_gradients_are_shortened_to_a_multiple_of_their_running_mean(digits):
     (["--method", "dm", "--unroll", 3], "--unroll is not for --match mean"),
     (["--method", "dd", "--syn-batch", 1], "leave out --syn-batch"),
     (["--method", "bptt", "--label-lr", 1], "add --pool-training expert or pretrained"),
+    (["--method", "itgan", "--weight", "gan", "--match", "outcome"], "or --own-weight 0"),
+    (["--method", "ncfm", "--pool-training", "random"], "--calibrate asks networks that have learned"),
+    (["--method", "dm", "--pool-training", "real", "--inner", 5], "where every step has a new network: give --outer"),
+    (["--method", "dc", "--pool-lr", 1, "--ipc", 1], "--pool-lr does nothing where every step has a new network"),
 ])
 def test_bad_flags(fails, tmp_path, words, said):
     error = fails(2, pool_match, "--output-dir", tmp_path, *QUICK, *words)

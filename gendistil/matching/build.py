@@ -9,13 +9,13 @@ from pathlib import Path
 from gendistil.common.cli import COUNT
 from gendistil.common.device import process_first
 from gendistil.common.errors import UserError
-from gendistil.common.flags import option, refuse
-from gendistil.common.run import CHECKPOINT, check_held_out, check_outside, find_run, made_by, read_json, training_state
+from gendistil.common.flags import option, override, refuse
+from gendistil.common.run import CHECKPOINT, CONFIG, check_held_out, check_outside, find_run, made_by, read_json, training_state
 from gendistil.matching import initial
 from gendistil.matching.drawing import DrawingLearner, modes_of
 from gendistil.matching.learners import GeneratorLearner, LatentLearner, PixelLearner
 from gendistil.matching.matcher import Matcher
-from gendistil.matching.methods import DRAWN, GENERATOR, LATENTS, METHODS, PIXELS, STORED, Method
+from gendistil.matching.methods import DRAWN, GENERATOR, LATENTS, METHODS, ONLINE, PIXELS, STORED, TRAINED, Method
 from gendistil.matching.objectives import OBJECTIVES
 from gendistil.matching.trained import TrainingMatcher
 from gendistil.sources import LATENTS as LATENTS_FOLDER
@@ -274,6 +274,16 @@ _IDLE = (("optimizer", "adam", "--optimizer adam", ["momentum"]),
 """Fields of a method, values of theirs, the flags that say so, and the fields that then do nothing."""
 
 
+_WEIGHTS = {"paired_weight": ("--own-weight (--paired-weight)", "embeddings"), "calibrate": ("--calibrate", "embeddings"),
+            "mean_weight": ("--mean-weight", "gradients")}
+"""Weights of what an objective compares besides: their flags, and what it has to compare for them."""
+
+
+def is_off(args, field):
+    """Whether the flag of a `Method`'s field says that one of these weights is 0, which goes with everything."""
+    return field.name in _WEIGHTS and getattr(args, field.name, None) == 0
+
+
 def check_match(args, match, pool):
     """Raise UserError for flags that are not for the objective `match`, or beside the value of another flag or of the method,
     and for networks (`pool`) that are not."""
@@ -286,15 +296,32 @@ def check_match(args, match, pool):
     taken, elsewhere = row.options if row else (), {name for row in OBJECTIVES.values() for name in row.options}
     useless = elsewhere - set(taken)
     if row:
-        useless -= {"paired_weight", "calibrate"}  # which `make_matcher` refuses by value
+        useless -= {"paired_weight", "calibrate"}  # of which more is said below
     if row and row.per == "training":
         useless |= {*_OF_CLASSES, *(_OF_SELECTORS if row.expert else ())}
     if match == "none" and METHODS[args.method].learn == DRAWN:  # of a generator the steps without it are a control's
         useless |= {*_OF_CLASSES, *_OF_SELECTORS, *_OF_MATCHING}
-    refuse(args, (Method,), lambda field: field.name in useless, f"is not for --match {match}")
+    refuse(args, (Method,), lambda field: field.name in useless and not is_off(args, field), f"is not for --match {match}")
+    values = override(METHODS[args.method], args)
+    for weight, (flag, seen) in _WEIGHTS.items() if row else ():
+        if getattr(values, weight) and weight not in taken:
+            names = ", ".join(name for name, row in OBJECTIVES.items() if weight in row.options)
+            raise UserError(f"{flag} is for an objective that compares {seen}: --match {names}, or {flag.split()[0]} 0")
+    if row and values.calibrate and pool not in TRAINED:
+        raise UserError(f"--calibrate asks networks that have learned, and those of --pool-training {pool} have not: give "
+                        "another, or --calibrate 0")
     if row and row.expert and pool != "expert":
         raise UserError(f"--match {match} follows experts, and networks of --pool-training {pool} are none: give "
                         "--pool-training expert")
+
+
+def check_online(args, method):
+    """Raise UserError for flags of how an online network learns where it never does, because every step has a new one."""
+    if method.pool_training in ONLINE and method.outer == 1 and not method.pool_warmup:
+        names = {"inner", "pool_images", "pool_batch", "pool_lr", "pool_momentum", "pool_decay", "pool_aug", "pool_cutmix"}
+        names |= {"pool_training"} - ({"pool_training"} if METHODS[args.method].pool_training in ONLINE else set())
+        refuse(args, (Method,), lambda field: field.name in names,
+               "does nothing where every step has a new network: give --outer, steps that share one")
 
 
 def make_matcher(method, learner, dataset, pool=None):
@@ -309,11 +336,6 @@ def make_matcher(method, learner, dataset, pool=None):
     if row.expert and last > method.pool_epochs:
         raise UserError(f"--max-start {method.max_start} and --expert-epochs {method.expert_epochs} need experts of {last} "
                         f"epochs: raise --pool-epochs, now {method.pool_epochs}")
-    for weight, flag, seen in (("paired_weight", "--own-weight (--paired-weight)", "embeddings"),
-                               ("calibrate", "--calibrate", "embeddings"), ("mean_weight", "--mean-weight", "gradients")):
-        if getattr(method, weight) and weight not in taken:
-            names = ", ".join(name for name, row in OBJECTIVES.items() if weight in row.options)
-            raise UserError(f"{flag} is for an objective that compares {seen}: --match {names}, or {flag.split()[0]} 0")
     kind = TrainingMatcher if row.per == "training" else Matcher
     return kind(learner, dataset, pool, match=method.match, options={name: getattr(method, name) for name in taken},
                    weight=method.match_weight, select=method.select, classes=method.match_classes,
@@ -338,7 +360,10 @@ def count_steps(method, learner, dataset):
     return turns if method.steps is None else method.steps
 
 
-def count_pixels(method, learner, dataset):
-    """About how many pixels of real images the run shows to networks, the training of a pool left out."""
+def count_pixels(control_of, method, learner, dataset):
+    """About how many pixels of real images the run shows to networks, the training of a pool left out: a control's are as many
+    as make it run as the one does whose control it is."""
+    if control_of:
+        return math.inf if read_json(control_of / CONFIG).get("compiled") else 0
     images = (method.match_classes or dataset.spec.num_classes) * method.match_batch
     return count_steps(method, learner, dataset) * images * dataset.spec.size**2

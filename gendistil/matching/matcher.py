@@ -45,10 +45,16 @@ class Matcher:
         fewest = int(torch.bincount(dataset.train.labels, minlength=spec.num_classes).min())
         self.kept = min(kept, fewest)
         self._check(match, spec, aug_type)
+        if self.objective.spreads and fewest == 1 and (aug_type == "none" or aug_setting != "image"):
+            raise UserError(f"--match {match}: a class has one training image, which has no distribution unless every image "
+                            "has an augmentation of its own: give --aug-setting image, or more images")
         self.selector = SELECTORS[select](dataset.train, spec.num_classes, self.kept or per_class, learner.seed, pool=pool,
                                           interval=interval, candidates=candidates, nearest=nearest)
         self.augment, self.aug_setting = Augment(aug_type, spec, aug_single), aug_setting
         synthetic = learner.images_per_class(per_class)
+        if self.objective.pairwise and synthetic != per_class:
+            raise UserError(f"--match {match} compares image by image, but there are {per_class} real and {synthetic} "
+                            f"synthetic ones of each class: give --match-batch {synthetic}")
         if aug_setting == "image" and synthetic != per_class:
             raise UserError(f"--aug-setting image pairs real images with synthetic ones, but there are {per_class} and "
                             f"{synthetic} of each class: use --aug-setting class")
@@ -125,6 +131,7 @@ class Matcher:
     def _look(self, images, setting, drawn):
         """What a network is shown of `images` [k, n, C, H, W]; `drawn` is [k, n or 1, 8]."""
         flat = standardise(images.flatten(0, 1), self.dataset.spec)
+        drawn = drawn[:, : images.shape[1]]  # the last vectors may be fewer
         setting = setting._replace(uniform=drawn.expand(-1, images.shape[1], -1).flatten(0, 1))
         return self.augment.apply(flat, setting).unflatten(0, images.shape[:2])
 

@@ -167,7 +167,7 @@ def gradient_distance(real, fake, metric):
 
 
 def _match_logit(eyes, real, fake, labels):
-    return log_probabilities(*_see(eyes.logits, real, fake))
+    return log_probabilities(*_see(eyes.logits, real[:, : fake.shape[1]], fake))
 
 
 def _match_embeddings(criterion):
@@ -261,7 +261,8 @@ class Objective:
     `paired` [k, n, C, H, W], where the option paired_weight is above 0; "real", they are its real images; None, it has no use
     for them.
     embeds: whether it compares embeddings, so that `real` may be those, [k, n, D]. draws: whether the function also takes a
-    `generator`, of the step's random draws.
+    `generator`, of the step's random draws. pairwise: whether it compares image by image, so that there must be as many of
+    both. spreads: whether its unit is the spread of the real images of each class by itself, which has to have two.
     """
 
     function: Callable
@@ -273,6 +274,8 @@ class Objective:
     embeds: bool = False
     draws: bool = False
     expert: bool = False
+    pairwise: bool = False
+    spreads: bool = False
 
 
 _TRAINING = ("unroll", "unroll_batch", "unroll_optimizer", "unroll_momentum", "unroll_order", "step_size", "step_size_lr",
@@ -286,12 +289,12 @@ def _embeddings(criterion, source, **facts):
 
 
 OBJECTIVES = {
-    "logit": Objective(_match_logit, 0.01, "DiM"),
+    "logit": Objective(_match_logit, 0.01, "DiM", pairwise=True),
     "feature": Objective(_match_feature, 0.001, "DiM, IDC"),
     "grad": Objective(_match_gradient, 0.001, "DiM, IDC", options=("metric", "mean_weight")),
     "mean": _embeddings(class_means, "DM"),
     "moments": _embeddings(moments, "mean and standard deviation of embeddings, per class"),
-    "energy": _embeddings(energy, "energy distance of embeddings, per class"),
+    "energy": _embeddings(energy, "energy distance of embeddings, per class", spreads=True),
     "cf": _embeddings(characteristic, "characteristic functions of embeddings, per class: NCFM", draws=True),
     "trajectory": Objective(trajectory, 1.0, "MTT", options=_TRAINING + _EXPERT, per="training", expert=True),
     "outcome": Objective(outcome, 1.0, "Dataset Distillation, RaT-BPTT", options=(*_TRAINING, "window"), per="training"),
