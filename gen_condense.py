@@ -12,7 +12,7 @@ from gendistil.common.errors import UserError
 from gendistil.common.flags import add_flags, from_flags, override, refuse
 from gendistil.common.loop import Loop
 from gendistil.common.rng import Shuffle
-from gendistil.common.run import CHECKPOINT, Run, inherit_data, resume_state
+from gendistil.common.run import CHECKPOINT, Run, inherit_data, inherit_settings, resume_state
 from gendistil.data import load_dataset, to_signed
 from gendistil.evaluation.judge import Stopping, StoppingJudge
 from gendistil.matching import GeneratorLearner
@@ -40,6 +40,8 @@ def parse_args(argv=None):
     args = parser.parse_args(argv)
     if args.epochs and args.steps:
         parser.error("--epochs and --steps exclude each other: give one")
+    if args.resume:
+        inherit_settings(args, args.output_dir / args.tag)
     own = {field.name for field in dataclasses.fields(RECIPES[args.recipe])}
     refuse(args, kinds, lambda field: field.name not in own, f"is not for --recipe {args.recipe}")
     unpenalised = not getattr(override(RECIPES[args.recipe], args), "gradient_penalty", 0)

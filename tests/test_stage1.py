@@ -11,7 +11,7 @@ from accelerate import Accelerator
 import gen_condense
 import pool_match
 from gendistil.common.loop import Interruptible
-from gendistil.common.run import load_checkpoint, save_checkpoint, write_json
+from gendistil.common.run import load_checkpoint, read_json, save_checkpoint, write_json
 from gendistil.data import load_dataset, to_signed
 from gendistil.evaluation import judge
 from generators import GAN, RECIPES, GANRecipe
@@ -118,6 +118,18 @@ def test_rates_fall_over_the_second_half(digits, name, expected):
         gan.pace(progress)
         rates.append((gan.optim_g.param_groups[0]["lr"] / TINY.lr, gan.optim_d.param_groups[0]["lr"] / TINY.lr_critic))
     assert rates == [pytest.approx((value, value), rel=1e-5) for value in expected]
+
+
+def test_a_run_goes_on_at_its_own_rates_and_to_its_own_length(command, tmp_path):
+    words = (*SMALL, "--output-dir", tmp_path)
+    command(gen_condense, *words, "--lr", 1e-6, "--steps", 3)
+    file = tmp_path / "gan" / "config.json"
+    write_json(file, {**read_json(file), "refinement": {"noise_std": 1.2}})
+    for more, steps, lr in (((), 3, 1e-6), (("--steps", 4, "--lr", 1e-5), 4, 1e-5), ((), 4, 1e-5)):
+        command(gen_condense, *words, "--resume", *more)
+        state, config = load_checkpoint(tmp_path / "gan" / "checkpoint.pt"), read_json(file)
+        assert (state["step"], config["steps"], config["recipe_values"]["lr"]) == (steps, steps, lr)
+        assert config["refinement"] == {"noise_std": 1.2}
 
 
 @pytest.mark.parametrize("decay", sorted(set(DECAYS) - {"none"}))

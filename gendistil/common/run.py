@@ -144,6 +144,18 @@ def check_options(options, may_change=_MAY_CHANGE):
             raise UserError(f"--resume: --{name.replace('_', '-')} is not what the run was started with ({config.get(name)})")
 
 
+def inherit_settings(args, folder):
+    """Fill in what --resume may be given anew and was not, from the run in `folder`: its rates, its length and --auto-stop."""
+    config, length = made_by(folder), ("steps", "epochs")
+    names = ["lr", "lr_critic", *(length if all(getattr(args, name) is None for name in length) else ())]
+    if config.get("auto_stop") and "auto_stop" in args:
+        args.auto_stop = True
+        names.append("patience")
+    for name in names:
+        if getattr(args, name) is None:
+            setattr(args, name, config.get(name))
+
+
 def resume_state(options):
     """The checkpoint from which `--resume` continues, or None without that flag.
 
@@ -182,7 +194,8 @@ class Run:
                 raise UserError(f"--output-dir: {self.dir} cannot be written ({error.strerror})") from None
             if resumed:
                 _forget(self.dir / METRICS, step)
-            self.config = {"command": Path(sys.argv[0]).name, "argv": sys.argv[1:], **options, **facts,
+            kept = made_by(self.dir) if resumed else {}  # such as a refinement that was found for it
+            self.config = {**kept, "command": Path(sys.argv[0]).name, "argv": sys.argv[1:], **options, **facts,
                            "processes": accelerator.num_processes, "device": device_name(accelerator.device),
                            "mixed_precision": accelerator.mixed_precision, "versions": _versions(), "commit": _commit(),
                            "started": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())}
