@@ -41,7 +41,7 @@ class FlowPipeline(DiffusionPipeline):
                  output_type="pil", return_dict=True):
         """Draw an image for each of `class_labels`, a list of numbers.
 
-        Args: num_inference_steps, of a shortcut a power of two up to 128; guidance_scale, 1 for none; generator, one
+        Args: num_inference_steps, of a shortcut a power of two up to 64; guidance_scale, 1 for none; generator, one
         `torch.Generator` or one for each image; latents, the noise, float [B, C, size, size]; output_type, "pil", "np" (float
         [B, size, size, C] from 0 to 1) or "pt" (float [B, C, size, size]).
         """
@@ -49,8 +49,8 @@ class FlowPipeline(DiffusionPipeline):
         steps = num_inference_steps or facts.steps
         guidance = facts.guidance if guidance_scale is None else guidance_scale
         span = int(math.log2(steps)) if facts.shortcut else 0
-        if facts.shortcut and (2**span != steps or span > 7):
-            raise ValueError(f"num_inference_steps is {steps}: a shortcut draws in 1, 2, 4, ... or 128 steps")
+        if facts.shortcut and (2**span != steps or span > 6):
+            raise ValueError(f"num_inference_steps is {steps}: a shortcut draws in 1, 2, 4, ... or 64 steps")
         labels = torch.as_tensor(class_labels, device=device).reshape(-1)
         shape = (len(labels), self.unet.config.in_channels, facts.size, facts.size)
         x = randn_tensor(shape, generator=generator, device=device, dtype=self.unet.dtype) if latents is None else latents

@@ -18,7 +18,8 @@ from generators.pipeline import FlowPipeline
 from generators.pyramid import doublings
 
 FINEST = 7
-"""A shortcut's network knows steps of 2^-span of the way, for spans from 0 to this one."""
+"""A shortcut's network knows steps of 2^-span of the way, for spans from 0 to this one; the last has learned no guidance, and
+nothing is drawn by it."""
 
 
 class FlowGenerator(ConditionalGenerator):
@@ -67,8 +68,8 @@ class FlowGenerator(ConditionalGenerator):
                             self.guidance if guidance is None else guidance, self.shortcut)
 
     def check_sampling(self, sample_steps=None, guidance=None):
-        if self.shortcut and sample_steps not in (None, *(2**span for span in range(FINEST + 1))):
-            raise UserError(f"--sample-steps {sample_steps}: a shortcut draws in 1, 2, 4, ... or {2**FINEST} steps")
+        if self.shortcut and sample_steps not in (None, *(2**span for span in range(FINEST))):
+            raise UserError(f"--sample-steps {sample_steps}: a shortcut draws in 1, 2, 4, ... or {2 ** (FINEST - 1)} steps")
         if self.shortcut and guidance not in (None, 1):
             raise UserError(f"--guidance {guidance:g}: a shortcut has learned its guidance: leave it out")
 

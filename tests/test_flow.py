@@ -265,6 +265,7 @@ def test_bad_input_is_named_in_one_line(command, fails, tmp_path):
         (validate, (*judged, "--guidance", 2), "--guidance is for a flow"),
         (validate, ("--pretrain-weight", tmp_path / "short", "--guidance", 2), "--guidance 2: a shortcut"),
         (validate, ("--pretrain-weight", tmp_path / "short", "--sample-steps", 5), "--sample-steps 5: a shortcut"),
+        (validate, ("--pretrain-weight", tmp_path / "short", "--sample-steps", 128), "1, 2, 4, ... or 64 steps"),
     ):
         error = fails(2, script, *shared, "wrong", *words)
         assert named in error
