@@ -154,7 +154,7 @@ class ClassifierPool:
         index = next((index for index, model in self._models.items() if model is network), None)
         if index is None:  # a network between two members
             return self._embed(network, images, rows)
-        path = self.dir / f"{self._rows[index]['digest']}.npy"
+        path = self.dir / f"{self._rows[index]['digest']}-{self._engine.precision}.npy"
         self._looks[index] += len(rows)
         if not path.exists():
             if self._looks[index] < len(images):

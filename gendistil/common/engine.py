@@ -39,9 +39,14 @@ class Engine:
         self.compiled = choice == "on" or (choice == "auto" and pixels >= _PAYS)
         self.required = choice == "on"
 
+    @property
+    def precision(self):
+        """Of the networks, as Accelerate calls it: "no", "bf16" or "fp16"."""
+        return "no" if self.accelerator is None else self.accelerator.mixed_precision
+
     def autocast(self):
         """The accelerator's mixed precision as a context."""
-        if self.accelerator is None or self.accelerator.mixed_precision == "no":
+        if self.precision == "no":
             return contextlib.nullcontext()
         return self.accelerator.autocast()
 

@@ -83,6 +83,10 @@ class PixelSet(StoredSource, ModelMixin, ConfigMixin):
         self.size, self.channels, self.num_classes, self.max_ipc = size, channels, num_classes, ipc
         self.step_size = step_size
         self.scales = scales(ipc, factor, decoder, bound)
+        for used in sorted({factor for factors in self.scales for factor in factors}):
+            if (used - 1) * math.ceil(size / used) >= size:
+                raise UserError(f"--factor {factor}: of images of {size} pixels cut by {used} some parts would hold nothing: "
+                                "give another")
         self.pixels = nn.Parameter(torch.zeros(num_classes, ipc, channels, size, size))
 
     def decoded(self, ipc):
