@@ -37,6 +37,7 @@ from gendistil.sources import (
 from pools import ClassifierPool
 
 DDRANKING, PIPELINE = "ddranking", "pipeline"
+_REPLACED = ("images", DDRANKING, PIPELINE)
 
 
 def parse_args(argv=None):
@@ -82,16 +83,21 @@ def to_picture(image):
     return Image.fromarray((image[0] if len(image) == 1 else image.permute(1, 2, 0)).contiguous().numpy())
 
 
-def prepare(folder):
-    """Make the output folder. Raises UserError where a set cannot be written, or would take the place of what is none."""
+def prepare(folder, inputs):
+    """Make the output folder. Raises UserError where a set cannot be written, or would take the place of what is none, or of
+    one of the paths `inputs`."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UserError(f"--output-dir {folder} cannot be made ({error.strerror}): name another folder")
     if not os.access(folder, os.W_OK | os.X_OK):
         raise UserError(f"--output-dir {folder} cannot be written: name another folder")
-    if (folder / "images").exists() and not (folder / "set.safetensors").exists():
-        raise UserError(f"--output-dir {folder} holds images that are not an earlier set: name another folder")
+    for name in _REPLACED:
+        if (folder / name).exists() and not (folder / "set.safetensors").exists():
+            raise UserError(f"--output-dir {folder} holds {name} that are not an earlier set's: name another folder")
+        for path in filter(None, inputs):
+            if (folder / name).resolve() in (path.resolve(), *path.resolve().parents):
+                raise UserError(f"--output-dir {folder}: {path} would be removed with the earlier set: name another folder")
 
 
 def main():
@@ -113,13 +119,13 @@ def main():
     source = refine(source, args.pretrain_weight, args, ClassifierPool.open)
     if isinstance(source, Refined):
         facts["refined"] = source.refinement.words
-    prepare(args.output_dir)
+    prepare(args.output_dir, (args.pretrain_weight, args.teacher))
     drawn = Taught(source, teacher, None, stored=True) if teacher else source
     images, targets = draw_set(drawn, args.ipc, args.seed, choice=args.sampling)
     if teacher:
         facts["teacher"], tensors["logits"] = teacher.name, targets.half()
         targets = balanced_labels(source.num_classes, source.decoded(args.ipc))
-    for name in ("images", DDRANKING, PIPELINE):  # of an earlier set, which stays where this one cannot be drawn
+    for name in _REPLACED:  # of an earlier set, which stays where this one cannot be drawn
         shutil.rmtree(args.output_dir / name, ignore_errors=True)
     # One entry of metadata, because the file keeps several in no particular order.
     save_file({"images": images, "labels": targets, **tensors}, args.output_dir / "set.safetensors",

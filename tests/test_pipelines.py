@@ -124,6 +124,8 @@ def test_scripts_write_and_judge_them(command, fails, tmp_path, monkeypatch):
     command(sample, "--pretrain-weight", "model", "--ipc", 1, "--format", "pipeline", "--output-dir", "set")
     command(validate, "--data", "digits", "--pretrain-weight", "own=model", "other=set/pipeline", "--ipc", 1, "--sampling",
             "fixed", "--epochs", 1, "--min-steps", 1, "--num-eval", 1)
+    error = fails(2, sample, "--pretrain-weight", "set/pipeline", "--ipc", 1, "--output-dir", "set")
+    assert "set/pipeline would be removed with the earlier set" in error
     command(sample, "--pretrain-weight", "model", "--ipc", 1, "--format", "pipeline", "--output-dir", "few",
             "--sample-steps", 3, "--guidance", 2)
     config = json.loads((tmp_path / "few/pipeline/model_index.json").read_text())
