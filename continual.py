@@ -18,7 +18,7 @@ from gendistil.common.device import make_accelerator
 from gendistil.common.engine import Engine
 from gendistil.common.flags import add_flags, from_flags, override
 from gendistil.common.rng import stream
-from gendistil.common.run import Run, check_folder, device_name, inherit_data, made_by
+from gendistil.common.run import Run, beside, check_folder, device_name, inherit_data, made_by
 from gendistil.data import Augment, load_dataset
 from gendistil.evaluation import PROTOCOLS, Protocol, protocol_for
 from gendistil.evaluation.continual import (
@@ -43,7 +43,7 @@ SCRIPTS = {"pool_match.py": pool_match, "gen_condense.py": gen_condense}
 
 # What --resume may be given anew: rows that are there stay, and others are added.
 _MAY_CHANGE = {"resume", "overwrite", "output_dir", "tag", "data_dir", "precision", "compile", "memory", "labels", "orders",
-               "together"}
+               "together", "plugin"}
 
 
 def parse_args(argv=None):
@@ -124,7 +124,8 @@ def main():
             parts.append(load_source(folder, device))
             if parts[-1].soft:
                 parts[-1].rows = None  # --labels says whose answers students learn
-            pools += [open_teacher(made_by(folder)["pool_folder"], device, engine)] if "pool" in args.labels else []
+            if "pool" in args.labels:
+                pools.append(open_teacher(beside(made_by(folder)["pool_folder"], folder), device, engine))
             for row in missing:
                 labelling, key = LABELLINGS[row["labels"]], row_key(row)
                 chained = labelling.needs == "previous"

@@ -24,7 +24,7 @@ from gendistil.common.cli import COUNT, FRACTION, POSITIVE, SEED, WEIGHT, Parser
 from gendistil.common.device import make_accelerator
 from gendistil.common.engine import Engine
 from gendistil.common.errors import UserError
-from gendistil.common.run import CONFIG, amend, device_name, find_run, inherit_data, made_by, write_json
+from gendistil.common.run import CONFIG, amend, beside, device_name, find_run, inherit_data, made_by, write_json
 from gendistil.data import load_dataset
 from gendistil.evaluation import SAMPLINGS, evaluate
 from gendistil.evaluation.report import tables
@@ -95,7 +95,7 @@ def main():
         raise UserError(f"--pretrain-weight {args.pretrain_weight} is no run's folder, and only a run can keep what is found: "
                         "name one")
     output = args.output or Path(__file__).parent / "results" / f"refine-{run.resolve().name}.json"
-    folder = args.teacher or made_by(run).get("pool_folder")
+    folder = args.teacher or beside(made_by(run).get("pool_folder"), run)
     inherit_data(args, run)
     accelerator = make_accelerator("auto")
     dataset = load_dataset(args.data, args.data_dir, args.image_size, args.held_out, args.classes, accelerator.device,

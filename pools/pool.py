@@ -93,6 +93,8 @@ class ClassifierPool:
         """
         pool = cls.__new__(cls)
         pool.dir = Path(folder)
+        if not pool._file().exists():
+            raise UserError(f"{folder} holds no pool of classifiers: give --teacher, the folder of one (results/pools/...)")
         record = pool._record()
         try:
             pool._describe(record, pool.dir, spec_of(record["data"]), torch.device(device))

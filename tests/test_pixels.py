@@ -12,7 +12,7 @@ from parity_fixtures import load_data
 from gendistil.common.errors import UserError
 from gendistil.common.rng import stream
 from gendistil.data import Dataset, Spec, Split, load_dataset, standardise, to_signed, to_uint8
-from gendistil.matching import Matcher, PixelLearner, initial
+from gendistil.matching import METHODS, Matcher, PixelLearner, build, initial
 from gendistil.sources import DistilledDataset, draw_set, load_source
 from gendistil.sources.pixels import PixelSet, decode, mosaic, scales, zoom
 from pools import OnlinePool, RandomPool, accuracy
@@ -185,12 +185,14 @@ def test_logits_are_compared_image_by_image(digits):
 
 
 def test_one_real_image_of_a_class_has_no_distribution(digits):
-    learner, pool = pixel_learner(digits)
+    learner, _ = pixel_learner(digits)
     rows = torch.cat([torch.nonzero(digits.train.labels == label)[: 1 + label, 0] for label in range(10)])
     few = dataclasses.replace(digits, train=Split(digits.train.images[rows], digits.train.labels[rows]))
+    row = METHODS["dm"]
     with pytest.raises(UserError, match="--match energy: a class has one training image"):
-        pixel_matcher(learner, few, pool, match="energy")
-    pixel_matcher(learner, few, pool, match="mean")
+        build.make_matcher(dataclasses.replace(row, match="energy"), learner, few)
+    for fits in (row, METHODS["random"], dataclasses.replace(row, match="energy", aug_setting="image", match_batch=2)):
+        build.make_matcher(fits, learner, few)
 
 
 @pytest.mark.parametrize(("size", "factor"), [(8, 5), (8, 7), (28, 8), (30, 7), (15, 6)])

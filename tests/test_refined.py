@@ -1,6 +1,8 @@
 """Refinement of a generator without training: wider noise, and images that a classifier takes for their class."""
 
 import json
+import shutil
+from pathlib import Path
 
 import pytest
 import torch
@@ -169,6 +171,17 @@ def test_the_flags_of_validate_and_sample(command, run, teacher, tmp_path):
     assert torch.equal(load_file(tmp_path / "set" / "set.safetensors")["images"], images)
     with safe_open(tmp_path / "set" / "set.safetensors", "pt") as file:
         assert json.loads(file.metadata()["set"])["refined"] == "kept above 0.5"
+
+
+def test_a_pool_moves_with_the_runs(command, run, pool, tmp_path):
+    moved = tmp_path / "moved"
+    shutil.copytree(run, moved / run.name)
+    shutil.copytree(pool.dir, moved / "pools" / pool.dir.name)
+    config = json.loads((moved / run.name / "config.json").read_text())
+    config["pool_folder"] = "gone/" + Path(config["pool_folder"]).name
+    (moved / run.name / "config.json").write_text(json.dumps(config))
+    command(sample, "--pretrain-weight", moved / run.name, "--ipc", 1, "--keep-above", 0.5, "--output-dir", tmp_path / "set")
+    assert (tmp_path / "set" / "set.safetensors").exists()
 
 
 def test_what_cannot_be_refined(command, fails, run, source, pool, tmp_path):

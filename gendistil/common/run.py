@@ -32,10 +32,11 @@ def _versions():
 def _commit():
     root = Path(__file__).parent
     try:
-        answer = subprocess.run(["git", "rev-parse", "HEAD"], cwd=root, capture_output=True, text=True, check=False)
+        ask = functools.partial(subprocess.run, cwd=root, capture_output=True, text=True, check=False)
+        ours = ask(["git", "ls-files", "--error-unmatch", __file__]).returncode == 0  # and not of who has installed it
+        return ask(["git", "rev-parse", "HEAD"]).stdout.strip() or None if ours else None
     except OSError:  # no git
         return None
-    return answer.stdout.strip() or None
 
 
 @contextlib.contextmanager
@@ -284,6 +285,14 @@ def made_by(path):
     """How the model at `path` was made: its run's config, or what was uploaded beside it to a hub; a dict, empty if neither."""
     folder = find_run(path) if path else None
     return read_json(folder / CONFIG) if folder else read_facts(path)
+
+
+def beside(folder, path):
+    """The pool in `folder`, which the config of the run at `path` names, or the one of this name beside that run, where both
+    were moved; None for none."""
+    run = find_run(path) if folder else None
+    moved = run.resolve().parent / "pools" / Path(folder).name if run else None
+    return moved if moved and moved.exists() and not Path(folder).exists() else folder
 
 
 def check_outside(args, flag, path):

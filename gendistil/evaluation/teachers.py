@@ -9,7 +9,7 @@ from pathlib import Path
 from gendistil.common.cli import POSITIVE
 from gendistil.common.errors import UserError
 from gendistil.common.flags import from_flags, option, refuse
-from gendistil.common.run import made_by
+from gendistil.common.run import beside, made_by
 from gendistil.data import Whitened
 from gendistil.evaluation.rows import LEARNED
 from gendistil.evaluation.students import evaluate
@@ -104,7 +104,7 @@ class Teachers:
         self.sources = list(sources)
         if "teacher" not in labels.labels and all(map(self._keeps_rows, self.sources)):
             return
-        named = (made.get(name) for made in map(made_by, runs) for name in ("teacher", "pool_folder"))
+        named = (beside(made_by(run).get(name), run) for run in runs for name in ("teacher", "pool_folder"))
         path = labels.teacher or next(filter(None, named), None)
         if path is None:
             raise UserError("--labels: no run of --pretrain-weight names a pool of pretrained classifiers: give --teacher, the "

@@ -45,9 +45,6 @@ class Matcher:
         fewest = int(torch.bincount(dataset.train.labels, minlength=spec.num_classes).min())
         self.kept = min(kept, fewest)
         self._check(match, spec, aug_type)
-        if self.objective.spreads and fewest == 1 and (aug_type == "none" or aug_setting != "image"):
-            raise UserError(f"--match {match}: a class has one training image, which has no distribution unless every image "
-                            "has an augmentation of its own: give --aug-setting image, or more images")
         self.selector = SELECTORS[select](dataset.train, spec.num_classes, self.kept or per_class, learner.seed, pool=pool,
                                           interval=interval, candidates=candidates, nearest=nearest)
         self.augment, self.aug_setting = Augment(aug_type, spec, aug_single), aug_setting

@@ -40,10 +40,13 @@ def load_source(path, device="cpu"):
         raise UserError(f"{path} does not exist: name a run's folder, a saved model's folder or a checkpoint file")
     kinds = STORED | {network.__name__: network for network, _ in NETWORKS.values()}
     try:
-        kind = kinds[json.loads((folder / "config.json").read_text())["_class_name"]]
+        name = json.loads((folder / "config.json").read_text())["_class_name"]
     except (TypeError, KeyError, ValueError):
         raise UserError(f"{path} holds no saved generator: name a run of gen_condense.py or pool_match.py "
                         "that has reached its first checkpoint") from None
+    if name not in kinds:
+        raise UserError(f"{path} holds a model of the class {name}, which is not here: name the file that it is in by --plugin")
+    kind = kinds[name]
     try:
         # Pickles of a stranger are never read, should another program have left some among the downloaded files.
         source = kind.from_pretrained(folder, local_files_only=True, low_cpu_mem_usage=False,

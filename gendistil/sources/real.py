@@ -36,7 +36,7 @@ class RealImages(Source):
         if len(missing):
             label = missing[0]
             raise UserError(f"class {label} has {self.counts[label]} real images, fewer than the {(wanted == label).sum()} "
-                            "asked for: lower --ipc")
+                            "asked for: lower --ipc or --batch-size, or leave them out (--compare none)")
         order = torch.randperm(len(self.split), generator=stream(seed, "real images")).to(wanted.device)
         by_class = order[self.split.labels[order].argsort(stable=True)]  # class by class, each in a random order
         return to_signed(self.split.images[by_class[self._starts[wanted] + index]]).to(labels.device)

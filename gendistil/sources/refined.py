@@ -10,7 +10,7 @@ from gendistil.common.cli import FRACTION, POSITIVE, WEIGHT, number, say
 from gendistil.common.device import send
 from gendistil.common.errors import UserError
 from gendistil.common.flags import fields, given, option
-from gendistil.common.run import made_by
+from gendistil.common.run import beside, made_by
 from gendistil.common.source import Source, index_within_class
 from gendistil.data import to_uint8
 from gendistil.sources.load import check_fits
@@ -161,7 +161,7 @@ def refine(source, path, args, open_pool, device="cpu"):
     source.check_sampling(**refinement.sampling)
     teacher = None
     if refinement.keep_above is not None:
-        folder = kept.get("teacher") or args.teacher or made.get("pool_folder")
+        folder = args.teacher or beside(kept.get("teacher") or made.get("pool_folder"), path)
         if not folder:
             raise UserError(f"--keep-above: no pool of pretrained classifiers is named by --pretrain-weight {path}: give "
                             "--teacher, the folder of one (results/pools/...)")
