@@ -18,7 +18,7 @@ from gendistil.data import DATASETS
 from gendistil.evaluation import plots
 from gendistil.evaluation.page import draw_sheets, find_sheets
 from gendistil.evaluation.published import METHODS, STUDENTS, VARIANTS, published
-from gendistil.evaluation.report import main, tables, write_report
+from gendistil.evaluation.report import main, read_report, tables, told_apart, write_report
 from gendistil.sources import PixelSet
 from generators import NETWORKS
 from pools import CLASSIFIERS
@@ -180,6 +180,18 @@ def reports(tmp_path):
 def call(monkeypatch, *words):
     monkeypatch.setattr(sys, "argv", ["report.py", *map(str, words)])
     run_script(main)
+
+
+def test_rows_of_one_place_in_several_reports_are_told_apart(reports):
+    reports[0].write_text(json.dumps([make_row(mean=90.0), make_row(source="same")]))
+    reports[1].write_text(json.dumps([make_row(mean=80.0), make_row(source="same")]))
+    found = told_apart({path: read_report(path) for path in reports})
+    assert [row["source"] for rows in found.values() for row in rows] == ["gan of a", "same", "gan of b", "same"]
+
+
+def test_names_that_are_no_text_are_written(tmp_path):
+    write_report([make_row(data="a$_$b", bytes=9)], tmp_path, ["validate.py", "caf\udce9"], {})
+    assert "caf\\udce9" in (tmp_path / "report.html").read_text()
 
 
 def test_several_runs_have_one_report(reports, tmp_path, monkeypatch, capsys):

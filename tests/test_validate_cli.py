@@ -166,6 +166,23 @@ def test_too_small_classes_drop_the_real_rows_only(call, tmp_path, monkeypatch, 
     assert "no row of random real images above --ipc" in capsys.readouterr().err
 
 
+def test_an_evaluation_takes_what_was_not_asked_for_before(call, gan, tmp_path, monkeypatch):
+    monkeypatch.setattr(validate, "evaluate", lambda *_, **__: RESULT)
+    monkeypatch.setattr(validate, "evaluate_full", lambda *_, **__: RESULT)
+    words = ("--pretrain-weight", gan, "--ipc", 1, "--sampling", "fixed")
+    (tmp_path / "plugin.py").write_text("")
+    call(validate, *words)
+    call(validate, *words, "--compare", "whole", "--full-epochs", 2, "--plugin", tmp_path / "plugin.py", "--resume")
+    rows = json.loads((tmp_path / "results/test/report.json").read_text())
+    assert [row["source"] for row in rows] == ["gan", "whole training set"]
+
+
+def test_names_that_a_table_or_a_plot_would_read_as_its_own(call, gan, tmp_path, monkeypatch):
+    monkeypatch.setattr(validate, "evaluate", lambda *_, **__: RESULT)
+    call(validate, "--pretrain-weight", f"a|b $x={gan}", "--ipc", 1, 10)
+    assert "| a\\|b $x | fresh" in (tmp_path / "results/test/report.md").read_text()
+
+
 @pytest.mark.parametrize(("choice", "sources"), [("random", {"random real images"}), ("whole", {"whole training set"})])
 def test_one_comparison_alone(call, tmp_path, monkeypatch, choice, sources):
     monkeypatch.setattr(validate, "evaluate", lambda *_, **__: RESULT)
@@ -271,6 +288,9 @@ BAD = [
     (sample, ["--pretrain-weight", "nowhere"], "nowhere does not exist"),
     (sample, ["--pretrain-weight", "{gan}", "--ipc", "-1"], "--ipc"),
     (sample, ["--pretrain-weight", "{gan}", "--seed", "x"], "--seed"),
+    (validate, ["--pretrain-weight", "{gan}", "--tag", "x" * 300], "--tag: a name of more than 200 bytes"),
+    (validate, ["--pretrain-weight", "{gan}", "--labels", "rows", "--sampling", "fixed", "--teacher", "nowhere"],
+     "nowhere holds no pool of classifiers: give --teacher"),
     (sample, ["--pretrain-weight", "{gan}", "--output-dir", "{gan}/config.json"], "cannot be made"),
 ]
 

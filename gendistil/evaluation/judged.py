@@ -2,16 +2,17 @@
 
 import functools
 import math
+import re
 from dataclasses import replace
 from pathlib import Path
 
 from gendistil.common.cli import say
 from gendistil.common.errors import UserError
-from gendistil.common.flags import given
+from gendistil.common.flags import fields, given
 from gendistil.common.run import CONFIG, check_held_out, check_options, check_outside, made_by, read_json
 from gendistil.evaluation.rows import LEARNED, PLAIN, REPORT, SCORED, read_report, row_key, unique
 from gendistil.evaluation.students import PROTOCOLS, Result, replayed, steps_per_epoch
-from gendistil.evaluation.teachers import fits, open_teacher
+from gendistil.evaluation.teachers import Labels, fits, open_teacher
 from gendistil.sources import RealImages, Refined, Refinement, check_fits, load_source, refine
 
 REAL, WHOLE, TRAIN = "random real images", "whole training set", "training set without its held-out images"
@@ -19,7 +20,7 @@ REAL, WHOLE, TRAIN = "random real images", "whole training set", "training set w
 
 # What --resume may be given anew: rows that are there stay, and others and more students are added.
 _MAY_CHANGE = {"resume", "overwrite", "output_dir", "tag", "data_dir", "precision", "compile", "pretrain_weight", "compare",
-               "ipc", "sampling", "labels", "eval_model", "num_eval", "together", "push_to_hub", "ranking"}
+               "ipc", "sampling", "labels", "eval_model", "num_eval", "together", "push_to_hub", "ranking", "plugin"}
 
 
 def resumed(args, paths, may_change=_MAY_CHANGE):
@@ -31,9 +32,14 @@ def resumed(args, paths, may_change=_MAY_CHANGE):
     paths = {name: str(path) for name, path in paths.items()}
     if not args.resume:
         return {}, paths
-    check_options(vars(args), may_change)
     folder = args.output_dir / args.tag
-    known = read_json(folder / CONFIG).get("sources", {})
+    config = read_json(folder / CONFIG)
+    if config.get("labels") == ["hard"] and config.get("keep_above") is None:  # no teacher yet
+        may_change = may_change | {field.name for field in fields(Labels)}
+    if "whole" not in (config.get("compare") or ()):
+        may_change = may_change | {"full_epochs"}
+    check_options(vars(args), may_change)
+    known = config.get("sources", {})
     for name, path in paths.items():
         if known.get(name, path) != path:
             raise UserError(f"--resume: '{name}' was {known[name]} when the evaluation was started: give {path} another name")
@@ -48,12 +54,19 @@ def joined(earlier, row):
     """
     if earlier is None:
         return row
+    if _unscored(earlier) == _unscored(row) is not None:  # another precision or machine scores another decimal
+        row = {**row, "teacher": earlier["teacher"]}
     for fact in ("epochs", "steps", "lr", "teacher"):
         if earlier.get(fact, row.get(fact)) != row.get(fact):
             raise UserError(f"--resume: students of {row['source']} that are there have {fact} {earlier[fact]}, and new ones "
                             f"{row.get(fact)}: give another --tag, or the flags from when they were trained")
     devices = unique([*earlier["device"].split("; "), row["device"]])
     return {**earlier, **row, **Result.of_rows(earlier, row).row(), "device": "; ".join(devices)}
+
+
+def _unscored(row):
+    """What a row says of its teacher, but for how much that knows; None where there is none."""
+    return re.sub(r"[\d.]+ % of the held-out", "", row["teacher"]) if row.get("teacher") else None
 
 
 def named_paths(args):

@@ -154,7 +154,7 @@ def _finish(figure, axes, rows, handles, path):
     """Name the axes of a plot of `rows`, put its legend below, and write it."""
     from matplotlib import pyplot
 
-    axes.set(ylabel="accuracy (%)", title=", ".join(unique(row["data"] for row in rows)))
+    axes.set(ylabel="accuracy (%)", title=", ".join(unique(row["data"] for row in rows)).replace("$", r"\$"))
     axes.grid(alpha=0.3)
     names = [textwrap.fill(handle.get_label(), _LEGEND, subsequent_indent="    ", break_on_hyphens=False) for handle in handles]
     columns = 2 if max(map(len, names)) < _LEGEND // 2 else 1

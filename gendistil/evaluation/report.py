@@ -67,6 +67,7 @@ def _span(numbers):
 
 def _grid(header, lines):
     """A markdown table whose columns line up in a terminal too."""
+    header, *lines = ([text.replace("|", r"\|") for text in line] for line in (header, *lines))
     widths = [max(len(line[i]) for line in [header, *lines]) for i in range(len(header))]
     form = lambda line: "| " + " | ".join(text.ljust(width) for text, width in zip(line, widths)) + " |"
     return "\n".join([form(header), "| " + " | ".join("-" * width for width in widths) + " |", *map(form, lines)])
@@ -200,7 +201,8 @@ def write_report(rows, folder, command, sheets, against=()):
     write_json(folder / REPORT, rows)
     if scores := rankings(rows):
         write_json(folder / "ranking.json", scores)
-    (folder / "report.md").write_text(f"{markdown(rows, against)}\n`{shlex.join(command)}`\n", encoding="utf-8")
+    (folder / "report.md").write_text(f"{markdown(rows, against)}\n`{shlex.join(command)}`\n", encoding="utf-8",
+                                     errors="backslashreplace")
     plots = []
     for over, (name, axis) in PLOTS.items():
         shown = plotted(rows, over)
@@ -216,7 +218,7 @@ def write_report(rows, folder, command, sheets, against=()):
     facts = {words: "; ".join(unique(str(row[key]) for row in rows if key in row)) for words, key in _FACTS.items()}
     text = page(f"Accuracy of students on {data}", shlex.join(command), grids(rows, against), LEGEND, plots, sheets.values(),
                 facts)
-    (folder / "report.html").write_text(text, encoding="utf-8")
+    (folder / "report.html").write_text(text, encoding="utf-8", errors="backslashreplace")
 
 
 def rewrite(text, root, sections=None):
@@ -289,6 +291,19 @@ def _join(reports, rows, folder, command, against):
     print(f"\nreport: {folder / 'report.html'}")
 
 
+def told_apart(reports):
+    """The rows of several reports, a dict of lists by their paths, whose sources have their run's name where two reports have a
+    row of the same place with other accuracies."""
+    place = lambda row: (kind_of(row), line_of(row), row["ipc"], row.get("classes"))
+    seen = {}
+    for rows in reports.values():
+        for row in rows:
+            seen.setdefault(place(row), []).append(row["mean"])
+    lost = {row["source"] for rows in reports.values() for row in rows if len(set(seen[place(row)])) > 1}
+    rename = lambda row, path: {**row, "source": f"{row['source']} of {path.resolve().parent.name}"}
+    return {path: [rename(row, path) if row["source"] in lost else row for row in rows] for path, rows in reports.items()}
+
+
 def main():
     parser = Parser(prog="python -m gendistil.evaluation.report", description="One report of several, or all tables of "
                     "documents.")
@@ -308,7 +323,7 @@ def main():
     if args.against and args.document:
         parser.error("--against is for the report of several: in a document, a table's own marker says it")
     if args.reports:
-        reports = {path: read_report(path) for path in args.reports}
+        reports = told_apart({path: read_report(path) for path in args.reports})
         rows = [row for part in reports.values() for row in part]
         _check_against(rows, args.against, "--against")
         print(markdown(rows, args.against), end="")
