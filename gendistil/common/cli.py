@@ -2,6 +2,7 @@
 
 import argparse
 import importlib.util
+import io
 import logging
 import os
 import sys
@@ -13,6 +14,7 @@ from gendistil.common.errors import UserError
 PRECISIONS = ("auto", "fp32", "bf16", "fp16")
 COMPILE = ("auto", "on", "off")
 LARGEST = 128
+_LONGEST = 200
 """The largest side, in pixels, of images that the networks are made for."""
 
 
@@ -82,6 +84,8 @@ def tag(text):
     """An argparse type: the name of a run, which becomes one folder."""
     if not text or text in (".", "..") or any(c in text for c in "/\\\0"):
         raise argparse.ArgumentTypeError(f"'{text}' must be the name of one folder, without slashes")
+    if len(os.fsencode(text)) > _LONGEST:
+        raise argparse.ArgumentTypeError(f"a name of more than {_LONGEST} bytes makes no folder")
     return text
 
 
@@ -108,8 +112,8 @@ def add_data_arguments(parser, whiten=False):
     group.add_argument("--data-dir", type=Path, default=None,
                        help="where named data sets are downloaded and caches kept (default: $DATA_DIR, else a cache folder)")
     group.add_argument("--image-size", type=number(int, 8, LARGEST, why=", for which the networks are made"), default=None,
-                       help="side of the square images, in pixels (default: the data set's own; a folder's: 32, if none of "
-                            f"its pictures is larger than {LARGEST})")
+                       help="side of the square images, in pixels (default: the data set's own; a folder's: 32, if no "
+                            f"class begins with a picture larger than {LARGEST})")
     group.add_argument("--classes", type=NATURAL, nargs="+", default=None, metavar="LABEL",
                        help="only these classes, by their labels, in this order (default: as --data; all)")
     group.add_argument("--held-out", type=number(float, 0.01, 0.5), default=None,
@@ -141,6 +145,8 @@ def run_script(main):
     warnings.filterwarnings("ignore", module="torch.utils.tensorboard")
     logging.getLogger("torch.distributed").setLevel(logging.ERROR)
     name = Path(sys.argv[0]).name
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # folders have names that are no text
     try:
         _run_plugins(sys.argv)
         main()

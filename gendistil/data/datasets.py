@@ -211,7 +211,8 @@ def load_dataset(name="digits", data_dir=None, image_size=None, held_out=0.1, cl
         raise UserError(f"--data {name}: its images have {size} pixels a side, and the networks are made for {LARGEST} at most:"
                          " say by --image-size to how many to reduce them")
     images, test = resize(images, size), Split(resize(test[0], size), test[1])
-    spec = Spec(name, names, images.shape[1], size, *moments(images), row.flip, row.published_std)
+    name, *names = (text.encode("utf-8", "backslashreplace").decode() for text in (name, *names))  # of folders: any bytes
+    spec = Spec(name, tuple(names), images.shape[1], size, *moments(images), row.flip, row.published_std)
     selected = _held_out(labels, names, held_out, name)
     whole = Split(images, labels)
     dataset = Dataset(spec, whole[~selected], whole[selected], test)
