@@ -56,16 +56,24 @@ cifar10: $(BIN)/.installed
 	$(RUN) validate.py $(call GO,fresh-teacher) $(TAUGHT) --pretrain-weight stage1=$(OUT)/gan --compare none
 	$(RUN) validate.py $(call GO,fixed-teacher) $(TAUGHT) --sampling fixed --compare random
 
-# Pixels of CIFAR-10, ten images of a class, shortened to minutes, and a coreset; the pool is the one of `make cifar10`.
+# Pixels and latents of CIFAR-10, ten images of a class, shortened to minutes, and a coreset; the pool and the generator are those of
+# `make cifar10`.
 cifar10-methods: PIXELS = --ipc 10 --match-batch 64 --eval-interval 1000 --eval-epochs 75
+cifar10-methods: PARTS = --ipc 10 --match-batch 32 --pool-batch 64 --pool-images 512 --outer 50 --lr 0.025 --steps 150 --eval-interval 75 \
+    --eval-epochs 43
 cifar10-methods: $(BIN)/.installed
 	$(RUN) pool_match.py $(call GO,herding) --ipc 10 --method herding $(POOL)
 	$(RUN) pool_match.py $(call GO,dm) $(PIXELS) --method dm --steps 500
 	$(RUN) pool_match.py $(call GO,ncfm) $(PIXELS) --method ncfm --steps 200 --no-pool-initial --pool-snapshots 5 $(POOL)
 	$(RUN) pool_match.py $(call GO,random4) --ipc 10 --method random --factor 2
-	$(RUN) validate.py $(call GO,methods) --ipc 10 --sampling fixed --pretrain-weight dm=$(OUT)/dm herding=$(OUT)/herding
+	$(RUN) pool_match.py $(call GO,dream) $(PARTS) --method dream --select-candidates 300
+	$(RUN) pool_match.py $(call GO,idc) $(PARTS) --method idc
+	$(RUN) pool_match.py $(call GO,inversion) --method inversion --weight $(OUT)/gan --ipc 10
+	$(RUN) pool_match.py $(call GO,itgan) --method itgan --weight $(OUT)/inversion --match-batch 64 --steps 400
+	$(RUN) validate.py $(call GO,methods) --ipc 10 --sampling fixed \
+	    --pretrain-weight $(foreach name,dm herding inversion itgan,$(name)=$(OUT)/$(name))
 	$(RUN) validate.py $(call GO,methods-factor) --ipc 10 --sampling fixed --epochs 86 \
-	    --pretrain-weight ncfm=$(OUT)/ncfm "random real images, four in one"=$(OUT)/random4
+	    --pretrain-weight $(foreach name,ncfm dream idc,$(name)=$(OUT)/$(name)) "random real images, four in one"=$(OUT)/random4
 
 # The three stages on Fashion-MNIST and SVHN with the settings of CIFAR-10, as docs/results.md reports them: on a CPU core with AMX,
 # 25 minutes of stage 1 and as many of students. SVHN=DIR names the folder of another SVHN than torchvision's.
