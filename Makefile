@@ -48,7 +48,10 @@ cifar10: $(BIN)/.installed
 	$(RUN) validate.py $(call GO,representative) --ipc 1 10 --sampling representative --num-eval 5 --compare random \
 	    --pretrain-weight stage2=$(OUT)/match
 	$(RUN) validate.py $(call GO,few-rows) --ipc 1 10 --sampling fixed --num-eval 5 --labels rows --pretrain-weight stage2=$(OUT)/match
+	$(RUN) validate.py $(call GO,rep-rows) --ipc 1 10 --sampling representative --num-eval 5 --labels rows --pretrain-weight stage2=$(OUT)/match
 	$(RUN) validate.py $(call GO,fresh-hard) $(HARD) --keep-above 0.5 --teacher $(MATCHED) --pretrain-weight stage1=$(OUT)/gan
+	$(RUN) validate.py $(call GO,fresh-resnet) $(HARD) --keep-above 0.5 --teacher $(MATCHED) --pretrain-weight stage1=$(OUT)/gan \
+	    --eval-model resnet18 --num-eval 1
 	$(RUN) validate.py $(call GO,hard-stage1) $(HARD) --pretrain-weight stage1=$(OUT)/gan
 	$(RUN) validate.py $(call GO,hard-random) $(HARD) --sampling fixed --compare random
 	$(RUN) validate.py $(call GO,whole) $(WHOLE) --full-epochs 40
