@@ -103,10 +103,11 @@ def main(argv=None):
     if not args.resume:
         check_folder(vars(args))  # before hours of work
     for name, tag in runs:
-        # Of two runs, the second may not have begun when the first was interrupted.
-        resume = args.resume and (len(runs) == 1 or has_begun(args, tag))
+        # Of two runs, the second may not have come to a checkpoint when the first was interrupted.
+        resume = args.resume and (len(runs) == 1 or (args.output_dir / tag / CHECKPOINT).exists())
         unused = {field.name: None for field in fields(Method) if not takes(args, name, field)}
-        match(args, {**vars(args), **unused, "method": name, "tag": tag, "weight": weight, "resume": resume})
+        match(args, {**vars(args), **unused, "method": name, "tag": tag, "weight": weight, "resume": resume,
+                     "overwrite": args.overwrite or resume != args.resume})
         weight = args.output_dir / tag
 
 

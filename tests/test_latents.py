@@ -245,6 +245,12 @@ def test_itgan_resumes_within_its_inversion(command, runs):
     assert steps == [4, 3]
     found = [load_source(runs / tag).vectors for tag in ("late-inversion", "itgan-inversion")]
     torch.testing.assert_close(*found)
+    inversion, second = (runs / tag / "checkpoint.pt" for tag in ("late-inversion", "late"))
+    before = inversion.stat().st_mtime_ns
+    second.unlink()  # killed before it had one: it begins anew, and the inversion stays
+    command(pool_match, *shared, "--tag", "late", "--method", "itgan", "--steps", 3, "--match-batch", 4, "--resume")
+    assert load_checkpoint(second)["step"] == 3
+    assert inversion.stat().st_mtime_ns == before
 
 
 @pytest.mark.parametrize(("words", "said"), [

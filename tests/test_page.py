@@ -13,7 +13,7 @@ from PIL import Image
 from test_report import make_row
 
 from gendistil.common.cli import run_script
-from gendistil.common.run import Run
+from gendistil.common.run import Run, sample_path
 from gendistil.data import DATASETS
 from gendistil.evaluation import plots
 from gendistil.evaluation.page import draw_sheets, find_sheets
@@ -97,6 +97,7 @@ def test_a_sheet_shows_some_images_of_some_classes(tmp_path):
     run = make_run(tmp_path)
     draw_sheets(run, {"few": PixelSet(num_classes=2, ipc=3, channels=1, size=8),
                       "a/lot": PixelSet(num_classes=30, ipc=12, channels=3, size=8)}, torch.device("cpu"))
+    assert len(sample_path(tmp_path, "é" * 240, 0).name.encode()) < 200
     sizes = {path.name: Image.open(path).size for path in (tmp_path / "samples").iterdir()}
     assert sizes == {"few-000000.png": (1 + 3 * 9, 1 + 2 * 9), "a-lot-000000.png": (1 + 10 * 9, 1 + 20 * 9)}
     assert set(find_sheets([make_row(source="a/lot"), make_row(source="none")], tmp_path)) == {("digits", "a/lot")}

@@ -289,6 +289,16 @@ def test_the_published_commands_need_no_further_flag(results):
     assert (load_source(path).num_classes, args.ipc) == (10, [1, 10, 50])
 
 
+def test_paths_and_names_may_hold_equals_signs(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for folder in ("a/lr=0.1", "b/lr=0.1"):
+        Path(folder).mkdir(parents=True)
+    for words, found in ((["a/lr=0.1"], {"lr=0.1": "a/lr=0.1"}), (["x=hub:a/b"], {"x": "hub:a/b"}), (["x=y=z"], {"x=y": "z"}),
+                         (["x=a/lr=0.1", "y=1=b/lr=0.1"], {"x": "a/lr=0.1", "y=1": "b/lr=0.1"})):
+        args = validate.parse_args(["--pretrain-weight", *words])
+        assert validate.named_paths(args) == {name: Path(path) for name, path in found.items()}
+
+
 @pytest.fixture
 def published(tmp_path):
     """A checkpoint file of digits as the published code saves one: its own names of tensors, four state dicts."""

@@ -2,6 +2,7 @@
 
 import contextlib
 import functools
+import hashlib
 import importlib.metadata
 import json
 import math
@@ -244,8 +245,12 @@ class Run:
 
 
 def sample_path(folder, name, step):
-    """Where the run in `folder` keeps the images called `name` of a step; a slash in a name becomes a minus."""
-    return Path(folder) / "samples" / f"{name.replace('/', '-')}-{step:06d}.png"
+    """Where the run in `folder` keeps the images called `name` of a step; a slash in a name becomes a minus, and a name that is
+    too long for a file ends in its digest."""
+    name = name.replace("/", "-")
+    if len(os.fsencode(name)) > 200:
+        name = f"{name[:40]}-{hashlib.sha256(os.fsencode(name)).hexdigest()[:16]}"
+    return Path(folder) / "samples" / f"{name}-{step:06d}.png"
 
 
 def _forget(path, step):

@@ -9,6 +9,7 @@ from pathlib import Path
 from gendistil.common.cli import say
 from gendistil.common.errors import UserError
 from gendistil.common.flags import fields, given
+from gendistil.common.hub import is_hub
 from gendistil.common.run import CONFIG, check_held_out, check_options, check_outside, made_by, read_json
 from gendistil.evaluation.rows import LEARNED, PLAIN, REPORT, SCORED, read_report, row_key, unique
 from gendistil.evaluation.students import PROTOCOLS, Result, replayed, steps_per_epoch
@@ -73,7 +74,8 @@ def named_paths(args):
     """The paths of --pretrain-weight by the names that the report gives them."""
     paths = {}
     for text in args.pretrain_weight:
-        name, _, path = ("", "", text) if Path(text).exists() else text.rpartition("=")
+        splits = [("", text), *((text[:place], text[place + 1:]) for place, letter in enumerate(text) if letter == "=")]
+        name, path = next((pair for pair in splits if Path(pair[1]).exists() or is_hub(pair[1])), splits[-1])
         path = Path(path)
         name = name or path.resolve().name
         if name in paths or name in (REAL, WHOLE, TRAIN):
