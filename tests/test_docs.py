@@ -57,9 +57,10 @@ def shortened(words):
             words[place + 1] = str(min(int(words[place + 1]), LESS[word] + resumed))
     own_pool = script == "pool_match" and not {"--method", "--pool-training"} & set(words)
     unmatched = "mgd3" in words and "--match" not in words
+    whole = re.search(r"--ranking|--compare( whole| --|$)", " ".join(words))
     for flags in (*SHORT.get(script, ()), *(SMALL_POOL if own_pool else ())):
         flag, *values = flags.split()
-        if flag not in words and not (unmatched and flag in OF_MATCHING):
+        if flag not in words and not (unmatched and flag in OF_MATCHING) and (whole or flag != "--full-epochs"):
             words += [flag, *values]
     return script, [memory(word) if script == "continual" and ".py" in word else word for word in words]
 

@@ -85,6 +85,14 @@ def test_students_of_two_trainings_are_not_one_row(fact):
         joined(row, {**row, fact: 7})
 
 
+def test_a_teacher_is_the_same_in_another_precision():
+    row = {**RESULT.row(), "source": "gan", "device": "cpu"}
+    one, other = ({**row, "teacher": f"A, {score} % of the held-out images, temperature 2"} for score in (33.7, 33.8))
+    assert joined(one, other)["teacher"] == one["teacher"]
+    with pytest.raises(UserError, match="have teacher A"):
+        joined(one, {**other, "teacher": "B, 33.7 % of the held-out images, temperature 2"})
+
+
 def test_images_that_a_source_has_learned_from_are_not_held_out(call, gan, tmp_path, capsys):
     call(pool_match, "--tag", "few", "--method", "random", "--ipc", 1, "--held-out", 0.1, "--eval-epochs", 1)
     few = tmp_path / "results" / "few"

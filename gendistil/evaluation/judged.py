@@ -67,7 +67,7 @@ def joined(earlier, row):
 
 def _unscored(row):
     """What a row says of its teacher, but for how much that knows; None where there is none."""
-    return re.sub(r"[\d.]+ % of the held-out", "", row["teacher"]) if row.get("teacher") else None
+    return re.sub(r"[\d.]+ % of the held-out", "", str(row["teacher"])) if row.get("teacher") else None
 
 
 def named_paths(args):
