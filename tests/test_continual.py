@@ -262,15 +262,17 @@ def test_an_interrupted_inversion_goes_on(tmp_path, monkeypatch):
     args = SimpleNamespace(output_dir=tmp_path, tag="cl", data="digits", held_out=0.1, precision="auto", compile="auto", ipc=2,
                            data_dir=None, image_size=None, seed=0, labels=("hard",))
     folder, called = memory.folder(args, "step"), []
-    monkeypatch.setattr(pool_match, "main", lambda words: called.append(words[-1]))
+    monkeypatch.setattr(pool_match, "match", lambda args, options: called.append(
+        (options["tag"], options["resume"], options["overwrite"])))
     memory.make(args, "step", [0], 0)
     folder.mkdir(parents=True)  # begun, and stopped before its first checkpoint
     inversion = folder.with_name(f"{folder.name}-inversion")
     inversion.mkdir()
-    (inversion / "checkpoint.pt").touch()
+    for file in (inversion / "checkpoint.pt", inversion / "config.json", folder / "config.json"):
+        file.write_text("{}")
     memory.make(args, "step", [0], 0)
-    assert called == ["--overwrite", "--resume"]
-    assert not folder.exists()
+    assert called == [(inversion.name, False, True), (folder.name, False, True),
+                      (inversion.name, True, False), (folder.name, False, True)]  # which takes the place of what was begun
 
 
 def test_a_coreset_is_of_real_images_of_its_class(command, tmp_path, dataset):

@@ -4,6 +4,7 @@ import json
 import re
 import sys
 from html.parser import HTMLParser
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -188,6 +189,8 @@ def test_rows_of_one_place_in_several_reports_are_told_apart(reports):
     reports[1].write_text(json.dumps([make_row(mean=80.0), make_row(source="same")]))
     found = told_apart({path: read_report(path) for path in reports})
     assert [row["source"] for rows in found.values() for row in rows] == ["gan of a", "same", "gan of b", "same"]
+    found = told_apart({Path("x/a/report.json"): [make_row(mean=90.0)], Path("y/a/report.json"): [make_row(mean=80.0)]})
+    assert [row["source"] for rows in found.values() for row in rows] == ["gan of x/a/report.json", "gan of y/a/report.json"]
 
 
 def test_names_that_are_no_text_are_written(tmp_path):

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from argparse import Namespace
 from pathlib import Path
 
 import pytest
@@ -29,6 +30,7 @@ from gendistil.sources import (
     TooFewAccepted,
     draw_set,
     load_source,
+    refine,
     refined,
 )
 from generators import NETWORKS
@@ -182,6 +184,18 @@ def test_a_pool_moves_with_the_runs(command, run, pool, tmp_path):
     (moved / run.name / "config.json").write_text(json.dumps(config))
     command(sample, "--pretrain-weight", moved / run.name, "--ipc", 1, "--keep-above", 0.5, "--output-dir", tmp_path / "set")
     assert (tmp_path / "set" / "set.safetensors").exists()
+
+
+def test_a_kept_classifier_accepts_whoever_labels(source, pool, run, tmp_path):
+    config = json.loads((run / "config.json").read_text())
+    kept = {"noise_std": 1.0, "keep_above": 0.0, "teacher": str(pool.dir)}
+    opened = []
+    open_pool = lambda folder: opened.append(str(folder)) or ClassifierPool.open(pool.dir)
+    for folder in (pool.dir, "gone"):
+        (run / "config.json").write_text(json.dumps({**config, "refinement": {**kept, "teacher": str(folder)}}))
+        refine(source, run, Namespace(teacher=tmp_path / "other"), open_pool)
+    (run / "config.json").write_text(json.dumps(config))
+    assert opened == [str(pool.dir), str(tmp_path / "other")]  # the second only because the first is no longer there
 
 
 def test_what_cannot_be_refined(command, fails, run, source, pool, tmp_path):

@@ -14,8 +14,9 @@ from gendistil.common.errors import UserError
 PRECISIONS = ("auto", "fp32", "bf16", "fp16")
 COMPILE = ("auto", "on", "off")
 LARGEST = 128
-_LONGEST = 200
 """The largest side, in pixels, of images that the networks are made for."""
+LONGEST = 200
+"""Bytes of a name that any file system takes, with what is added to it."""
 
 
 class _Help(argparse.ArgumentDefaultsHelpFormatter):
@@ -84,8 +85,8 @@ def tag(text):
     """An argparse type: the name of a run, which becomes one folder."""
     if not text or text in (".", "..") or any(c in text for c in "/\\\0"):
         raise argparse.ArgumentTypeError(f"'{text}' must be the name of one folder, without slashes")
-    if len(os.fsencode(text)) > _LONGEST:
-        raise argparse.ArgumentTypeError(f"a name of more than {_LONGEST} bytes makes no folder")
+    if len(os.fsencode(text)) > LONGEST:
+        raise argparse.ArgumentTypeError(f"a name of more than {LONGEST} bytes makes no folder")
     return text
 
 

@@ -17,6 +17,7 @@ import torch
 from torchvision.io import read_image
 from torchvision.utils import save_image
 
+from gendistil.common.cli import LONGEST
 from gendistil.common.errors import UserError
 from gendistil.common.hub import read_facts
 
@@ -248,7 +249,7 @@ def sample_path(folder, name, step):
     """Where the run in `folder` keeps the images called `name` of a step; a slash in a name becomes a minus, and a name that is
     too long for a file ends in its digest."""
     name = name.replace("/", "-")
-    if len(os.fsencode(name)) > 200:
+    if len(os.fsencode(name)) > LONGEST:
         name = f"{name[:40]}-{hashlib.sha256(os.fsencode(name)).hexdigest()[:16]}"
     return Path(folder) / "samples" / f"{name}-{step:06d}.png"
 

@@ -166,9 +166,6 @@ class Memory:
         for script, words, options, folder in self._runs(args, step, classes, seed):
             first = METHODS[options.method].first if "method" in options else None
             tags = [folder.name, *([f"{folder.name}-{first}"] if first else [])]
-            if not (folder / CHECKPOINT).exists() and PartialState().is_main_process:
-                shutil.rmtree(folder, ignore_errors=True)  # stopped before there was anything to go on from
-            PartialState().wait_for_everyone()
             begun = any((folder.parent / tag / CHECKPOINT).exists() for tag in tags)
             try:
                 script.main([*words, "--resume" if begun else "--overwrite"])

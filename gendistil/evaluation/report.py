@@ -292,15 +292,17 @@ def _join(reports, rows, folder, command, against):
 
 
 def told_apart(reports):
-    """The rows of several reports, a dict of lists by their paths, whose sources have their run's name where two reports have a
-    row of the same place with other accuracies."""
+    """The rows of several reports, a dict of lists by their paths, whose sources have their run's name, or the file's, where
+    two reports have a row of the same place with other accuracies."""
     place = lambda row: (kind_of(row), line_of(row), row["ipc"], row.get("classes"))
     seen = {}
     for rows in reports.values():
         for row in rows:
             seen.setdefault(place(row), []).append(row["mean"])
     lost = {row["source"] for rows in reports.values() for row in rows if len(set(seen[place(row)])) > 1}
-    rename = lambda row, path: {**row, "source": f"{row['source']} of {path.resolve().parent.name}"}
+    names = [path.resolve().parent.name if path.name == REPORT else path.stem for path in reports]
+    names = dict(zip(reports, names if len({*names}) == len(names) else map(str, reports)))
+    rename = lambda row, path: {**row, "source": f"{row['source']} of {names[path]}"}
     return {path: [rename(row, path) if row["source"] in lost else row for row in rows] for path, rows in reports.items()}
 
 

@@ -321,7 +321,8 @@ def check_online(args, method):
     """Raise UserError for flags of how an online network learns where it never does, because every step has a new one."""
     if method.pool_training in ONLINE and method.outer == 1 and not method.pool_warmup:
         names = {"inner", "pool_images", "pool_batch", "pool_lr", "pool_momentum", "pool_decay", "pool_aug", "pool_cutmix"}
-        names |= {"pool_training"} - ({"pool_training"} if METHODS[args.method].pool_training in ONLINE else set())
+        if METHODS[args.method].pool_training not in ONLINE:  # DC's own network is new in every step at one image of a class
+            names.add("pool_training")
         refuse(args, (Method,), lambda field: field.name in names,
                "does nothing where every step has a new network: give --outer, steps that share one")
 

@@ -71,10 +71,10 @@ class Dream(Uniform):
         """The chosen rows of every class, int64 [K, count]; of one that has no more, anything."""
         generator, candidates = stream(self.seed, "dream", step), torch.tensor(self.candidates)
         chosen = torch.zeros(len(self.rows), self.count, dtype=torch.int64)
-        network = self.pool.draw(generator)
-        for count in candidates.unique().tolist():  # classes of as many are clustered together
-            labels = torch.nonzero(candidates == count)[:, 0]
-            for part in labels.split(max(1, _AT_ONCE // count)) if count > self.count else ():
+        sizes = candidates[candidates > self.count].unique().tolist()
+        network = self.pool.draw(generator) if sizes else None
+        for count in sizes:  # classes of as many are clustered together
+            for part in torch.nonzero(candidates == count)[:, 0].split(max(1, _AT_ONCE // count)):
                 rows = torch.stack([self._draw(label, count, step) for label in part.tolist()])
                 points = self.pool.embed(network, rows.flatten()).unflatten(0, rows.shape)
                 chosen[part] = rows.gather(1, representatives(points, self.count, generator, self.nearest).cpu())

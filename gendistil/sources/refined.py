@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 from torch.nn import functional as F
@@ -161,7 +162,9 @@ def refine(source, path, args, open_pool, device="cpu"):
     source.check_sampling(**refinement.sampling)
     teacher = None
     if refinement.keep_above is not None:
-        folder = args.teacher or beside(kept.get("teacher") or made.get("pool_folder"), path)
+        folder = beside(kept.get("teacher"), path)  # --teacher may label beside it
+        if not folder or (args.teacher and not Path(folder).exists()):
+            folder = args.teacher or folder or beside(made.get("pool_folder"), path)
         if not folder:
             raise UserError(f"--keep-above: no pool of pretrained classifiers is named by --pretrain-weight {path}: give "
                             "--teacher, the folder of one (results/pools/...)")
