@@ -148,17 +148,18 @@ curves: $(BIN)/.installed
 	    --output $(OUT)/dreamplus-curve.json
 
 # The generators of digits that the next two targets start from: wider and trained for longer than those of the demo.
-digits-results/match: OUT = digits-results
-digits-results/match: $(BIN)/.installed
+digits-results/.made: OUT = digits-results
+digits-results/.made: $(BIN)/.installed
 	$(RUN) gen_condense.py $(FLAGS) --tag gan --steps 1800
 	$(RUN) pool_match.py $(FLAGS) --tag match --weight $(OUT)/gan --steps 200 --pool-members 2
+	touch $@
 
 # Two combinations of the engine's choices that no paper has, beside the nearest published ones.
 combinations: OUT = combinations-results
 combinations: PIXELS = --method dm --ipc 10 --match-batch 64 --steps 500 --eval-interval 500 --eval-epochs 200 --lr 10
 combinations: JUDGE = $(RUN) validate.py $(FLAGS) --ipc 10 --epochs 150 --num-eval 5
 combinations: GANS = --pretrain-weight gan=digits-results/gan dim=digits-results/match grad-gan=$(OUT)/grad-gan
-combinations: $(BIN)/.installed | digits-results/match
+combinations: $(BIN)/.installed | digits-results/.made
 	$(RUN) pool_match.py $(FLAGS) --tag dm $(PIXELS)
 	$(RUN) pool_match.py $(FLAGS) --tag energy-dream $(PIXELS) --match energy --select dream
 	$(RUN) pool_match.py $(FLAGS) --tag grad-gan --weight digits-results/gan --match grad --metric cos --match-weight 0.01 \
@@ -171,7 +172,7 @@ itgan: latents-digits latents-ten latents-mnist
 latents-%: OUT = itgan-results
 latents-%: FLAGS = --output-dir $(OUT) --overwrite
 latents-digits latents-ten: GAN = digits-results/gan
-latents-digits latents-ten: | digits-results/match
+latents-digits latents-ten: | digits-results/.made
 latents-digits latents-mnist: STEPS = 150
 latents-digits: IPC = 127
 latents-digits: CONVNET = --epochs 15 --num-eval 5
@@ -211,7 +212,8 @@ searches: $(BIN)/.installed
 	    --output search-results/calibrated.json
 	$(OBJECTIVES) $(SMALL) --variants control default logit trajectory trajectory-10 outcome outcome-10 --scores 1:fixed:8 10:fixed:8 \
 	    --output search-results/trained.json
-	test -e search-results/gan || $(RUN) gen_condense.py --data mnist --output-dir search-results --tag gan --width 64 --steps 3000
+	$(RUN) gen_condense.py --data mnist --output-dir search-results --tag gan --width 64 --steps 3000 \
+	    $$(test -e search-results/gan/checkpoint.pt && echo --resume || echo --overwrite)
 	$(OBJECTIVES) $(ONE) --seconds 150 --compile on --variants control calibrated-3 --scores 1:fixed:8 10:fixed:8 10:fresh:3 \
 	    --output search-results/mnist-calibrated.json
 	$(OBJECTIVES) --pool $(POOL) --weight $(OUT)/gan --seconds 800 --compile on --eval-epochs 75 --scores 10:fixed:8 50:fresh:3 \
@@ -232,4 +234,4 @@ test: lint
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n logical --maxprocesses 8 --dist loadfile
 
 clean:
-	rm -rf .venv demo-results mnist-results baselines-results combinations-results digits-results itgan-results results
+	rm -rf .venv demo-results mnist-results baselines-results combinations-results digits-results itgan-results search-results sets-results

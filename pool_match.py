@@ -41,14 +41,15 @@ def parse_args(argv=None):
     parser.add_argument("--method", choices=METHODS, default="default", help="published method: a named set of all the choices")
     parser.add_argument("--list-methods", action=ListMethods, nargs=0, help="print the methods and leave")
     add_flags(parser, Method, Start)
-    add_flags(parser, Judging, defaults=True)
+    add_flags(parser, Judging, told=True)
     length = parser.add_argument_group("length and reports")
     length.add_argument("--log-interval", type=COUNT, default=50, help="steps between log entries")
     length.add_argument("--resume", action="store_true", help="continue the run of this tag from its last checkpoint")
     args = parser.parse_args(argv)
-    check(args)
-    if args.resume and not args.control_of and has_begun(args, args.tag):
+    if args.resume and has_begun(args, args.tag):
         inherit_settings(args, args.output_dir / args.tag)
+    vars(args).update(dataclasses.asdict(from_flags(Judging, args)))
+    check(args)
     begun = [args.output_dir / tag for _, tag in plan(args)[::-1] if args.resume and has_begun(args, tag)]
     inherit_data(args, (begun or [args.weight])[0])
     build.check_paths(args)

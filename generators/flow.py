@@ -54,15 +54,11 @@ class FlowTrainer(Trainer):
     name = "flow"
     recipe_class = FlowRecipe
     beta1, max_norm = 0.9, 1.0
-    guides = ("label_dropout",)
-    """Fractions of its recipe that guidance needs."""
 
     def networks(self, shape):
         kind, recipe = NETWORKS[self.recipe.generator][0], self.recipe
-        for name in self.guides:
-            if recipe.guidance != 1 and not getattr(recipe, name):
-                raise UserError(f"--guidance {recipe.guidance:g} is learned by --{name.replace('_', '-')}, now 0: give both or "
-                                "--guidance 1")
+        if recipe.guidance != 1 and not recipe.label_dropout:
+            raise UserError(f"--guidance {recipe.guidance:g} is learned by --label-dropout, now 0: give both or --guidance 1")
         if not issubclass(kind, FlowGenerator):
             raise UserError(f"--generator {recipe.generator} has no velocity for --recipe {recipe.trainer}: use unet")
         return [kind(**shape, dim_noise=recipe.dim_noise, width=recipe.width, sample_steps=recipe.sample_steps,
@@ -104,8 +100,8 @@ class ShortcutRecipe(FlowRecipe):
 
     trainer: ClassVar[str] = "shortcut"
 
-    long_steps: float = option("fraction of the images on which a step is to equal two half as long", type=FRACTION,
-                               group=GROUP)
+    long_steps: float = option("fraction of the images on which a step is to equal two half as long",
+                               type=number(float, 0.01, 0.99), group=GROUP)
 
 
 class ShortcutTrainer(FlowTrainer):
@@ -117,7 +113,6 @@ class ShortcutTrainer(FlowTrainer):
 
     name = "shortcut"
     recipe_class = ShortcutRecipe
-    guides = ("label_dropout", "long_steps")
 
     def network_options(self):
         return {"shortcut": True}

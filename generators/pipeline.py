@@ -51,6 +51,8 @@ class FlowPipeline(DiffusionPipeline):
         span = int(math.log2(steps)) if facts.shortcut else 0
         if facts.shortcut and (2**span != steps or span > 6):
             raise ValueError(f"num_inference_steps is {steps}: a shortcut draws in 1, 2, 4, ... or 64 steps")
+        if facts.shortcut and guidance != 1:
+            raise ValueError(f"guidance_scale is {guidance:g}: a shortcut has learned its guidance")
         labels = torch.as_tensor(class_labels, device=device).reshape(-1)
         shape = (len(labels), self.unet.config.in_channels, facts.size, facts.size)
         x = randn_tensor(shape, generator=generator, device=device, dtype=self.unet.dtype) if latents is None else latents

@@ -22,6 +22,14 @@ FINEST = 7
 nothing is drawn by it."""
 
 
+def check_shortcut(sample_steps=None, guidance=None):
+    """Raise UserError for what a shortcut cannot be asked for; None for its own."""
+    if sample_steps not in (None, *(2**span for span in range(FINEST))):
+        raise UserError(f"--sample-steps {sample_steps}: a shortcut draws in 1, 2, 4, ... or {2 ** (FINEST - 1)} steps")
+    if guidance not in (None, 1):
+        raise UserError(f"--guidance {guidance:g}: a shortcut has learned its guidance: leave it out")
+
+
 class FlowGenerator(ConditionalGenerator):
     """`sample_steps` Euler steps from noise to an image, under classifier-free guidance (arXiv 2207.12598) unless that is 1.
 
@@ -68,10 +76,8 @@ class FlowGenerator(ConditionalGenerator):
                             self.guidance if guidance is None else guidance, self.shortcut)
 
     def check_sampling(self, sample_steps=None, guidance=None):
-        if self.shortcut and sample_steps not in (None, *(2**span for span in range(FINEST))):
-            raise UserError(f"--sample-steps {sample_steps}: a shortcut draws in 1, 2, 4, ... or {2 ** (FINEST - 1)} steps")
-        if self.shortcut and guidance not in (None, 1):
-            raise UserError(f"--guidance {guidance:g}: a shortcut has learned its guidance: leave it out")
+        if self.shortcut:
+            check_shortcut(sample_steps, guidance)
 
     def forward(self, noise, labels, time=None, span=None, sample_steps=None, guidance=None):
         """noise [B, Z], labels int64 [B] -> images [B, C, H, W] in [-1, 1]; with a `time`, as `velocity`, in training."""

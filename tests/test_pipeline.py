@@ -172,7 +172,8 @@ def test_stage_2_resumes_exactly(command, fails, results, monkeypatch, select):
         patch.setattr(Interruptible, "requested", lambda self, step: step == 3)
         assert "interrupted" in fails(130, pool_match, *words, cut)
     assert load_checkpoint(results / cut / "checkpoint.pt")["step"] == 3
-    command(pool_match, *words, cut, "--resume")
+    command(pool_match, *words[:-3], words[-1], cut, "--resume")  # scored as often as it was started
+    assert len({tuple(sorted(path.name for path in (results / tag / "samples").iterdir())) for tag in (whole, cut)}) == 1
     assert_same_weights(results / whole, results / cut)
     before = contents(results / cut / "generator")
     command(pool_match, *words, cut, "--resume")  # nothing left to do

@@ -135,6 +135,11 @@ def test_scripts_write_and_judge_them(command, fails, tmp_path, monkeypatch):
     assert rows[0]["bytes"] == rows[1]["bytes"]
     assert "and --pretrain-weight set/pipeline is a pipeline" in fails(
         2, validate, "--data", "digits", "--tag", "up", "--pretrain-weight", "set/pipeline", "--push-to-hub", "a/b")
+    flow(True).as_pipeline().save_pretrained("short")
+    for words, said in ((("--sample-steps", 3), "--sample-steps 3: a shortcut"), (("--guidance", 2), "learned its guidance")):
+        assert said in fails(2, sample, "--pretrain-weight", "short", "--ipc", 1, "--output-dir", "none", *words)
+    with pytest.raises(ValueError, match="learned its guidance"):
+        load_source(tmp_path / "short").pipeline(class_labels=[0], guidance_scale=2)
     assert "--noise-std: a FlowPipeline draws its own noise" in fails(
         2, validate, "--data", "digits", "--pretrain-weight", "set/pipeline", "--ipc", 1, "--noise-std", 2, "--overwrite")
     other = load_source(tmp_path / "set/pipeline")

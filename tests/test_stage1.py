@@ -200,7 +200,9 @@ def test_a_run_ends_when_scores_no_longer_rise(command, fails, tmp_path, monkeyp
     command(gen_condense, *words, "cut", "--resume")  # nothing left to do
     assert line in capsys.readouterr().out
     scripted(40.0, 35.0)
-    command(gen_condense, *words, "cut", "--resume", "--patience", 4, "--steps", 14)
+    started = (*SMALL, "--output-dir", tmp_path, "--tag", "cut", "--resume", "--patience", 4, "--steps", 14)
+    assert "--no-auto-stop would lose what scored best so far" in fails(2, gen_condense, *started, "--no-auto-stop")
+    command(gen_condense, *started)  # by --auto-stop and --eval-interval, as it was started
     assert "ended at step 14 (its length); the generator of step 12 is kept" in capsys.readouterr().out
 
     command(gen_condense, *SMALL, "--output-dir", tmp_path, "--steps", 8, "--tag", "unjudged")

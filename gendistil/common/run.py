@@ -148,12 +148,19 @@ def check_options(options, may_change=_MAY_CHANGE):
 
 
 def inherit_settings(args, folder):
-    """Fill in what --resume may be given anew and was not, from the run in `folder`: its rates, its length and --auto-stop."""
+    """Fill in what --resume may be given anew and was not, from the run in `folder`: its rates, its length, how it is judged.
+
+    Raises UserError for a run of --auto-stop that is to go on without it.
+    """
     config, length = made_by(folder), ("steps", "epochs")
     names = ["lr", "lr_critic", *(length if all(getattr(args, name) is None for name in length) else ())]
-    if config.get("auto_stop") and "auto_stop" in args:
+    if "auto_stop" not in args:
+        names.append("eval_interval")
+    elif config.get("auto_stop"):
+        if args.auto_stop is False:
+            raise UserError("--resume: --no-auto-stop would lose what scored best so far: give more --patience")
         args.auto_stop = True
-        names.append("patience")
+        names += ["eval_interval", "patience"]
     for name in names:
         if getattr(args, name) is None:
             setattr(args, name, config.get(name))

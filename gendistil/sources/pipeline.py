@@ -12,6 +12,7 @@ from gendistil.common.rng import stream
 from gendistil.common.source import Source, index_within_class
 from gendistil.data.images import resize, to_signed
 from generators.pipeline import FlowPipeline
+from generators.unet import check_shortcut
 
 INDEX, CLASS_MAP = "model_index.json", "class_map.json"
 """The file by which a folder is known as a pipeline, and the one beside it that says which of its classes are a data set's."""
@@ -98,6 +99,8 @@ class PipelineSource(Source):
             if _OPTIONS[name] not in self.parameters:
                 flag = name.replace("_", "-")
                 raise UserError(f"--{flag}: the {type(self.pipeline).__name__} of {self.name} has none: leave it out")
+        if self.pipeline.config.get("shortcut"):
+            check_shortcut(**sampling)
 
     def sample(self, labels, seed=0):
         return self.images_at(labels, index_within_class(labels), seed)
