@@ -134,7 +134,7 @@ def match(args, options):
     build.check_online(args, method)
     Augment(method.aug_type, spec)  # a wrong flag ends here, before a pool is pretrained
     check_classifiers(method.pool if method.match != "none" else (), spec, "--pool", maps=method.match == "feature",
-                      kernels=method.match == "grad" and method.metric != "dc")
+                      kernels=method.match == "grad" and method.metric != "dc", alone=method.match == "trajectory")
     check_classifiers([args.eval_model], spec, "--eval-model")
     teacher = Teacher.of(open_teacher(start.teacher, dataset), engine=engine) if start.teacher else None
 

@@ -17,7 +17,7 @@ from safetensors.torch import save_file
 from torchvision.utils import make_grid
 from tqdm import tqdm
 
-from gendistil.common.cli import COUNT, SEED, Parser, run_script
+from gendistil.common.cli import COUNT, SEED, Parser, run_script, say
 from gendistil.common.errors import UserError
 from gendistil.common.flags import add_flags
 from gendistil.common.run import made_by
@@ -115,7 +115,7 @@ def main():
     tensors, teacher = {}, source.rows
     if args.teacher:
         teacher = Teacher.of(ClassifierPool.open(args.teacher))
-        check_fits(source, teacher.spec, f"--pretrain-weight {args.pretrain_weight}")
+        check_fits(source, teacher.spec, f"--pretrain-weight {args.pretrain_weight}", "name another --teacher")
     source = refine(source, args.pretrain_weight, args, ClassifierPool.open)
     if isinstance(source, Refined):
         facts["refined"] = source.refinement.words
@@ -138,9 +138,12 @@ def main():
             to_picture(image).save(folder / f"{index:05d}.png")
     if flow:
         drawing = source.refinement.sampling if isinstance(source, Refined) else {}
+        if isinstance(source, Refined) and (source.refinement.noise_std != 1 or source.teacher):
+            say("the pipeline draws images as they are: it has no --noise-std and no --keep-above")
         flow.as_pipeline(**drawing).save_pretrained(args.output_dir / PIPELINE)
     if export:
-        export.write(args.output_dir / DDRANKING, args.ipc, images, targets, tensors.get("logits"))
+        learned = source.soft and not args.teacher
+        export.write(args.output_dir / DDRANKING, args.ipc, images, targets, tensors.get("logits"), learned)
     columns = min(by_class.shape[1], 10)
     zoom = max(1, 32 // source.size)  # tiny images are shown in larger pixels
     shown = by_class[:, :columns].flatten(0, 1).repeat_interleave(zoom, 2).repeat_interleave(zoom, 3)

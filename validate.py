@@ -29,6 +29,7 @@ from gendistil.evaluation.judged import (
     count_pixels,
     full_protocol,
     joined,
+    kept_bytes,
     learned_with,
     list_rows,
     load_sources,
@@ -104,7 +105,7 @@ def parse_args(argv=None):
 def main():
     args = parse_args()
     paths = named_paths(args)
-    inherit_data(args, next(iter(paths.values()), None))
+    inherit_data(args, *paths.values())
     accelerator = make_accelerator(args.precision)
     device = accelerator.device
     protocols = {model: override(protocol_for(args.protocol, args.data, model), args) for model in args.eval_model}
@@ -127,8 +128,7 @@ def main():
     seen = max((row["ipc"] or 0 for row in rows.values()), default=0)  # entries of the log go by IPC
     run = Run(vars(args), accelerator, seen, dataset=dataclasses.asdict(dataset.spec),
               students={model: dataclasses.asdict(protocol) for model, protocol in protocols.items()}, sources=known)
-
-    against = controls(known)
+    against, matched = controls(known), learned_with(paths)
     facts = {"data": dataset.spec.title, "protocol": args.protocol, "scored_on": args.scored_on, "device": device_name(device),
              "torch": torch.__version__}
 
@@ -143,15 +143,15 @@ def main():
         if row.get("augmentation"):
             protocol = dataclasses.replace(protocol, aug_type=PLAIN, cutmix=0.0)
         if row["ipc"] is None:
-            whole = full_protocol(args, protocol, dataset.spec, real, rows.get(row_key(row)))
+            whole = full_protocol(args, protocol, dataset.spec, real, plan, sources, rows.get(row_key(row)))
             result = evaluate_full(dataset, row["model"], split=real, protocol=whole, **settings)
             return {**result.row(), **kept(row, first, result)}
         source, ipc = sources[row["source"]], row["ipc"]
-        taught = teachers.teach(source, row["labels"], ipc, row["sampling"]) if teachers else source
+        taught = teachers.teach(source, row["labels"], ipc, row["sampling"], args.sampling) if teachers else source
         result = evaluate(taught, dataset, row["model"], ipc, row["sampling"], protocol=protocol, **settings)
         words = {} if taught is source else {"teacher": teachers.describe(taught)}
-        return {**result.row(), **kept(row, first, result), **words, "lr": rate_of(source, protocol),
-                "bytes": taught.stored_bytes(ipc), "learned_with": learned_with(paths.get(row["source"])),
+        return {**result.row(), **kept(row, first, result), **words, **kept_bytes(row, taught),
+                "lr": rate_of(source, protocol), "learned_with": matched.get(row["source"], []),
                 "diversity": spread(row["source"], ipc)}
 
     def kept(row, first, result):

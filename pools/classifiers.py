@@ -6,6 +6,7 @@ from functools import partial
 
 import torch
 
+from gendistil.common.engine import has_batch_norm
 from gendistil.common.errors import UserError
 from pools.convnet import ConvNet
 from pools.densenet import DenseNet
@@ -120,9 +121,9 @@ def build_classifier(name, channels, size, num_classes, *, generator=None, **opt
 
 
 @torch.no_grad()
-def check_classifiers(names, spec, flag, maps=False, kernels=False):
+def check_classifiers(names, spec, flag, maps=False, kernels=False, alone=False):
     """Raise UserError, which names `flag`, unless classifiers of these names can be built for the images of a `Spec`, and with
-    `maps` give their maps, and with `kernels` have convolutions.
+    `maps` give their maps, with `kernels` have convolutions, and with `alone` have no batch norms.
 
     Each is built and shown two images, because only the networks themselves know what they take.
     """
@@ -133,6 +134,9 @@ def check_classifiers(names, spec, flag, maps=False, kernels=False):
             shape = getattr(model(images), "shape", None)
             if maps:
                 model.features(images)
+            if alone and has_batch_norm(model):
+                raise UserError("it has batch norms, whose statistics do not follow a training on synthetic images as an "
+                                "expert's did: choose another norm, as in convnet or resnet18:norm=instance")
             if kernels and all(x.dim() < 3 for x in model.parameters()):
                 raise UserError("it has no convolutions, of whose gradients alone this --metric is: give --metric dc")
         except UserError as error:

@@ -4,15 +4,12 @@ import functools
 import math
 
 import torch
-from torch import nn
 
 from gendistil.common.engine import EAGER
 from gendistil.common.rng import stream
-from gendistil.data import Augment, standardise, take, to_signed
+from gendistil.data import Augment
 from pools.classifiers import build_classifier
-from pools.training import embed_images, epoch_batches, train_classifier
-
-_CALIBRATION = 16  # real images of each class
+from pools.training import calibrated, embed_images, epoch_batches, train_classifier
 
 
 class RandomPool:
@@ -37,16 +34,7 @@ class RandomPool:
         spec, real = self.dataset.spec, self.dataset.train
         name = self.names[int(torch.randint(len(self.names), (), generator=generator))]
         model = build_classifier(name, spec.channels, spec.size, spec.num_classes, generator=generator)
-        model = model.to(real.images.device).requires_grad_(False)
-        norms = [module for module in model.modules() if isinstance(module, nn.BatchNorm2d)]
-        if norms:
-            rows = torch.randint(len(real), (_CALIBRATION * spec.num_classes,), generator=generator)
-            for norm in norms:
-                norm.momentum = None  # the mean of all batches, of which there is one
-            model.train()(standardise(to_signed(take(real.images, rows)), spec))
-            for norm in norms:
-                norm.momentum = 0.1
-        return model.eval()
+        return calibrated(model.to(real.images.device).requires_grad_(False), real, spec, generator).eval()
 
     def embed(self, network, rows):
         """Embeddings of the training images `rows` (int64 [n]) as `network`, drawn here, sees them: float32 [n, D]."""

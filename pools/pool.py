@@ -1,5 +1,6 @@
 """The pool: classifiers pretrained on the real images and kept, from early to late in their training, on disk."""
 
+import copy
 import hashlib
 import json
 import math
@@ -14,13 +15,14 @@ import torch
 from safetensors import SafetensorError
 from tqdm.auto import tqdm
 
+from gendistil.common.device import send
 from gendistil.common.engine import Engine
 from gendistil.common.errors import UserError
 from gendistil.common.rng import stream
 from gendistil.common.run import read_json, replacing, write_json
 from gendistil.data import Augment, spec_of
 from pools.classifiers import build_classifier
-from pools.training import accuracy, embed_images, epoch_batches, split_batches, train_classifier
+from pools.training import accuracy, calibrated, embed_images, epoch_batches, split_batches, train_classifier
 
 _FORMAT = 1  # raise it when the same definition comes to mean other weights
 _POOL, _STUDENT = "pool.json", "student.json"
@@ -51,7 +53,8 @@ class ClassifierPool:
         mix: whether `draw` gives networks between two snapshots of a member, whose weights are interpolated (NCFM,
             arXiv 2502.20653). It is no part of what defines the pool.
         options: keywords of `build_classifier` for a name, e.g. `{"convnet": {"width": 64}}`.
-        engine: the `Engine` that runs what is trained (default: that of the accelerator).
+        engine: the `Engine` that runs what is trained (default: that of the accelerator); its precision, where that is not
+            float32, is a part of what defines the pool.
     Raises UserError for bad options and a folder that cannot be written.
     """
 
@@ -67,6 +70,7 @@ class ClassifierPool:
             "members": members, "epochs": epochs, "snapshots": snapshots, "batch_size": batch_size, "lr": lr,
             "aug_type": aug_type, "seed": seed, "options": options or {},
             **{name: value for name, value in training.items() if value != _USUAL[name]},
+            **({} if self._engine.precision == "no" else {"precision": self._engine.precision}),
         }
         self._describe(definition, Path(folder) / _digest(json.dumps(definition, sort_keys=True).encode()), dataset.spec,
                        accelerator.device)
@@ -106,7 +110,7 @@ class ClassifierPool:
     def _describe(self, definition, folder, spec, device):
         self.definition, self.dir, self.spec, self.device = definition, folder, spec, device
         self._members = [name for name in definition["names"] for _ in range(definition["members"])]
-        self._models, self._mixed, self._looks = {}, {}, Counter()
+        self._models, self._mixed, self._looks, self._seen = {}, {}, Counter(), {}
 
     def __len__(self):
         return len(self._rows)
@@ -167,8 +171,9 @@ class ClassifierPool:
             except OSError:  # no room: they are not kept then
                 self._looks[index] = -math.inf
                 return self._embed(network, images, rows)
-        kept = np.load(path, mmap_mode="r")[rows.cpu().numpy()]
-        return torch.from_numpy(kept).to(self.device).float()
+        if index not in self._seen:
+            self._seen[index] = np.load(path, mmap_mode="r")
+        return send(torch.from_numpy(self._seen[index][rows.cpu().numpy()]), self.device).float()
 
     def _embed(self, network, images, rows=None):
         return embed_images(network, images, self.spec, engine=self._engine, rows=rows).half().float()
@@ -246,9 +251,11 @@ class ClassifierPool:
             if step in self._steps:
                 name = re.sub(r"[^\w.-]+", "_", self._members[member])  # a file's name has no colons
                 file = f"{member:02d}-{name}-{step:06d}.safetensors"
-                scored = accuracy(model, dataset.held_out.images, dataset.held_out.labels, spec, engine=self._engine)
+                shown = model if step else calibrated(copy.deepcopy(model), dataset.train, spec,
+                                                      stream(settings["seed"], "pool", member, "calibration"))
+                scored = accuracy(shown, dataset.held_out.images, dataset.held_out.labels, spec, engine=self._engine)
                 rows.append({"member": member, "name": self._members[member], "step": step, "held_out_accuracy": scored,
-                             "file": file, "digest": _write_weights(self.dir / file, model)})
+                             "file": file, "digest": _write_weights(self.dir / file, shown)})
 
         def on_step(step):
             progress.update()

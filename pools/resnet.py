@@ -38,6 +38,19 @@ class Stem(nn.Module):
         return self.pool(F.relu(self.norm(self.conv(images))))  # B,width,H/r,W/r
 
 
+class Pointwise(nn.Conv2d):
+    """A 1x1 convolution. Of fewer than 16 maps it takes the pixels that its stride leaves before it multiplies them.
+
+    There oneDNN 3.12 writes beyond its memory, on processors that multiply bfloat16 but have no AMX.
+    """
+
+    def forward(self, x):
+        if self.in_channels >= 16:
+            return super().forward(x)
+        down, right = self.stride
+        return F.conv2d(x[..., ::down, ::right], self.weight)
+
+
 class BasicBlock(nn.Module):
     """Two 3x3 convolutions and a shortcut (He et al., CVPR 2016). With `average`, a block that halves the side convolves at
     stride 1 and average-pools, in the shortcut too (IDC, Kim et al., ICML 2022, appendix)."""
@@ -52,7 +65,7 @@ class BasicBlock(nn.Module):
         self.norm2 = norm(width)
         self.shortcut = nn.Identity()
         if halve or width_in != width:
-            self.shortcut = nn.Sequential(nn.Conv2d(width_in, width, 1, stride, bias=False), self.pool, norm(width))
+            self.shortcut = nn.Sequential(Pointwise(width_in, width, 1, stride, bias=False), self.pool, norm(width))
 
     def forward(self, x):
         y = self.pool(F.relu(self.norm1(self.conv1(x))))  # B,width,H/2,W/2

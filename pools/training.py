@@ -4,6 +4,7 @@ import math
 
 import torch
 import torch.nn.functional as F
+from torch import nn
 
 from gendistil.common.device import send
 from gendistil.common.engine import EAGER
@@ -20,6 +21,7 @@ SCHEDULES = {
 """The learning rate of an epoch (from 0) of so many, as a multiple of its first value. "step" is IDC's and DREAM's; "half" is
 that of DC, DSA and DM, whose code also forgets the momentum where the rate falls."""
 
+_CALIBRATION = 16  # real images of each class
 _CHECK_INTERVAL = 50  # steps at least between looks at the loss, each of which makes the host wait for the device
 
 
@@ -118,12 +120,41 @@ def split_batches(order, batch_size):
     return pieces
 
 
+def answers(model, images, engine=EAGER):
+    """What `model` answers to standardised images [B, C, H, W]: logits, float32 [B, K].
+
+    Its last layer works in float32 whatever the engine's precision: in bfloat16 two classes score the same in a few of a
+    thousand images, and the first would win.
+    """
+    seen = engine(model, images, view="embed").float()
+    with torch.autocast(seen.device.type, enabled=False):
+        return model.classifier(seen)
+
+
+@torch.no_grad()
+def calibrated(model, real, spec, generator):
+    """`model`, whose batch norms have not seen an image, with their statistics of one batch of `real` images, a `Split`.
+
+    The images are the next draws of `generator`. A network without batch norms stays as it is.
+    """
+    norms = [module for module in model.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)]
+    if norms:
+        rows = torch.randint(len(real), (_CALIBRATION * spec.num_classes,), generator=generator)
+        usual = [norm.momentum for norm in norms]
+        for norm in norms:
+            norm.momentum = None  # the mean of all batches, of which there is one
+        model.train()(standardise(to_signed(take(real.images, rows)), spec))
+        for norm, momentum in zip(norms, usual):
+            norm.momentum = momentum
+    return model
+
+
 def accuracy(model, images, labels, spec, batch_size=512, engine=EAGER):
     """Percentage of `images` (uint8 `[N, C, H, W]`) that `model` classifies as `labels`, in eval mode: a 0-dim tensor.
 
     The model's own mode is restored.
     """
-    logits = _outputs(model, "forward", images, spec, batch_size, engine)  # N,K
+    logits = _outputs(model, images, spec, batch_size, lambda batch: answers(model, batch, engine))  # N,K
     return (logits.argmax(1) == labels).float().mean() * 100
 
 
@@ -134,14 +165,15 @@ def embed_images(model, images, spec, batch_size=512, engine=EAGER, rows=None):
 
     The model's own mode is restored.
     """
-    return _outputs(model, "embed", images, spec, batch_size, engine, rows).float()
+    return _outputs(model, images, spec, batch_size, lambda batch: engine(model, batch, view="embed").float(), rows)
 
 
 @torch.no_grad()
-def _outputs(model, view, images, spec, batch_size, engine, rows=None):
+def _outputs(model, images, spec, batch_size, look, rows=None):
+    """What the function `look` makes of each standardised batch, while the model is in eval mode, as one tensor."""
     batches = images.split(batch_size) if rows is None else (take(images, part) for part in rows.split(batch_size))
     training = model.training
     model.eval()
-    outputs = [engine(model, standardise(to_signed(batch), spec), view=view) for batch in batches]
+    outputs = [look(standardise(to_signed(batch), spec)) for batch in batches]
     model.train(training)
     return torch.cat(outputs)

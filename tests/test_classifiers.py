@@ -35,6 +35,7 @@ from pools import (
     train_classifier,
 )
 from pools.classifiers import some_classifiers
+from pools.resnet import Pointwise
 
 FULL = {"width": 64, "stem": "large"}
 CONVNET_OPTIONS = {
@@ -285,3 +286,10 @@ def test_an_epoch_has_every_image_once_and_no_batch_of_one(digits):
                                                    ("cosine", [1, 0.933, 0.75, 0.5, 0.25, 0.067])])
 def test_schedules(schedule, factors):
     assert [SCHEDULES[schedule](epoch, 6) for epoch in range(6)] == pytest.approx(factors, abs=1e-3)
+
+
+@pytest.mark.parametrize("stride", [1, 2])
+def test_a_narrow_shortcut_is_a_convolution(stride):
+    ours = Pointwise(8, 16, 1, stride, bias=False)
+    images = torch.randn(2, 8, 7, 7)
+    assert torch.allclose(ours(images), F.conv2d(images, ours.weight, stride=stride), atol=1e-6)

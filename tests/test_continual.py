@@ -201,6 +201,7 @@ def test_two_processes_judge_what_one_does(command, tmp_path):
     (("--memory", "dm=pool_match.py --method 'dm"), "No closing quotation"),
     (("--memory", "a/b=pool_match.py"), "must be the name of one folder"),
     (("--memory", "dm=pool_match.py --ipc=2"), "dm: --ipc=2 is the same for all memories: give it to continual.py itself"),
+    (("--memory", f"{DM} --whiten zca"), "dm: --whiten is the same for all memories"),
     (("--memory", DM, DM), "two memories of dm, dm have one name"),
     (("--memory", "gan=pool_match.py"), "starts from a generator: give --weight"),
     (("--memory", DM, "--steps", 3), "--steps 3 cannot share 10 classes evenly: give one of 1, 2, 5, 10"),

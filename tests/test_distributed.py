@@ -112,8 +112,7 @@ def runs(request, command, tmp_path_factory):
 
 def pixels(method, folder, tag):
     return ["pool_match", "--output-dir", str(folder), "--tag", tag, "--method", method, "--ipc", "2", "--steps", str(STEPS),
-            "--match-batch", "4", "--precision", "fp32", "--eval-epochs", "1", "--log-interval", "1",
-            "--select-candidates", "20"]
+            "--match-batch", "4", "--precision", "fp32", "--eval-epochs", "1", "--log-interval", "1"]
 
 
 def test_two_processes_learn_the_pixels_of_one(command, tmp_path, monkeypatch):
@@ -142,7 +141,7 @@ def assert_same_losses(folder, name):
 TRAININGS = {
     "datm": ["--pool-members", "1", "--pool-epochs", "2", "--max-start", "1", "--first-max-start", "1",
              "--expert-epochs", "1", "--unroll", "4", "--unroll-batch", "7"],
-    "bptt": ["--unroll", "4", "--window", "2", "--match-batch", "4", "--select-candidates", "20"],
+    "bptt": ["--unroll", "4", "--window", "2", "--match-batch", "4"],
 }
 
 

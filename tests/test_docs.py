@@ -35,13 +35,12 @@ EXTENDING = (ROOT / "docs" / "extending.md").read_text(encoding="utf-8")
 # Appended to a command of the documents where it does not give them itself, so that it takes seconds.
 SHORT = {
     "gen_condense": ("--width 8", "--batch-size 8", "--steps 2"),
-    "pool_match": ("--match-batch 4", "--select-candidates 20", "--steps 2", "--eval-epochs 1", "--eval-ipc 1",
-                   "--pool convnet"),
+    "pool_match": ("--match-batch 4", "--steps 2", "--eval-epochs 1", "--eval-ipc 1", "--pool convnet"),
     "validate": ("--ipc 1", "--epochs 1", "--min-steps 1", "--num-eval 1", "--full-epochs 1"),
     "continual": ("--steps 2", "--orders 1", "--ipc 1", "--epochs 1", "--min-steps 1", "--num-eval 1"),
     "sample": (),
 }
-OF_MATCHING = ("--match-batch", "--select-candidates", "--pool")
+OF_MATCHING = ("--match-batch", "--pool")
 SMALL_POOL = ("--pool-members 1", "--pool-epochs 1", "--pool-snapshots 1")
 LESS = {"--steps": 3, "--epochs": 1, "--full-epochs": 1, "--ipc": 2, "--num-eval": 1}
 """What a shortened command gives in place of larger values."""

@@ -37,7 +37,7 @@ def test_an_evaluation_that_was_stopped_goes_on_student_by_student(call, gan, tm
     call(validate, "--tag", "parts", *words, "--num-eval", 2, "--sampling", "fixed", "fresh", "--resume")
     call(validate, "--tag", "parts", *words, "--num-eval", 3, "--sampling", "fixed", "fresh", "--compare", "random", "--resume")
     same = ("source", "sampling", "ipc", "accuracies", "mean", "std", "ci95", "n", "steps", "bytes", "diversity")
-    parts, whole = ([{key: row[key] for key in same} for row in read_report(tmp_path / "results" / tag / "report.json")]
+    parts, whole = ([{key: row.get(key) for key in same} for row in read_report(tmp_path / "results" / tag / "report.json")]
                     for tag in ("parts", "whole"))
     assert parts == whole
 
@@ -48,6 +48,7 @@ def test_an_evaluation_is_not_continued_with_what_would_not_fit_its_rows(call, g
     other = shutil.copytree(gan, tmp_path / "other")
     for change, message in ((("--lr", 0.01), "--lr is not what the run was started with"),
                             (("--seed", 4), "--seed is not what the run was started with"),
+                            (("--no-own",), "--own is not what the run was started with"),
                             (("--pretrain-weight", f"g={other}"), "give .*other another name")):
         with pytest.raises(SystemExit) as error:
             call(validate, *words, *change, "--resume")
@@ -115,3 +116,27 @@ def test_stored_images_that_are_too_few_are_no_reason_to_stop(call, gan, tmp_pat
         with pytest.raises(SystemExit):
             call(validate, "--tag", "no", "--pretrain-weight", few, *words)
         assert message in capsys.readouterr().err
+
+
+def test_all_real_images_take_as_many_steps_as_the_largest_set_shows(call, tmp_path):
+    call(pool_match, "--tag", "four", "--method", "random", "--factor", 2, "--ipc", 6, "--eval-epochs", 1)
+    call(validate, "--pretrain-weight", tmp_path / "results" / "four", "--ipc", 6, "--sampling", "fixed", "--epochs", 12,
+         "--min-steps", 0, "--compare", "whole", "--num-eval", 1)
+    few, whole = read_report(tmp_path / "results" / "test" / "report.json")
+    assert few["steps"] == 12 * 4  # 240 images, in batches of 64
+    assert whole["steps"] >= few["steps"]
+
+
+def test_classes_of_one_source_are_not_those_of_another(call, tmp_path, capsys):
+    for first in (0, 2):
+        call(pool_match, "--tag", f"of{first}", "--method", "random", "--ipc", 1, "--classes", first, first + 1,
+             "--eval-epochs", 1)
+    with pytest.raises(SystemExit):
+        call(validate, "--pretrain-weight", *(tmp_path / "results" / f"of{first}" for first in (0, 2)), "--ipc", 1, *QUICK)
+    assert "of2 learned the classes 2 3, and 0 1 are judged: judge them apart" in capsys.readouterr().err
+
+
+def test_a_student_of_a_long_name_is_kept(call, gan, tmp_path):
+    call(validate, "--pretrain-weight", f"{'g' * 250}={gan}", "--ipc", 1, "--keep-students", *QUICK)
+    row, = read_report(tmp_path / "results" / "test" / "report.json")
+    assert (tmp_path / "results" / "test" / "students" / row["student"]).is_dir()

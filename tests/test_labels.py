@@ -181,7 +181,8 @@ def test_a_report_keeps_kinds_of_labels_apart(command, run):
         ("hard", "pixels", "fixed"), ("hard", "pixels", "fresh"), ("hard", "random real images", "fixed"),
         ("hard", "random real images", "fresh"), ("rows", "pixels", "fixed"), ("rows", "random real images", "fixed"),
         ("teacher", "pixels", "fixed"), ("teacher", "pixels", "fresh"), ("teacher", "random real images", "fixed")]
-    bytes_ = {(row["labels"], row["source"]): row["bytes"] for row in rows}
+    bytes_ = {(row["labels"], row["source"]): row["bytes"] for row in rows if "bytes" in row}
+    assert [(row["source"], row["sampling"]) for row in rows if "bytes" not in row] == [("random real images", "fresh")]
     assert bytes_["rows", "pixels"] == bytes_["hard", "pixels"] + 2 * 10 * 20
     assert all(("teacher" in row) == (row["labels"] != "hard") for row in rows)
     text = (run.parent / "test" / "report.md").read_text()

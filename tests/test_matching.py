@@ -9,6 +9,7 @@ import pytest
 import torch
 from accelerate import Accelerator
 from parity_fixtures import FOLDER, fixture_state, hash_images, load_data
+from torch import nn
 from torch.nn import functional as F
 
 from gendistil.common.engine import EAGER
@@ -371,3 +372,19 @@ def test_dc_and_dsa_have_loops_for_any_ipc():
 def test_the_table_of_methods_names_each_once():
     lines = methods.table().splitlines()
     assert [line.split(" | ")[0].strip("| ") for line in lines[2:]] == list(METHODS)
+
+
+def test_attention_is_differentiated_twice():
+    class Attentive(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.mixed, self.classifier = nn.Linear(4, 24), nn.Linear(8, 3)
+
+        def forward(self, images):
+            parts = self.mixed(images.flatten(1).unflatten(1, (4, 4))).view(len(images), 1, 4, 24).chunk(3, -1)
+            return self.classifier(F.scaled_dot_product_attention(*parts).mean((1, 2)))
+
+    images = torch.randn(2, 5, 1, 4, 4, requires_grad=True)
+    network = Attentive()
+    sum(x.square().sum() for x in gradients(network, images, torch.tensor([0, 2]))).backward()
+    assert images.grad.abs().max() > 0

@@ -29,8 +29,7 @@ from generators import GAN, RECIPES, GANRecipe
 from generators.pyramid import PyramidGenerator
 from pools import OnlinePool, RandomPool
 
-QUICK = ("--match-batch", 4, "--select-candidates", 20, "--select-interval", 2, "--eval-epochs", 1, "--eval-interval", 100,
-         "--log-interval", 1)
+QUICK = ("--match-batch", 4, "--eval-epochs", 1, "--eval-interval", 100, "--log-interval", 1)
 SMALL_POOL = ("--pool-members", 1, "--pool-epochs", 1, "--pool-snapshots", 1)
 
 
@@ -176,6 +175,9 @@ def test_the_methods_are_listed(command, capsys):
     (["--method", "ncfm", "--momentum", 0.9], "--momentum does nothing beside --optimizer adam"),
     (["--method", "dc", "--aug-type", "crop"], "--aug-type does nothing beside --no-match-aug"),
     (["--method", "dm", "--decoder", "multi"], "--decoder does nothing beside --factor 1"),
+    (["--method", "dm", "--select-interval", 5], "--select-interval does nothing beside --select random"),
+    (["--method", "inversion", "--weight", "x", "--momentum", 0.9], "--momentum does nothing beside --chunk-steps"),
+    (["--method", "igd", "--weight", "x", "--pull-until", 0.3], "--pull-until does nothing beside --pull 0"),
     (["--method", "dm", "--pool-epochs", "3"], "--pool-epochs is not for networks of --pool-training random, which --method"),
     (["--method", "dsa", "--pool-images", "3"], "--pool-images is not for networks of --pool-training synthetic"),
     (["--method", "idc", "--pool-training", "random", "--inner", "3"], "--inner is not for networks of --pool-training random"),

@@ -12,6 +12,7 @@ from parity_fixtures import load_data
 from gendistil.common.errors import UserError
 from gendistil.common.rng import stream
 from gendistil.data import Dataset, Spec, Split, load_dataset, standardise, to_signed, to_uint8
+from gendistil.evaluation import Protocol, evaluate, students
 from gendistil.matching import METHODS, Matcher, PixelLearner, build, initial
 from gendistil.sources import DistilledDataset, draw_set, load_source
 from gendistil.sources.pixels import PixelSet, decode, mosaic, scales, zoom
@@ -281,3 +282,12 @@ def test_an_online_pool_of_several_architectures_resumes_in_any_round(digits, te
         other.load_state_dict(pool.state_dict())
         assert all(torch.equal(*pair) for pair in zip(pool.draw(None).parameters(), other.draw(None).parameters()))
     assert len(set(kinds)) > 1
+
+
+def test_stored_images_are_drawn_once(digits, monkeypatch):
+    drawn = []
+    monkeypatch.setattr(students, "draw_set", lambda *args: drawn.append(args) or draw_set(*args))
+    stored = PixelSet(size=8, channels=1, num_classes=10, ipc=2)
+    for sampling in ("fixed", "fresh"):
+        evaluate(stored, digits, "convnet:depth=1,width=8", 2, sampling, num_eval=2, protocol=Protocol(epochs=3, min_steps=0))
+    assert len(drawn) == 4

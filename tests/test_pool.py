@@ -1,5 +1,6 @@
 """The pool of pretrained classifiers: what it keeps, when it trains, how it draws."""
 
+import contextlib
 import json
 from dataclasses import replace
 
@@ -8,10 +9,11 @@ import torch
 from accelerate import Accelerator
 
 import pools.pool
+from gendistil.common.engine import Engine
 from gendistil.common.errors import UserError
 from gendistil.common.rng import stream
 from gendistil.data import load_dataset, standardise, to_signed
-from pools import ClassifierPool, accuracy, embed_images
+from pools import ClassifierPool, RandomPool, accuracy, embed_images
 from pools.pool import snapshot_steps
 
 SETTINGS = {"members": 2, "epochs": 4, "snapshots": 3, "lr": 0.1, "aug_type": "crop", "options": {"convnet": {"width": 16}}}
@@ -250,3 +252,25 @@ def test_what_a_member_saw_is_not_kept_where_there_is_no_room(digits, folder, po
     seen = [fresh.embed(network, rows) for _ in range(4)]
     assert all(torch.equal(each, seen[0]) for each in seen)
     assert {path.suffix for path in fresh.dir.iterdir()} == {".json", ".safetensors"}
+
+
+def test_batch_norms_of_a_network_that_has_not_learned_have_seen_images(digits, folder):
+    settings = {**SETTINGS, "members": 1, "epochs": 1, "snapshots": 1, "names": ["convnet_bn:width=16"], "options": {}}
+    untrained = ClassifierPool(digits, folder, cpu(), **settings, initial=True)[0]
+    images = standardise(to_signed(digits.train.images[:200]), digits.spec)
+    with torch.no_grad():
+        seen = untrained.embed(images)
+        fresh = RandomPool(digits, names=["convnet_bn:width=16"]).draw(stream(0, "fresh")).embed(images)
+    assert 0.5 < seen.std() / fresh.std() < 2
+
+
+def test_the_precision_of_the_pretraining_is_a_part_of_what_a_pool_is(digits, folder):
+    class Half(Engine):
+        precision = "bf16"
+
+        def autocast(self):
+            return contextlib.nullcontext()
+
+    small = {**SETTINGS, "members": 1, "epochs": 1, "snapshots": 1}
+    exact, mixed = (ClassifierPool(digits, folder, cpu(), **small, engine=engine) for engine in (Engine(cpu()), Half()))
+    assert exact.dir != mixed.dir

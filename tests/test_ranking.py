@@ -2,6 +2,7 @@
 
 import json
 import math
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -13,7 +14,7 @@ from gendistil.common.errors import UserError
 from gendistil.common.run import CONFIG
 from gendistil.data import standardise, to_signed
 from gendistil.evaluation.ranking import RankingExport, augmentation_robust, label_robust, rankings, score
-from gendistil.evaluation.report import tables
+from gendistil.evaluation.report import tables, told_apart
 from gendistil.evaluation.rows import read_report
 from gendistil.sources import PixelSet, Source, draw_set
 
@@ -62,6 +63,22 @@ def test_labels_of_a_teacher_are_scored_beside_random_images_with_such():
     hard, rows = rankings(rows)
     assert (rows["labels"], rows["hard"], rows["own"], rows["random"]) == ("rows", 62.0, 72.0, 52.0)
     assert rows["lrs"] == pytest.approx(hard["lrs"])
+
+
+def test_sets_of_several_reports_are_scored_by_their_own_rows():
+    worse = [{**row, "mean": row["mean"] - 5, "accuracies": [value - 5 for value in row["accuracies"]]} for row in ROWS]
+    both = told_apart({Path("a/report.json"): ROWS, Path("b/report.json"): worse})
+    found = rankings([row for rows in both.values() for row in rows])
+    assert [each["source"] for each in found] == ["dm of a", "dm of b"]
+    alone = [*rankings(ROWS), *rankings(worse)]
+    assert [(each["ior"], each["lrs"]) for each in found] == [(each["ior"], each["lrs"]) for each in alone]
+    labelled = [[*ROWS, *({**row, "labels": "rows", "teacher": teacher, "accuracies": [value + more for value in
+                 row["accuracies"]]} for row in ROWS if row["ipc"])] for teacher, more in (("T", 10), ("U", 20))]
+    both = told_apart({Path("a/report.json"): labelled[0], Path("b/report.json"): labelled[1]})
+    found = rankings([row for rows in both.values() for row in rows])
+    assert [(each["labels"], each["teacher"], each["own"]) for each in found] == [
+        ("hard", None, 62.0), ("rows", "T", 72.0), ("rows", "U", 82.0)]
+    assert "| rows (U) " in tables([row for rows in both.values() for row in rows])
 
 
 def test_the_table_has_the_reference_accuracies_beside_the_scores():
@@ -163,8 +180,15 @@ def test_a_set_is_written_as_the_package_reads_it(command, tmp_path):
 
 def test_rows_of_a_teacher_are_soft_labels(tmp_path):
     logits, images = torch.randn(40, 10), torch.zeros(40, 3, 32, 32, dtype=torch.uint8)
-    labels = torch.arange(10).repeat_interleave(4)
+    labels, learned = torch.arange(10).repeat_interleave(4), Noise()
+    learned.step_size = 0.3
+    RankingExport({"name": "cifar10"}, learned).write(tmp_path / "learned", 1, images, labels, logits, learned=True)
+    assert torch.load(tmp_path / "learned" / "lr.pt", weights_only=True) == pytest.approx(0.3)
+    assert json.loads((tmp_path / "learned" / "config.json").read_text())["loss_fn_kwargs"]["temperature"] == 1
+    with pytest.raises(UserError, match="name a run without --whiten zca"):
+        RankingExport({"name": "cifar10", "whitening": "zca"}, learned)
     RankingExport({"name": "cifar10"}, Noise()).write(tmp_path / "set", 1, images, labels, logits)
+    assert json.loads((tmp_path / "set" / "config.json").read_text())["loss_fn_kwargs"]["temperature"] == 2
     assert torch.equal(torch.load(tmp_path / "set" / "soft_labels.pt", weights_only=True), logits)
     assert not (tmp_path / "set" / "labels.pt").exists()
     config = json.loads((tmp_path / "set" / "config.json").read_text())

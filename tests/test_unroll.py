@@ -302,6 +302,14 @@ def test_the_window_of_difficulty_grows(digits, tmp_path):
     assert [matcher.max_start(step) for step in (0, 9, 10, 50)] == [1, 1, 2, 2]
 
 
+def test_gradients_that_nobody_wants_are_not_made():
+    loss, weights, inputs, terminal = problem()
+    rates = torch.tensor([0.1], dtype=torch.float64)
+    value, gradients = unroll(loss, SGD(), weights, inputs, rates, 4, terminal, useless=lambda value: value > 0)
+    assert gradients is None
+    assert value == unroll(loss, SGD(), weights, inputs, rates, 4, terminal, useless=lambda value: value < 0)[0]
+
+
 def test_a_training_that_leads_too_far_away_teaches_nothing(digits, tmp_path):
     learner = make_learner("pixels", digits, Accelerator(cpu=True))
     matcher = training_matcher(learner, digits, experts(digits, tmp_path), "trajectory", step_size_lr=1.0)
@@ -350,6 +358,9 @@ def test_gradients_are_shortened_to_a_multiple_of_their_running_mean(digits):
     (["--method", "mtt", "--select", "dream"], "--select is not for --match trajectory"),
     (["--method", "bptt", "--match-classes", 2], "--match-classes is not for --match outcome"),
     (["--method", "mtt", "--first-max-start", 9], "--first-max-start 9 is above --max-start 5, to which it grows: lower it"),
+    (["--method", "mtt", "--pool", "convnet_bn"], "--pool convnet_bn: it has batch norms"),
+    (["--method", "mtt", "--match-batch", 17], "which trains on the stored images: give --syn-batch or --unroll-batch"),
+    (["--method", "mtt", "--start-grows", 5], "--start-grows does nothing beside --first-max-start 0"),
     (["--method", "mtt", "--pool-epochs", 2], "need experts of 6 epochs: raise --pool-epochs, now 2"),
     (["--method", "bptt", "--unroll-momentum", 0.5], "--unroll-momentum does nothing beside --unroll-optimizer adam"),
     (["--method", "dd", "--unroll-batch", 5], "--unroll-batch does nothing beside --unroll-order steps"),
@@ -370,12 +381,15 @@ def test_bad_flags(fails, tmp_path, words, said):
     assert not (tmp_path / "pools").exists()  # it is said before experts are trained
 
 
-@pytest.mark.parametrize("method", ["mtt", "bptt"])
-def test_the_precision_of_the_run_changes_nothing(command, results, monkeypatch, method):
+def test_the_precision_of_the_run_changes_nothing_but_who_is_followed(command, results, monkeypatch):
     monkeypatch.setenv("ACCELERATE_USE_CPU", "1")
-    words = ("--output-dir", results, "--method", method, "--ipc", 2, *QUICK, *METHOD_FLAGS[method], "--select-candidates", 2)
-    words = words[:-2] if method == "mtt" else words  # too few to choose from, which networks do in the run's precision
-    for precision in ("fp32", "bf16"):
-        command(pool_match, *words, "--tag", f"{method}-{precision}", "--steps", 2, "--precision", precision)
-    exact, mixed = (load_checkpoint(results / f"{method}-{tag}" / "checkpoint.pt") for tag in ("fp32", "bf16"))
+    words = ("--output-dir", results, "--method", "bptt", "--ipc", 2, *QUICK, *METHOD_FLAGS["bptt"], "--select-candidates", 2)
+    for precision in ("fp32", "bf16"):  # too few candidates to choose from, which networks do in the run's precision
+        command(pool_match, *words, "--tag", precision, "--steps", 2, "--precision", precision)
+    exact, mixed = (load_checkpoint(results / tag / "checkpoint.pt") for tag in ("fp32", "bf16"))
     assert torch.equal(exact["pixels"]["pixels"], mixed["pixels"]["pixels"])
+    words = ("--output-dir", results, "--method", "mtt", "--ipc", 2, *QUICK, *METHOD_FLAGS["mtt"], "--steps", 1)
+    for precision in ("fp32", "bf16"):
+        command(pool_match, *words, "--tag", f"experts-{precision}", "--precision", precision)
+    pools = {json.loads((results / f"experts-{tag}" / "config.json").read_text())["pool_folder"] for tag in ("fp32", "bf16")}
+    assert len(pools) == 2

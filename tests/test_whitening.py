@@ -91,6 +91,10 @@ def test_a_run_learns_and_is_judged_whitened_and_keeps_pictures(command, fails, 
     rows = json.loads((tmp_path / "test" / "report.json").read_text())
     assert [(row["source"], row["data"]) for row in rows] == [("dm", "digits, whitened"),
                                                                ("random real images", "digits, whitened")]
+    mixed = (*out, "--tag", "mixed", *JUDGED, "--pretrain-weight", tmp_path / "dm", tmp_path / "plain")
+    assert "some were learned for whitened images and some were not" in fails(2, validate, *mixed)
+    assert not (tmp_path / "mixed").exists()
+    command(validate, *mixed, "--whiten", "none")
     command(validate, *out, "--tag", "plainly", *JUDGED, "--pretrain-weight", tmp_path / "dm", "--whiten", "none")
     row, = json.loads((tmp_path / "plainly" / "report.json").read_text())
     assert row["data"] == "digits"

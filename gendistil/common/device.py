@@ -13,6 +13,7 @@ import torch.distributed as dist
 from accelerate import Accelerator, PartialState
 from accelerate.utils import parse_flag_from_env
 from torch.nn import functional as F
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from gendistil.common.errors import UserError
 
@@ -127,6 +128,11 @@ def process_sums(tensors):
     total = torch.cat([x.detach().flatten() for x in tensors])
     dist.all_reduce(total)
     return [part.view_as(x) for part, x in zip(total.split([x.numel() for x in tensors]), tensors)]
+
+
+def twice_differentiable():
+    """A context in which attention has a second derivative, which its fused kernels have not."""
+    return sdpa_kernel(SDPBackend.MATH)
 
 
 def process_first(x):

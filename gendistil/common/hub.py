@@ -100,13 +100,14 @@ def public(words):
 def facts_of(source, config, spec, held_out):
     """What is uploaded beside a model: how it was made, so far as the dict `config` of its run says, and its data set.
 
-    Args: source; spec, a `Spec`; held_out, the fraction of the training images that selected it.
+    Args: source; spec, a `Spec`; held_out, the fraction of the training images that scored it, where its run does not say one.
     """
     kept = ("command", "argv", "method", "classes", "whiten", "versions", "commit")
     made = {key: config[key] for key in kept if config.get(key) is not None}
     if "argv" in made:
         made["argv"] = public(made["argv"])
-    return made | {"kind": type(source).__name__, "data": spec.name, "image_size": spec.size, "held_out": held_out,
+    return made | {"kind": type(source).__name__, "data": spec.name, "image_size": spec.size,
+                   "held_out": config.get("held_out", held_out),
                    "dataset": dataclasses.asdict(spec)}
 
 

@@ -253,12 +253,15 @@ class Run:
 
 
 def sample_path(folder, name, step):
-    """Where the run in `folder` keeps the images called `name` of a step; a slash in a name becomes a minus, and a name that is
-    too long for a file ends in its digest."""
-    name = name.replace("/", "-")
+    """Where the run in `folder` keeps the images called `name` of a step; a slash in a name becomes a minus."""
+    return Path(folder) / "samples" / f"{short(name.replace('/', '-'))}-{step:06d}.png"
+
+
+def short(name):
+    """A name of a file, of which one that is too long ends in its digest."""
     if len(os.fsencode(name)) > LONGEST:
-        name = f"{name[:40]}-{hashlib.sha256(os.fsencode(name)).hexdigest()[:16]}"
-    return Path(folder) / "samples" / f"{name}-{step:06d}.png"
+        return f"{name[:40]}-{hashlib.sha256(os.fsencode(name)).hexdigest()[:16]}"
+    return name
 
 
 def _forget(path, step):
@@ -330,9 +333,12 @@ def amend(run, **facts):
     write_json(run / CONFIG, {**read_json(run / CONFIG), **facts})
 
 
-def inherit_data(args, weight):
+def inherit_data(args, weight=None, *others):
     """Fill --data, --data-dir, --image-size, --classes, --held-out and --whiten where they were not given, from the run of
-    `weight`."""
+    `weight`.
+
+    Raises UserError where no flag says whether images are whitened and the runs of `weight` and `others` differ in that.
+    """
     config = made_by(weight)
     if args.data is None:
         args.data = config.get("data") or "digits"
@@ -345,5 +351,9 @@ def inherit_data(args, weight):
     if args.held_out is None:
         args.held_out = config.get("held_out", 0.1)
     if "whiten" in args:
+        made = {run.get("whiten") == "zca" for run in (config, *map(made_by, others)) if "whiten" in run}
+        if args.whiten is None and len(made) > 1:
+            raise UserError("--pretrain-weight: some were learned for whitened images and some were not: give --whiten zca or "
+                            "none, for all, or judge them apart")
         whiten = args.whiten or config.get("whiten")
         args.whiten = "zca" if whiten == "zca" else None  # as in the runs from before there was the flag

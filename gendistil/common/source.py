@@ -24,6 +24,8 @@ class Source:
 
     max_ipc = None
     """How many images of every class are stored; None where any number can be drawn."""
+    varies = True
+    """Whether another seed gives other images."""
     rows = None
     """The `Rows` of a teacher, or learned ones, that were kept with its images, if any were."""
     step_size = None

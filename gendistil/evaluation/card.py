@@ -24,6 +24,8 @@ def card(name, rows, facts, command):
     metadata["datasets"] = [re.sub(r"[^\w.-]+", "-", spec["name"])]  # a folder may be called anything, an entry here may not
     if what is _GENERATOR:
         metadata["pipeline_tag"] = "unconditional-image-generation"  # the hub's nearest: images of a class, without a prompt
+    filtered = " Images that are kept are those that a classifier accepts, which is not in this repository." if any(
+        "refined_by" in row for row in rows) else ""
     parts = [
         _front(metadata), f"# {name}",
         f"{what} learned from the data set {spec['name']} with `gendistil`: classifiers are trained on its images in place of "
@@ -32,7 +34,7 @@ def card(name, rows, facts, command):
         "## Method", _method(facts),
         "## Accuracy of students",
         "Students are classifiers that were trained on images of this model and scored on real ones. Bytes are what storing "
-        "the model takes.",
+        f"the model takes.{filtered}",
         tables(rows).strip(), LEGEND.strip(), "They were trained and scored by", f"```\n{shlex.join(public(command))}\n```",
         "## Use", _USE.format(name=name, size=spec["size"], channels=spec["channels"], last=len(spec["classes"]) - 1),
     ]

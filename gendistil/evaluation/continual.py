@@ -116,7 +116,7 @@ class Memory:
             raise ArgumentTypeError(f"{text}: {error}")
         shared = Parser()
         add_run_arguments(shared, None)
-        add_data_arguments(shared)
+        add_data_arguments(shared, whiten=True)
         taken = {*shared._option_string_actions, "--ipc", "--resume"}
         for script, *words in commands:
             if script not in scripts:

@@ -35,16 +35,16 @@ def resumed(args, paths, may_change=_MAY_CHANGE):
         return {}, paths
     folder = args.output_dir / args.tag
     config = read_json(folder / CONFIG)
-    if config.get("labels") == ["hard"] and config.get("keep_above") is None:  # no teacher yet
-        may_change = may_change | {field.name for field in fields(Labels)}
-    if "whole" not in (config.get("compare") or ()):
+    rows = read_report(folder / REPORT) if (folder / REPORT).exists() else []
+    if not any(row.get("teacher") for row in rows) and config.get("keep_above") is None:  # no teacher yet
+        may_change = may_change | {field.name for field in fields(Labels) if field.name != "own"}
+    if not any(row["sampling"] == "all" for row in rows):
         may_change = may_change | {"full_epochs"}
     check_options(vars(args), may_change)
     known = config.get("sources", {})
     for name, path in paths.items():
         if known.get(name, path) != path:
             raise UserError(f"--resume: '{name}' was {known[name]} when the evaluation was started: give {path} another name")
-    rows = read_report(folder / REPORT) if (folder / REPORT).exists() else []
     return {row_key(row): row for row in rows}, {**known, **paths}
 
 
@@ -99,6 +99,10 @@ def load_sources(args, paths, dataset, real):
     for name, path in paths.items():
         source = load_source(path, device).fitted(dataset.spec)
         check_fits(source, dataset.spec, f"--pretrain-weight {path}")
+        classes = made_by(path).get("classes")
+        if classes and args.classes and classes != args.classes:
+            raise UserError(f"--pretrain-weight {path} learned the classes {' '.join(map(str, classes))}, and "
+                            f"{' '.join(map(str, args.classes))} are judged: judge them apart")
         if args.scored_on == "held_out":
             check_held_out(path, "--pretrain-weight", args.held_out)
         if source.max_ipc is not None and PROTOCOLS[args.protocol].random_labels:
@@ -161,12 +165,13 @@ def _spare_held_out(args):
     return args.keep_students or args.scored_on == "held_out"
 
 
-def full_protocol(args, protocol, spec, real, earlier=None):
+def full_protocol(args, protocol, spec, real, plan, sources, earlier=None):
     """The protocol of all real images: that of the students of an `earlier` row, or --full-epochs, else as many steps as the
-    largest --ipc takes."""
+    largest set of `plan`, the rows of `list_rows`, takes."""
     if earlier:
         return replace(protocol, epochs=earlier["epochs"])
-    steps = protocol.epochs * steps_per_epoch(spec.num_classes * args.ipc[-1], protocol.batch_size)
+    shown = max((sources[row["source"]].decoded(row["ipc"]) for row in plan if row["ipc"]), default=args.ipc[-1])
+    steps = protocol.epochs * steps_per_epoch(spec.num_classes * shown, protocol.batch_size)
     epochs = args.full_epochs or math.ceil(steps / steps_per_epoch(len(real), protocol.batch_size))
     return replace(protocol, epochs=epochs)
 
@@ -181,10 +186,18 @@ def count_pixels(args, plan, protocols, spec):
     return args.num_eval * images * spec.size**2
 
 
-def learned_with(path):
-    """The classifiers in whose eyes the run at `path` matched its images, a list; empty where there were none."""
-    values = made_by(path).get("method_values") or {}
-    return list(values.get("pool", ())) if values.get("match") != "none" and values.get("steps") != 0 else []
+def learned_with(paths):
+    """The classifiers in whose eyes the runs at `paths`, a dict, matched their images: lists by the same names, empty where
+    there were none."""
+    made = {name: made_by(path).get("method_values") or {} for name, path in paths.items()}
+    return {name: list(values.get("pool", ())) if values.get("match") != "none" and values.get("steps") != 0 else []
+            for name, values in made.items()}
+
+
+def kept_bytes(row, source):
+    """What a row says of the bytes that the images of `source` take: nothing of real ones that are new in every epoch, which
+    are all of them."""
+    return {} if (row["source"], row["sampling"]) == (REAL, "fresh") else {"bytes": source.stored_bytes(row["ipc"])}
 
 
 def list_rows(args, sources):
@@ -195,12 +208,13 @@ def list_rows(args, sources):
     def samplings(name, kind):
         # Real images that are new in every epoch are all of them, which are no match for those of a source with its teacher.
         fixed = name == REAL and kind != "hard" and not PROTOCOLS[args.protocol].random_labels
-        return dict.fromkeys("fixed" if fixed and sampling == "fresh" else sampling for sampling in args.sampling)
+        return dict.fromkeys("fixed" if fixed and sampling == "fresh" else sampling for sampling in args.sampling
+                             if fits(kind, sampling))
 
     rows = [{"source": name, "sampling": sampling, "ipc": ipc, "model": model,
              "labels": LEARNED if kind == "hard" and sources[name].soft else kind, **filters[name]}
             for model in args.eval_model for kind in args.labels for name in sources for sampling in samplings(name, kind)
-            for ipc in args.ipc if fits(kind, sampling) and ipc <= (sources[name].max_ipc or math.inf)]
+            for ipc in args.ipc if ipc <= (sources[name].max_ipc or math.inf)]
     if args.ranking:
         rows += [{**row, "augmentation": PLAIN} for row in rows]
     if "whole" in args.compare:

@@ -87,8 +87,8 @@ def find_sheets(rows, folder):
     which = f"the first {_DOWN} of {len(classes)} classes" if len(classes) > _DOWN else "the classes"
     shown = f": {', '.join(map(str, classes[:_DOWN]))}" if classes else ""
     sheets = {}
-    for data, source in dict.fromkeys((row["data"], row["source"]) for row in rows):
-        path = sample_path(folder, source, 0)
+    for data, source, drawn in dict.fromkeys((row["data"], row["source"], row.get("origin", row["source"])) for row in rows):
+        path = sample_path(folder, drawn, 0)
         if path.exists():
             words = f"Images of {source}, a row for each of {which} of {data}"
             sheets[data, source] = Picture(path, words, f"**{source}**, a row for each of {which} of {data}{shown}")

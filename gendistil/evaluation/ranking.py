@@ -15,7 +15,7 @@ from gendistil.common.errors import UserError
 from gendistil.data import standardise, to_signed
 from gendistil.evaluation.judged import REAL
 from gendistil.evaluation.rows import DEFAULT, PLAIN
-from gendistil.evaluation.students import PROTOCOLS
+from gendistil.evaluation.students import PROTOCOLS, rate_of
 from gendistil.sources import CHOICES
 
 _SHARED = ("data", "model", "protocol", "scored_on")  # what the rows of one ranking have in common
@@ -55,32 +55,39 @@ def complete(args):
 def rankings(rows):
     """The scores of every set that has all that they need among the rows of a report: a list of dicts.
 
-    Each has the row's source, sampling, ipc and labels; the accuracies that the scores are made of, means in per cent; hlr,
-    ior, lrs and ars, means over students, of which those of one seed are compared with each other; and the scores' `lrs_std`
-    and `ars_std`, None for one student.
+    Each has the row's source, sampling, ipc, labels and teacher; the accuracies that the scores are made of, means in per cent;
+    hlr, ior, lrs and ars, means over students, of which those of one seed are compared with each other; and the scores'
+    `lrs_std` and `ars_std`, None for one student.
     """
     rows = [{**DEFAULT, "augmentation": None, **row} for row in rows if not row.get("task")]
-    cells = {_place(row, row["source"], row["sampling"], row["labels"], row["augmentation"]): row for row in rows}
-    found = []
+    places = [_place(row, _origin(row), row["sampling"], row["labels"], row["augmentation"]) for row in rows]
+    anywhere = dict(zip(places, rows))
+    beside = {(row.get("report"), place): row for place, row in zip(places, rows)}  # rows of its own report come first
+    found = {}
     for row in rows:
-        name, sampling, labels = row["source"], row["sampling"], row["labels"]
+        name, sampling, labels = _origin(row), row["sampling"], row["labels"]
         if name == REAL or sampling not in CHOICES or row["augmentation"]:
             continue
         places = {"real": _place(row, None, "all", "hard"), "hard": _place(row, name, sampling, "hard"),
                   "own": _place(row, name, sampling, labels), "random": _place(row, REAL, "fixed", labels),
                   "plain": _place(row, name, sampling, labels, PLAIN),
                   "random_plain": _place(row, REAL, "fixed", labels, PLAIN)}
-        needed = {part: cells.get(place) for part, place in places.items()}
+        needed = {part: beside.get((row.get("report"), place), anywhere.get(place)) for part, place in places.items()}
         if all(needed.values()):
-            facts = {key: row[key] for key in (*_SHARED, "source", "sampling", "ipc", "labels")}
-            found.append({**facts, **_scores(needed)})
-    return found
+            facts = {key: row.get(key) for key in (*_SHARED, "source", "sampling", "ipc", "labels", "teacher")}
+            found[(*facts.values(),)] = {**facts, **_scores(needed)}
+    return [*found.values()]
+
+
+def _origin(row):
+    """The name that a source had in its own report."""
+    return row.get("origin", row["source"])
 
 
 def _place(row, source, sampling, labels, augmentation=None):
     """Where the row of a source stands among those of one table with `row`; all real images have the same place for any IPC."""
-    shared = tuple(row[key] for key in _SHARED)
-    return (*shared, "all") if sampling == "all" else (*shared, source, sampling, row["ipc"], labels, augmentation)
+    shared, teacher = tuple(row[key] for key in _SHARED), None if labels == "hard" else row.get("teacher")
+    return (*shared, "all") if sampling == "all" else (*shared, source, sampling, row["ipc"], labels, teacher, augmentation)
 
 
 def _scores(needed):
@@ -99,7 +106,9 @@ def ranking_grids(rows):
     found = rankings(rows)
     for data, model, protocol, scored_on in dict.fromkeys(tuple(each[key] for key in _SHARED) for each in found):
         chosen = [each for each in found if tuple(each[key] for key in _SHARED) == (data, model, protocol, scored_on)]
-        lines = [[each["source"], each["sampling"], str(each["ipc"]), each["labels"], str(each["n"]),
+        several = len({each["teacher"] for each in chosen if each["teacher"]}) > 1
+        lines = [[each["source"], each["sampling"], str(each["ipc"]),
+                  f"{each['labels']} ({each['teacher']})" if several and each["teacher"] else each["labels"], str(each["n"]),
                   *(f"{each[name]:.2f}" for name in _ACCURACIES), f"{each['hlr']:.2f}", f"{each['ior']:.2f}",
                   *(f"{each[name]:.2f}" + ("" if each[f"{name}_std"] is None else f" ± {each[f'{name}_std']:.2f}")
                     for name in ("lrs", "ars"))] for each in sorted(chosen, key=lambda each: -each["lrs"])]
@@ -148,22 +157,29 @@ class RankingExport:
             raise UserError(f"--format ddranking: its package knows {', '.join(sorted(_KNOWN))}, and these are {classes} "
                             f"classes of {channels}x{size}x{size} images of {name or 'an unknown data set'}: name a run on one "
                             "of them")
+        if "whitening" in facts:
+            raise UserError("--format ddranking: these images are for networks that see whitened ones, and its package whitens "
+                            "otherwise: name a run without --whiten zca")
+        self.rate = rate_of(source, PROTOCOLS["default"])
 
-    def write(self, folder, ipc, images, labels, logits=None):
-        """Write a set: uint8 images `[N, 3, H, W]`, class by class, labels int64 `[N]` and perhaps a teacher's logits `[N, K]`.
+    def write(self, folder, ipc, images, labels, logits=None, learned=False):
+        """Write a set: uint8 images `[N, 3, H, W]`, class by class, labels int64 `[N]` and perhaps logits `[N, K]`: those of a
+        teacher, to be taken at temperature 2, or `learned` with the images, at 1.
 
-        The images are float32, standardised as the package standardises the test images. The learning rate and the training in
-        config.json are those of our default protocol, as far as the package has them. Of stored images that hold several it
-        compares with `ipc` random ones where it is given labels; with logits it counts all, because it makes the labels itself.
+        The images are float32, standardised as the package standardises the test images. The learning rate is the source's own
+        step size where it has one; else it and all other settings in config.json are those of our default protocol, as far as
+        the package has them. Of stored images that hold several it compares with `ipc` random ones where it is given labels;
+        with logits it counts all, because it makes the labels itself.
         """
         folder.mkdir()
         data, protocol = self.data, PROTOCOLS["default"]
         torch.save(standardise(to_signed(images), SimpleNamespace(mean=data["mean"], std=data["std"])), folder / "images.pt")
         targets = ("labels.pt", labels) if logits is None else ("soft_labels.pt", logits.float())
         torch.save(targets[1], folder / targets[0])
-        torch.save(torch.tensor(protocol.lr), folder / "lr.pt")
+        torch.save(torch.tensor(self.rate), folder / "lr.pt")
         soft = {} if logits is None else {
-            "soft_label_mode": "S", "soft_label_criterion": "kl", "loss_fn_kwargs": {"temperature": 2.0, "scale_loss": False},
+            "soft_label_mode": "S", "soft_label_criterion": "kl",
+            "loss_fn_kwargs": {"temperature": 1.0 if learned else 2.0, "scale_loss": False},
             "use_aug_for_hard": True, "stu_use_torchvision": False, "tea_use_torchvision": False,
             "teacher_dir": "./teacher_models", "teacher_model_names": [data["model"]]}
         config = {

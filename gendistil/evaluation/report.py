@@ -122,15 +122,19 @@ def grids(rows, against=()):
         yield _across(data, how, found)
     yield from ranking_grids(rows)
     for data in unique(row["data"] for row in rows if row.get("bytes") is not None):
-        kept = {(row["source"], row["ipc"], row.get("labels", "hard")): row for row in rows
+        kept = {(row["source"], row["ipc"], row.get("labels", "hard"), row.get("teacher")): row for row in rows
                 if row["data"] == data and row.get("bytes") is not None}
+        sizes = {}  # of which a source with several teachers may have several
+        for (*name, _), row in kept.items():
+            sizes.setdefault(tuple(name), set()).add(row["bytes"])
         lines = {}  # of one source, with every IPC for which they are the same
-        for (source, ipc, labels), row in kept.items():
+        for (source, ipc, labels, teacher), row in kept.items():
             facts = (f"{row['bytes']:,}", "" if row.get("diversity") is None else f"{row['diversity']:.3f}",
                      f"{fmean(row['draw_seconds']):.1f}" if "draw_seconds" in row else "")
             name = source if labels == "hard" else f"{source}, labels: {labels}"
+            name += f" ({teacher})" if len(sizes[source, ipc, labels]) > 1 else ""
             lines.setdefault((name, *facts), []).append(str(ipc))
-        lines = [[name, ", ".join(ipcs), *facts] for (name, *facts), ipcs in lines.items()]
+        lines = [[name, ", ".join(unique(ipcs)), *facts] for (name, *facts), ipcs in lines.items()]
         header = ["source", "IPC", "bytes", "diversity", "seconds for 10,000 images"]
         columns = [place for place in range(len(header)) if place < 3 or any(line[place] for line in lines)]
         apart = ", and how far apart two images of a class are" if 3 in columns else ""
@@ -293,7 +297,7 @@ def _join(reports, rows, folder, command, against):
 
 def told_apart(reports):
     """The rows of several reports, a dict of lists by their paths, whose sources have their run's name, or the file's, where
-    two reports have a row of the same place with other accuracies."""
+    two reports have a row of the same place with other accuracies; `origin` and `report` say what they were."""
     place = lambda row: (kind_of(row), line_of(row), row["ipc"], row.get("classes"))
     seen = {}
     for rows in reports.values():
@@ -302,7 +306,8 @@ def told_apart(reports):
     lost = {row["source"] for rows in reports.values() for row in rows if len(set(seen[place(row)])) > 1}
     names = [path.resolve().parent.name if path.name == REPORT else path.stem for path in reports]
     names = dict(zip(reports, names if len({*names}) == len(names) else map(str, reports)))
-    rename = lambda row, path: {**row, "source": f"{row['source']} of {names[path]}"}
+    facts = lambda row, path: {"origin": row["source"], "report": names[path], **row}
+    rename = lambda row, path: {**facts(row, path), "source": f"{row['source']} of {names[path]}"}
     return {path: [rename(row, path) if row["source"] in lost else row for row in rows] for path, rows in reports.items()}
 
 

@@ -155,7 +155,8 @@ def evaluate(source, dataset, model_name="convnet", ipc=50, sampling="fresh", *,
     answers, temperature = source.answers, source.temperature
 
     def batches_of(seed):
-        once = draw_set(source, ipc, seed, device, sampling) if sampling in CHOICES else None
+        chosen = sampling if sampling in CHOICES else "fixed"
+        once = draw_set(source, ipc, seed, device, chosen) if sampling in CHOICES or not source.varies else None
         if protocol.replay:
             images, targets = (x.unflatten(0, (spec.num_classes, -1)) for x in once)
             count = images.shape[1]

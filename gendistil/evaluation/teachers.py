@@ -9,10 +9,10 @@ from pathlib import Path
 from gendistil.common.cli import POSITIVE
 from gendistil.common.errors import UserError
 from gendistil.common.flags import from_flags, option, refuse
-from gendistil.common.run import beside, made_by
+from gendistil.common.run import beside, made_by, short
 from gendistil.data import Whitened
 from gendistil.evaluation.rows import LEARNED
-from gendistil.evaluation.students import evaluate
+from gendistil.evaluation.students import SAMPLINGS, evaluate
 from gendistil.sources import CHOICES, KINDS, RealImages, Rows, Taught, Teacher, draw_set, load_source
 from pools import ClassifierPool, accuracy, keep_classifier
 
@@ -111,12 +111,15 @@ class Teachers:
                             "folder of one (results/pools/...)")
         self.pool = open_teacher(path, dataset)
 
-    def teach(self, source, kind, ipc, sampling):
-        """`source` with labels of a kind, as students of `ipc` images of a class see it."""
+    def teach(self, source, kind, ipc, sampling, asked=SAMPLINGS):
+        """`source` with labels of a kind, as students of `ipc` images of a class see it.
+
+        `asked` are the ways of sampling that were asked for: real images which are fixed beside fresh ones have their teacher.
+        """
         if kind in ("hard", LEARNED):
             return source
         kept = kind == "rows" and self._keeps_rows(source)
-        teacher = source.rows if kept else self._teacher(self._choose(kind, ipc, sampling))
+        teacher = source.rows if kept else self._teacher(self._choose(kind, ipc, sampling if sampling in asked else "fresh"))
         return Taught(source, teacher, self.labels.temperature, kind == "rows")
 
     def describe(self, source):
@@ -179,8 +182,9 @@ def keep_student(folder, place, row, result, dataset, real, *, seed, engine):
     Args: place, the row's in the report; result, its `Result`; real, the `Split` that the student's images come from, None
     where that is not known.
     """
-    words = (f"{place:02d}", row["source"], row["sampling"], row["ipc"] and f"ipc{row['ipc']}", row["model"], row["labels"])
-    name = re.sub(r"[^\w.-]+", "_", "-".join(filter(None, words)))
+    words = (f"{place:02d}", row["source"], row["sampling"], row["ipc"] and f"ipc{row['ipc']}", row["model"], row["labels"],
+             row.get("augmentation") and "unaugmented")
+    name = short(re.sub(r"[^\w.-]+", "_", "-".join(filter(None, words))))
     split = dataset.held_out
     score = float(accuracy(result.student, split.images, split.labels, dataset.spec, engine=engine))
     shutil.rmtree(folder / name, ignore_errors=True)  # kept by a part of the run that was killed before its row was written

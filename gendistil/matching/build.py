@@ -209,6 +209,8 @@ def _latents(begin):
 
 def _drawn(begin):
     method, spec, device, weight = begin.method, begin.dataset.spec, begin.accelerator.device, begin.start.weight
+    if method.steps == 0:
+        raise UserError("--steps 0 draws no image: a flow takes one step at least")
     flow, ipc = load_source(weight, device), begin.start.ipc
     check_fits(flow, spec, f"--weight {weight}")
     if not isinstance(flow, FlowGenerator):
@@ -272,7 +274,9 @@ _OF_SELECTORS = ("select", "select_interval", "select_candidates", "select_neare
 _IDLE = (("optimizer", "adam", "--optimizer adam", ["momentum"]),
          ("unroll_optimizer", "adam", "--unroll-optimizer adam", ["unroll_momentum"]),
          ("unroll_order", "steps", "--unroll-order steps", ["unroll_batch"]),
-         ("match_aug", False, "--no-match-aug", ["aug_type", "aug_setting"]), ("factor", 1, "--factor 1", ["decoder"]))
+         ("match_aug", False, "--no-match-aug", ["aug_type", "aug_setting"]), ("factor", 1, "--factor 1", ["decoder"]),
+         ("select", "random", "--select random", ["select_interval", "select_candidates", "select_nearest"]),
+         ("pull", 0, "--pull 0", ["pull_until"]), ("first_max_start", 0, "--first-max-start 0", ["start_grows"]))
 """Fields of a method, values of theirs, the flags that say so, and the fields that then do nothing."""
 
 
@@ -305,6 +309,12 @@ def check_match(args, match, pool):
         useless |= {*_OF_CLASSES, *_OF_SELECTORS, *_OF_MATCHING}
     refuse(args, (Method,), lambda field: field.name in useless and not is_off(args, field), f"is not for --match {match}")
     values = override(METHODS[args.method], args)
+    if values.chunk_steps and METHODS[args.method].first is None:
+        refuse(args, (Method,), lambda field: field.name in ("optimizer", "momentum"),
+               "does nothing beside --chunk-steps, which learns latents by Adam")
+    if row and row.expert and values.learn in STORED:
+        refuse(args, (Method,), lambda field: field.name == "match_batch",
+               f"does nothing beside --match {match}, which trains on the stored images: give --syn-batch or --unroll-batch")
     for weight, (flag, seen) in _WEIGHTS.items() if row else ():
         if getattr(values, weight) and weight not in taken:
             names = ", ".join(name for name, row in OBJECTIVES.items() if weight in row.options)

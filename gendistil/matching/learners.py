@@ -4,8 +4,8 @@ A learner has `begin(dataset, method, pool)`, called before the first step of a 
 returns a dict of 0-dim losses; `images(labels, positions, shape, step)`, its synthetic images for the matching term, and
 `images_per_class(real)`, how many of them there are of a class; `training_set()`, uint8 images and their targets for a network
 of the pool; `source`, the distilled source, which a run keeps in `folder`; `grid()`, `check(step)`, `state_dict()` and
-`load_state_dict(state, path)`; `engine`, the `Engine` that runs its networks and the pool's; and for random draws `seed`,
-`stream` and `shard`, as a `Trainer` has them. Where `has_pairs`, `pairs(labels, step)` names the real images that its own are
+`load_state_dict(state, path)`; `engine`, the `Engine` that runs its networks and the pool's; and for random draws `seed`
+and `stream`, as a `Trainer` has them. Where `has_pairs`, `pairs(labels, step)` names the real images that its own are
 paired with.
 """
 
@@ -35,8 +35,8 @@ class GeneratorLearner:
 
     def __init__(self, trainer, dataset, steps_before=0):
         self.trainer, self.real, self.steps_before = trainer, dataset.train, steps_before
-        self.accelerator, self.seed, self.shard, self.stream = trainer.accelerator, trainer.seed, trainer.shard, trainer.stream
-        self.engine = trainer.engine
+        self.accelerator, self.seed, self.stream = trainer.accelerator, trainer.seed, trainer.stream
+        self.engine, self._noise = trainer.engine, None
         self.shuffle = Shuffle(len(self.real), trainer.recipe.batch_size, trainer.seed, "real of stage 2")
         self.grid, self.check = trainer.grid, trainer.check
         self.state_dict, self.load_state_dict = trainer.state_dict, trainer.load_state_dict
@@ -61,7 +61,9 @@ class GeneratorLearner:
     def images(self, labels, positions, shape, step):
         """New images of `labels` [k]: [k, n, C, H, W]; `shape` is (classes, n) of all processes, `positions` the labels' in it.
         """
-        noise = self.trainer.noise(shape, "matching", step)[positions // self.accelerator.num_processes]  # k,n,Z
+        if self._noise is None or self._noise[0] != (shape, step):  # the parts of a step share it
+            self._noise = (shape, step), self.trainer.noise(shape, "matching", step)
+        noise = self._noise[1][positions // self.accelerator.num_processes]  # k,n,Z
         made = self.trainer.images(noise.flatten(0, 1), labels.repeat_interleave(shape[1]))
         return made.unflatten(0, noise.shape[:2])
 
@@ -94,9 +96,6 @@ class StoredLearner:
 
     def begin(self, dataset, method, pool):
         """What happens before the first step of a run, once the networks are there: nothing."""
-
-    def shard(self, rows):
-        return send(own_rows(self.accelerator, rows), self.accelerator.device)
 
     def stream(self, *name):
         return stream(self.seed, self.folder, *name)

@@ -12,7 +12,7 @@ import torch
 from torch.func import functional_call, grad, vmap
 from torch.nn import functional as F
 
-from gendistil.common.device import process_mean, send
+from gendistil.common.device import process_mean, send, twice_differentiable
 from gendistil.common.engine import EAGER
 from gendistil.matching.unroll import Known
 
@@ -143,7 +143,7 @@ def gradients(classifier, images, labels, engine=EAGER):
 
     if images.requires_grad:  # not compiled, which takes as long: its own gradient is taken
         def loss(parameters, batch, label):
-            with engine.autocast():
+            with engine.autocast(), twice_differentiable():
                 return _class_loss(classifier, parameters, batch, label)
 
         return list(vmap(grad(loss), in_dims=(None, 0, 0))(parameters, images, labels).values())

@@ -5,6 +5,7 @@ import math
 import torch
 
 from gendistil.common.clustering import representatives
+from gendistil.common.device import process_first
 from gendistil.common.errors import UserError
 from gendistil.common.rng import stream
 
@@ -77,7 +78,8 @@ class Dream(Uniform):
             for part in torch.nonzero(candidates == count)[:, 0].split(max(1, _AT_ONCE // count)):
                 rows = torch.stack([self._draw(label, count, step) for label in part.tolist()])
                 points = self.pool.embed(network, rows.flatten()).unflatten(0, rows.shape)
-                chosen[part] = rows.gather(1, representatives(points, self.count, generator, self.nearest).cpu())
+                nearest = process_first(representatives(points, self.count, generator, self.nearest))
+                chosen[part] = rows.gather(1, nearest.cpu())
         return chosen
 
 

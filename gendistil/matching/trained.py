@@ -11,7 +11,7 @@ import torch
 from torch.func import functional_call
 from torch.nn import functional as F
 
-from gendistil.common.device import own_rows, process_sums, send
+from gendistil.common.device import own_rows, process_first, process_sums, send
 from gendistil.common.errors import UserError
 from gendistil.common.rng import Shuffle
 from gendistil.data import standardise, to_signed
@@ -103,7 +103,7 @@ class TrainingMatcher(Matcher):
         right = (each.argmax(-1) == classes).float()
         share = torch.where(right.any(0), right, torch.ones_like(right))
         mean = (each * share.unsqueeze(-1)).sum(0) / share.sum(0).unsqueeze(-1)
-        return mean.unflatten(0, (self.classes, -1))
+        return process_first(mean.unflatten(0, (self.classes, -1)))
 
     def parts(self, step):
         """Yield the loss of one training, whose gradient reaches what made the images; the other values take their step.
@@ -133,9 +133,11 @@ class TrainingMatcher(Matcher):
             return F.cross_entropy(logits, targets, reduction="sum") / len(batches[inner])
 
         inputs = [images] if self.logits is None else [images, self.logits.flatten(0, 1)]
+        limit = options.get("skip_above")
         value, gradients = unroll(loss, self.optimizer, lesson.start, inputs, self.rates, length,
-                                  lambda weights: self.objective.function(lesson, weights), window)
-        if options.get("skip_above") and not value <= options["skip_above"]:  # the host waits, once after a whole training
+                                  lambda weights: self.objective.function(lesson, weights), window,
+                                  limit and (lambda value: not value <= limit))  # the host waits, once after a whole training
+        if gradients is None:
             yield self.weight * value  # without a graph: nobody learns from it
             return
         gradients = self._within(gradients)

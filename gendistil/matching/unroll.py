@@ -5,7 +5,7 @@ import math
 
 import torch
 
-from gendistil.common.device import process_sums
+from gendistil.common.device import process_sums, twice_differentiable
 
 
 class SGD:
@@ -48,12 +48,12 @@ OPTIMIZERS = ("sgd", "adam")
 @contextlib.contextmanager
 def exact(device):
     """The precision of the tensors, without autocast and TF32, by kernels that give the same bits again."""
-    with torch.autocast(device.type, enabled=False), torch.backends.cudnn.flags(
+    with torch.autocast(device.type, enabled=False), twice_differentiable(), torch.backends.cudnn.flags(
             enabled=True, benchmark=False, deterministic=True, allow_tf32=False):
         yield
 
 
-def unroll(loss, optimizer, weights, inputs, rates, steps, terminal, window=0):
+def unroll(loss, optimizer, weights, inputs, rates, steps, terminal, window=0, useless=None):
     """Train from `weights` for `steps` steps, and differentiate what `terminal` says of the end through the last `window`.
 
     Args:
@@ -64,6 +64,7 @@ def unroll(loss, optimizer, weights, inputs, rates, steps, terminal, window=0):
         rates: float [r], the learning rates; step i takes entry i modulo r.
         terminal: `terminal(weights)` is 0-dim.
         window: steps at the end that are differentiated, 0 for all.
+        useless: `useless(value)` says whether nobody wants the gradients, which then are None.
     Returns (terminal's value, the list of its gradients with respect to `inputs` and `rates`), without graphs, the same in
     all processes.
 
@@ -107,6 +108,8 @@ def unroll(loss, optimizer, weights, inputs, rates, steps, terminal, window=0):
         final = _leaves(state[:count])
         with torch.enable_grad():
             value = terminal(final)
+        if useless and useless(value.detach()):
+            return value.detach(), None
         adjoint = [*torch.autograd.grad(value, final, materialize_grads=True), *map(torch.zeros_like, state[count:])]
         gradients = [torch.zeros_like(x) for x in learned]
         for begin in reversed(range(first, steps, spacing)):

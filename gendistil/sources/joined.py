@@ -17,6 +17,7 @@ class Joined(Source):
     def __init__(self, parts):
         self.parts, self.channels, self.size = parts, parts[0].channels, parts[0].size
         self.num_classes = sum(part.num_classes for part in parts)
+        self.varies = any(part.varies for part in parts)
         self.max_ipc = min((part.max_ipc for part in parts if part.max_ipc is not None), default=None)
 
     def _shares(self, labels):

@@ -61,11 +61,11 @@ def load_source(path, device="cpu"):
     return source.eval().to(device)
 
 
-def check_fits(source, spec, name):
+def check_fits(source, spec, name, remedy="choose the --data (and --image-size) that it was distilled from"):
     """Raise UserError unless the source called `name` makes the classes and shapes of the data set that `spec` describes."""
     made = (source.num_classes, source.channels, source.size)
     real = (spec.num_classes, spec.channels, spec.size)
     if made != real:
         describe = lambda k, c, s: f"{k} classes of {c}x{s}x{s} images"
         raise UserError(f"{name} makes {describe(*made)}, but the data set {spec.name} has {describe(*real)}: "
-                        "choose the --data (and --image-size) that it was distilled from")
+                        f"{remedy}")

@@ -169,7 +169,7 @@ def refine(source, path, args, open_pool, device="cpu"):
             raise UserError(f"--keep-above: no pool of pretrained classifiers is named by --pretrain-weight {path}: give "
                             "--teacher, the folder of one (results/pools/...)")
         pool = open_pool(folder)
-        check_fits(source, pool.spec, f"--pretrain-weight {path}")
+        check_fits(source, pool.spec, f"--pretrain-weight {path}", "name another --teacher")
         teacher = Teacher.of(pool)
     refined = Refined(source, refinement, teacher)
     refined.check(device)

@@ -13,6 +13,8 @@ class StoredSource(Source):
     Learned rows are what `targets` gives, and count in `stored_bytes`.
     """
 
+    varies = False
+
     @property
     def soft(self):
         return self.rows is not None and self.rows.learned

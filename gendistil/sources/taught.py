@@ -12,6 +12,7 @@ from gendistil.common.errors import UserError
 from gendistil.common.run import replacing
 from gendistil.common.source import ROWS, Source, index_within_class
 from gendistil.data import Whitened, restandardise, standardise, to_signed, to_uint8
+from pools.training import answers
 
 KINDS = ("hard", "rows", "teacher")
 """hard: the classes' own labels; rows: one row of a teacher's logits is kept with every image of a set; teacher: the teacher is
@@ -57,7 +58,7 @@ class Teacher:
     def look(self, batch, spec):
         """Images [B, C, H, W] that `spec` standardised -> float32 [B, K]."""
         batch = restandardise(batch, spec, self.spec)
-        return sum(self.engine(network, batch).float() for network in self.networks) / len(self.networks)
+        return sum(answers(network, batch, self.engine) for network in self.networks) / len(self.networks)
 
     def accuracy(self, split):
         """Percentage of a `Split` that it classifies as it should: a float."""
@@ -115,7 +116,7 @@ class Taught(Source):
     def __init__(self, source, teacher, temperature, stored):
         self.source, self.teacher, self.temperature, self.stored = source, teacher, temperature, stored
         self.num_classes, self.channels, self.size = source.num_classes, source.channels, source.size
-        self.max_ipc, self.step_size = source.max_ipc, source.step_size
+        self.max_ipc, self.step_size, self.varies = source.max_ipc, source.step_size, source.varies
 
     def sample(self, labels, seed=0):
         return self.source.sample(labels, seed)
