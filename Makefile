@@ -8,7 +8,7 @@ RUN := $(BIN)/accelerate launch --num_processes 1 --num_machines 1 --mixed_preci
     --num_cpu_threads_per_process $(CORES)
 FLAGS = --data digits --output-dir $(OUT) --overwrite
 
-.PHONY: demo cifar10 cifar10-methods sets mnist baselines combinations itgan searches curves test lint clean
+.PHONY: demo cifar10 cifar10-methods sets mnist baselines combinations itgan searches curves continual unrolled test lint clean
 
 $(BIN)/.installed: pyproject.toml requirements.txt requirements-dev.txt
 	$(PYTHON) -m venv .venv
@@ -52,6 +52,8 @@ cifar10: $(BIN)/.installed
 	$(RUN) validate.py $(call GO,fresh-hard) $(HARD) --keep-above 0.5 --teacher $(MATCHED) --pretrain-weight stage1=$(OUT)/gan
 	$(RUN) validate.py $(call GO,fresh-resnet) $(HARD) --keep-above 0.5 --teacher $(MATCHED) --pretrain-weight stage1=$(OUT)/gan \
 	    --eval-model resnet18 --num-eval 1
+	$(RUN) validate.py $(call GO,fifty-fresh) --ipc 50 --compare none $(STAGES)
+	$(RUN) validate.py $(call GO,fifty) --ipc 50 --sampling fixed representative --compare random --pretrain-weight stage2=$(OUT)/match
 	$(RUN) validate.py $(call GO,hard-stage1) $(HARD) --pretrain-weight stage1=$(OUT)/gan
 	$(RUN) validate.py $(call GO,hard-random) $(HARD) --sampling fixed --compare random
 	$(RUN) validate.py $(call GO,whole) $(WHOLE) --full-epochs 40
@@ -147,6 +149,32 @@ curves: $(BIN)/.installed
 	    --curve "gradients on warm networks" $(call RUNS,warm) --curve "both on warm networks" $(call RUNS,plus) \
 	    --output $(OUT)/dreamplus-curve.json
 
+# Memories of digits in class-incremental learning, and methods that train networks on the images of MNIST that they learn, as
+# docs/results.md reports them: about an hour each on a thread. Run again, they go on.
+continual unrolled: GO = --output-dir $@-results --tag $1 $$(test -e $@-results/$1/$2 && echo --resume || echo --overwrite)
+continual: $(BIN)/.installed
+	$(RUN) continual.py $(call GO,all,report.json) --data digits --steps 5 --orders 5 --ipc 10 --replay-ipc 50 --num-eval 1 \
+	    --labels hard previous --epochs 100 --memory random="pool_match.py --method random" \
+	    herding="pool_match.py --method herding --pool-members 1 --pool-epochs 10 --pool-snapshots 1" \
+	    dsa="pool_match.py --method dsa --match-batch 64 --pool-batch 64 --steps 100 --eval-interval 1000 --eval-epochs 1" \
+	    dm="pool_match.py --method dm --match-batch 64 --steps 300 --eval-interval 1000 --eval-epochs 1" \
+	    idc="pool_match.py --method idc --factor 1 --match-batch 64 --pool-images 64 --outer 50 --steps 100 --eval-interval 1000 \
+	    --eval-epochs 1" replay="gen_condense.py --width 32 --steps 600"
+unrolled: JUDGED = --data mnist --ipc 1 --eval-epochs 200
+unrolled: STUDENTS = --data mnist --ipc 1 --sampling fixed --num-eval 5
+unrolled: $(BIN)/.installed
+	$(RUN) pool_match.py $(call GO,bptt,checkpoint.pt) $(JUDGED) --method bptt --unroll 40 --window 20 --match-batch 26 --init real \
+	    --lr 0.01 --steps 600 --eval-interval 100
+	$(RUN) pool_match.py $(call GO,mtt,checkpoint.pt) $(JUDGED) --method mtt --pool-members 5 --pool-epochs 5 --max-start 3 --unroll 30 \
+	    --steps 200 --eval-interval 50
+	$(RUN) pool_match.py $(call GO,datm,checkpoint.pt) $(JUDGED) --method datm --pool-members 5 --pool-epochs 5 --max-start 3 --unroll 30 \
+	    --first-max-start 0 --lr 300 --label-lr 5 --skip-above 1.1 --steps 125 --eval-interval 25
+	$(RUN) validate.py $(call GO,hard,report.json) $(STUDENTS) --no-own --lr 0.003 --aug-type crop_scale_rotate \
+	    --pretrain-weight $(foreach name,bptt mtt datm,$(name)=$@-results/$(name))
+	$(RUN) validate.py $(call GO,soft,report.json) $(STUDENTS) --lr 0.003 --aug-type crop_scale_rotate --pretrain-weight datm=$@-results/datm
+	$(RUN) validate.py $(call GO,published,report.json) $(STUDENTS) --num-eval 3 --protocol dsa \
+	    --pretrain-weight $(foreach name,mtt datm,$(name)=$@-results/$(name))
+
 # The generators of digits that the next two targets start from: wider and trained for longer than those of the demo.
 digits-results/.made: OUT = digits-results
 digits-results/.made: $(BIN)/.installed
@@ -234,4 +262,5 @@ test: lint
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n logical --maxprocesses 8 --dist loadfile
 
 clean:
-	rm -rf .venv demo-results mnist-results baselines-results combinations-results digits-results itgan-results search-results sets-results
+	rm -rf .venv demo-results mnist-results baselines-results combinations-results digits-results itgan-results search-results sets-results \
+	    continual-results unrolled-results

@@ -7,7 +7,10 @@ import torch
 
 
 def stream(seed, *name, device="cpu"):
-    """A `torch.Generator` that depends on `seed` and on `name` (strings and integers) and on nothing else."""
+    """A `torch.Generator` that depends on `seed` and on `name` (strings and integers) and on nothing else.
+
+    On a CPU it takes 32 bits of them, so that among tens of thousands of streams some are the same.
+    """
     digest = hashlib.blake2b(repr((seed, *name)).encode(), digest_size=8).digest()
     return torch.Generator(device).manual_seed(int.from_bytes(digest, "little") >> 1)
 
