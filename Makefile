@@ -8,7 +8,7 @@ RUN := $(BIN)/accelerate launch --num_processes 1 --num_machines 1 --mixed_preci
     --num_cpu_threads_per_process $(CORES)
 FLAGS = --data digits --output-dir $(OUT) --overwrite
 
-.PHONY: demo cifar10 cifar10-methods sets mnist baselines combinations itgan searches curves continual unrolled test lint clean
+.PHONY: demo cifar10 cifar10-methods sets mnist baselines combinations itgan searches curves continual unrolled terms test lint clean
 
 $(BIN)/.installed: pyproject.toml requirements.txt requirements-dev.txt
 	$(PYTHON) -m venv .venv
@@ -175,6 +175,16 @@ unrolled: $(BIN)/.installed
 	$(RUN) validate.py $(call GO,published,report.json) $(STUDENTS) --num-eval 3 --protocol dsa \
 	    --pretrain-weight $(foreach name,mtt datm,$(name)=$@-results/$(name))
 
+# What pixels of MNIST are matched by: four distances of embeddings at four learning rates, of which held-out images choose.
+terms: OUT = terms-results
+terms: FLAGS = --data mnist --output-dir $(OUT) --overwrite --ipc 10
+terms: $(BIN)/.installed
+	for match in mean moments energy cf; do for lr in 0.003 0.01 0.03 0.1; do \
+	    $(RUN) pool_match.py $(FLAGS) --tag $$match-$$lr --method dm --match $$match --optimizer adam --lr $$lr --match-batch 64 \
+	    --steps 200 --eval-interval 200 || exit 1; done; done
+	$(RUN) validate.py $(FLAGS) --tag test --sampling fixed --num-eval 5 --lr 0.01 --batch-size 25 \
+	    --aug-type color_crop_cutout_scale_rotate --pretrain-weight $(foreach name,mean moments energy cf,$(name)=$(OUT)/$(name)-0.03)
+
 # The generators of digits that the next two targets start from: wider and trained for longer than those of the demo.
 digits-results/.made: OUT = digits-results
 digits-results/.made: $(BIN)/.installed
@@ -263,4 +273,4 @@ test: lint
 
 clean:
 	rm -rf .venv demo-results mnist-results baselines-results combinations-results digits-results itgan-results search-results sets-results \
-	    continual-results unrolled-results
+	    continual-results unrolled-results terms-results
