@@ -70,7 +70,7 @@ class ClassifierPool:
             "members": members, "epochs": epochs, "snapshots": snapshots, "batch_size": batch_size, "lr": lr,
             "aug_type": aug_type, "seed": seed, "options": options or {},
             **{name: value for name, value in training.items() if value != _USUAL[name]},
-            **({} if self._engine.precision == "no" else {"precision": self._engine.precision}),
+            **_precision(self._engine),
         }
         self._describe(definition, Path(folder) / _digest(json.dumps(definition, sort_keys=True).encode()), dataset.spec,
                        accelerator.device)
@@ -319,6 +319,11 @@ def snapshot_steps(total, count):
         earliest, latest = (steps[-1] if steps else 0) + 1, total - (count - 1 - index)
         steps.append(min(max(wanted, earliest), latest))
     return steps
+
+
+def _precision(engine):
+    """What the precision of its training adds to the definition of a pool: nothing for float32."""
+    return {} if engine.precision == "no" else {"precision": engine.precision}
 
 
 def _digest(data):

@@ -9,6 +9,7 @@ from accelerate import Accelerator
 
 import gen_condense
 import pool_match
+import pools.pool
 from gendistil.common.clustering import kmeans
 from gendistil.common.device import make_accelerator
 from gendistil.common.engine import EAGER, Engine
@@ -22,8 +23,7 @@ from pools import OnlinePool, RandomPool, accuracy, build_classifier
 
 SHORT = ("--match-batch", 8, "--eval-epochs", 1, "--eval-ipc", 1, "--pool", "convnet", "--log-interval", 1)
 CHOSEN = ("--select-candidates", 40, "--select-interval", 1)
-# A pool is trained in the run's precision, which is not what is compared here: its networks stay as they begin.
-SMALL_POOL = ("--pool-members", 1, "--pool-epochs", 1, "--pool-snapshots", 1, "--pool-lr", 1e-12)
+SMALL_POOL = ("--pool-members", 1, "--pool-epochs", 1, "--pool-snapshots", 1)
 ONLINE = ("--outer", 4, "--inner", 2)  # the network of the second step has been trained in two passes
 STOPPED = ("--lr", 1e-12, "--overwrite")
 
@@ -73,7 +73,8 @@ CASES = [*((name, ()) for name, row in METHODS.items()
 
 
 @pytest.mark.parametrize(("method", "flags"), CASES, ids=[" ".join([method, *map(str, flags[:2])]) for method, flags in CASES])
-def test_a_method_learns_in_bf16_what_it_learns_in_float32(command, gan, tmp_path, method, flags):
+def test_a_method_learns_in_bf16_what_it_learns_in_float32(command, gan, tmp_path, monkeypatch, method, flags):
+    monkeypatch.setattr(pools.pool, "_precision", lambda engine: {})  # both are compared by the same pool
     row = METHODS[method]
     words = ["--output-dir", tmp_path, "--method", method, *SHORT, *flags]
     words += ["--weight", gan.with_name("inversion") if method == "itgan" else gan] if row.learn != "pixels" else []
