@@ -19,7 +19,7 @@ $(BIN)/.installed: pyproject.toml requirements.txt requirements-dev.txt
 # The three stages on the embedded digits, the control of stage 2, and one table of what each stage gains.
 demo: $(BIN)/.installed
 	$(RUN) gen_condense.py $(FLAGS) --tag gan --width 64 --steps 1500
-	$(RUN) pool_match.py $(FLAGS) --tag match --weight $(OUT)/gan --calibrate 3 --steps 120 --pool-members 1 \
+	$(RUN) pool_match.py $(FLAGS) --tag match --weight $(OUT)/gan --steps 120 --pool-members 1 \
 	    --pool-epochs 6 --pool-snapshots 3 --eval-epochs 20
 	$(RUN) pool_match.py $(FLAGS) --tag control --control-of $(OUT)/match --eval-epochs 20
 	$(BIN)/python sample.py --pretrain-weight $(OUT)/match --ipc 10 --seed 0 --output-dir $(OUT)/ipc10
@@ -42,7 +42,7 @@ cifar10: STAGES = --pretrain-weight stage1=$(OUT)/gan control=$(OUT)/control sta
 cifar10: WHOLE = --compare whole --ipc 50 --num-eval 1 --keep-students
 cifar10: $(BIN)/.installed
 	$(RUN) gen_condense.py $(call GO,gan) --steps 20000
-	$(RUN) pool_match.py $(call GO,match) --weight $(OUT)/gan --calibrate 3 --steps 500 $(POOL)
+	$(RUN) pool_match.py $(call GO,match) --weight $(OUT)/gan --steps 500 $(POOL)
 	$(RUN) pool_match.py $(call GO,control) --control-of $(OUT)/match
 	$(RUN) validate.py $(call GO,few) --ipc 1 10 --sampling fixed --num-eval 5 $(STAGES) --compare random
 	$(RUN) validate.py $(call GO,representative) --ipc 1 10 --sampling representative --num-eval 5 --compare random \
@@ -93,7 +93,7 @@ sets-%: FLAGS = --data $(DATA) --output-dir $(OUT)/$* --overwrite
 sets-%: STAGES = --pretrain-weight stage1=$(OUT)/$*/gan control=$(OUT)/$*/control stage2=$(OUT)/$*/match
 sets-%: $(BIN)/.installed
 	$(RUN) gen_condense.py $(FLAGS) --tag gan --steps 6000
-	$(RUN) pool_match.py $(FLAGS) --tag match --weight $(OUT)/$*/gan --calibrate 3 --steps 300 --pool-members 1 --pool-epochs $(EPOCHS) \
+	$(RUN) pool_match.py $(FLAGS) --tag match --weight $(OUT)/$*/gan --steps 300 --pool-members 1 --pool-epochs $(EPOCHS) \
 	    --pool-lr 0.05 --pool-aug crop_flip
 	$(RUN) pool_match.py $(FLAGS) --tag control --control-of $(OUT)/$*/match
 	$(RUN) validate.py $(FLAGS) --tag few --ipc 1 10 --sampling fixed $(STAGES) --compare random
@@ -107,7 +107,7 @@ mnist: FLAGS = --data mnist --output-dir $(OUT) --overwrite
 mnist: JUDGE = $(RUN) validate.py $(FLAGS) --pretrain-weight stage2=$(OUT)/match
 mnist: $(BIN)/.installed
 	$(RUN) gen_condense.py $(FLAGS) --tag gan --width 64 --steps 9000
-	$(RUN) pool_match.py $(FLAGS) --tag match --weight $(OUT)/gan --steps 300 --match-batch 64 --pool-members 2 --pool-epochs 1 \
+	$(RUN) pool_match.py $(FLAGS) --tag match --weight $(OUT)/gan --calibrate 0 --steps 300 --match-batch 64 --pool-members 2 --pool-epochs 1 \
 	    --eval-interval 300
 	$(JUDGE) --tag fresh --ipc 50 --sampling fresh --epochs 250
 	$(JUDGE) --tag one --ipc 1 --sampling fixed representative --compare random --num-eval 5
@@ -186,10 +186,10 @@ terms: $(BIN)/.installed
 	    --aug-type color_crop_cutout_scale_rotate --pretrain-weight $(foreach name,mean moments energy cf,$(name)=$(OUT)/$(name)-0.03)
 
 # The generators of digits that the next two targets start from: wider and trained for longer than those of the demo.
-digits-results/.made: OUT = digits-results
+digits-results/.made: override OUT = digits-results
 digits-results/.made: $(BIN)/.installed
 	$(RUN) gen_condense.py $(FLAGS) --tag gan --steps 1800
-	$(RUN) pool_match.py $(FLAGS) --tag match --weight $(OUT)/gan --steps 200 --pool-members 2
+	$(RUN) pool_match.py $(FLAGS) --tag match --weight $(OUT)/gan --calibrate 0 --steps 200 --pool-members 2
 	touch $@
 
 # Two combinations of the engine's choices that no paper has, beside the nearest published ones.
@@ -248,7 +248,7 @@ searches: $(BIN)/.installed
 	    --scores $(foreach ipc,1 10,$(ipc):fixed:5 $(ipc):representative:5 $(ipc):fresh:5) 50:fixed:5 50:fresh:5
 	$(OBJECTIVES) $(SMALL) --variants control calibrated calibrated-1 calibrated-3 --scores 1:fixed:8 10:fixed:8 10:fresh:5 \
 	    --output search-results/calibrated.json
-	$(OBJECTIVES) $(SMALL) --variants control default logit trajectory trajectory-10 outcome outcome-10 --scores 1:fixed:8 10:fixed:8 \
+	$(OBJECTIVES) $(SMALL) --variants control uncalibrated logit trajectory trajectory-10 outcome outcome-10 --scores 1:fixed:8 10:fixed:8 \
 	    --output search-results/trained.json
 	$(RUN) gen_condense.py --data mnist --output-dir search-results --tag gan --width 64 --steps 3000 \
 	    $$(test -e search-results/gan/checkpoint.pt && echo --resume || echo --overwrite)

@@ -31,7 +31,7 @@ from gendistil.evaluation.continual import (
     order_row,
     steps_of,
 )
-from gendistil.evaluation.judged import add_scored_on, joined, resumed
+from gendistil.evaluation.judged import add_scored_on, data_words, joined, resumed
 from gendistil.evaluation.report import markdown, write_report
 from gendistil.evaluation.rows import row_key
 from gendistil.evaluation.students import GROUP
@@ -96,7 +96,7 @@ def main():
     engine.choose(args.compile, shown * spec.size**2)
     run = Run(vars(args), accelerator, spec.num_classes if args.resume else 0, dataset=dataclasses.asdict(spec),
               students=dataclasses.asdict(protocol), sources=known)
-    facts = {"data": spec.name, "model": args.eval_model, "protocol": args.protocol, "scored_on": args.scored_on,
+    facts = {"data": data_words(args, spec), "model": args.eval_model, "protocol": args.protocol, "scored_on": args.scored_on,
              "task": f"{args.steps} steps of new classes, scored on all seen so far; mean and interval over their orders",
              "device": device_name(device), "torch": torch.__version__}
 

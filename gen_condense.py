@@ -12,7 +12,7 @@ from gendistil.common.errors import UserError
 from gendistil.common.flags import add_flags, from_flags, override, refuse
 from gendistil.common.loop import Loop
 from gendistil.common.rng import Shuffle
-from gendistil.common.run import CHECKPOINT, Run, inherit_data, inherit_settings, resume_state
+from gendistil.common.run import CHECKPOINT, Run, as_begun, inherit_data, inherit_settings, resume_state
 from gendistil.data import load_dataset, to_signed
 from gendistil.evaluation.judge import Stopping, StoppingJudge
 from gendistil.matching import GeneratorLearner
@@ -55,7 +55,7 @@ def parse_args(argv=None):
 def main(argv=None):
     args = parse_args(argv)
     accelerator = make_accelerator(args.precision)
-    state, recipe = resume_state(vars(args)), override(RECIPES[args.recipe], args)
+    state, recipe = resume_state(vars(args)), as_begun(override(RECIPES[args.recipe], args), vars(args), "recipe_values")
     if recipe.batch_size % accelerator.num_processes:
         raise UserError(f"--batch-size {recipe.batch_size} must be a multiple of the {accelerator.num_processes} processes")
     with accelerator.local_main_process_first():  # one process downloads and decodes, the others find its cache

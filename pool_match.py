@@ -1,6 +1,6 @@
 """Stage 2: match what is learned with the real images as a pool of classifiers sees them.
 
-    accelerate launch pool_match.py --tag match --match logit --match-aug --weight results/gan
+    accelerate launch pool_match.py --tag match --weight results/gan
     accelerate launch pool_match.py --tag dm --method dm --data mnist --ipc 10
 """
 
@@ -42,7 +42,7 @@ def parse_args(argv=None):
     parser.add_argument("--list-methods", action=ListMethods, nargs=0, help="print the methods and leave")
     add_flags(parser, Method, Start)
     add_flags(parser, Judging, told=True)
-    length = parser.add_argument_group("length and reports")
+    length = next(group for group in parser._action_groups if group.title == methods.LENGTH)
     length.add_argument("--log-interval", type=COUNT, default=50, help="steps between log entries")
     length.add_argument("--resume", action="store_true", help="continue the run of this tag from its last checkpoint")
     args = parser.parse_args(argv)
@@ -51,7 +51,7 @@ def parse_args(argv=None):
     vars(args).update(dataclasses.asdict(from_flags(Judging, args)))
     check(args)
     begun = [args.output_dir / tag for _, tag in plan(args)[::-1] if args.resume and has_begun(args, tag)]
-    inherit_data(args, (begun or [args.weight])[0])
+    inherit_data(args, (begun or [args.control_of or args.weight])[0])
     build.check_paths(args)
     return args
 
@@ -71,6 +71,7 @@ def check(args):
         raise UserError(f"--match none {why}")
     if args.control_of:
         args.match = "none"
+        build.read_seconds(args.control_of)  # a run that is none ends here
         build.train_alike(args)
     if learned.needs_weight and not args.weight:
         raise UserError(f"--method {args.method} starts from a generator: give --weight, a run of gen_condense.py")
@@ -128,9 +129,7 @@ def match(args, options):
                                accelerator.device, args.whiten)
     spec = dataset.spec
     row = method_for(name, spec.name, args.ipc or 1, spec.size, args.factor)
-    method = override(row, args, functools.partial(takes, args, name))
-    if args.steps is not None and method.epochs and not args.epochs:
-        method = dataclasses.replace(method, epochs=None)  # the row's passes give way to the steps that were asked for
+    method = build.settled(override(row, args, functools.partial(takes, args, name)), options)
     build.check_online(args, method)
     Augment(method.aug_type, spec)  # a wrong flag ends here, before a pool is pretrained
     check_classifiers(method.pool if method.match != "none" else (), spec, "--pool", maps=method.match == "feature",

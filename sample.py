@@ -48,7 +48,7 @@ def parse_args(argv=None):
     parser.add_argument("--ipc", type=COUNT, default=10, help="images per class")
     parser.add_argument("--seed", type=SEED, default=0, help="name of the set: another seed, other images")
     parser.add_argument("--sampling", choices=CHOICES, default="fixed",
-                        help="representative: chosen among 20 times as many by clustering each class")
+                        help="representative: chosen among 500 or more of each class by clustering them")
     parser.add_argument("--teacher", type=Path, metavar="FOLDER",
                         help="also keep, as float16 `logits` in set.safetensors, what the classifiers in this folder answer to "
                              "every image: a student that validate.py kept, or the mean of a pool's members at the end of "
@@ -110,6 +110,8 @@ def main():
     if args.format == PIPELINE and not hasattr(source, "as_pipeline"):
         raise UserError(f"--format pipeline is for a flow, and --pretrain-weight {args.pretrain_weight} is none: name a run of "
                         "gen_condense.py --recipe flow or shortcut")
+    if "whitening" in facts:
+        say("the pictures are plain ones, learned for networks that see them whitened: whiten them as --whiten zca does")
     flow = source if args.format == PIPELINE else None
     export = RankingExport(facts, source) if args.format == DDRANKING else None
     tensors, teacher = {}, source.rows

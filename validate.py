@@ -27,6 +27,7 @@ from gendistil.evaluation.judged import (
     add_scored_on,
     compared,
     count_pixels,
+    data_words,
     full_protocol,
     joined,
     kept_bytes,
@@ -62,7 +63,7 @@ def parse_args(argv=None):
     what.add_argument("--ipc", type=COUNT, nargs="+", default=[1, 10, 50], help="images per class")
     what.add_argument("--sampling", choices=SAMPLINGS, nargs="+", default=["fresh"],
                       help="fixed: a student sees one set of --ipc images of every class; representative: one chosen, by "
-                           "clustering, among 20 times as many; fresh: a new one every epoch")
+                           "clustering, among 500 of its class or more; fresh: a new one every epoch")
     add_scored_on(what)
     what.add_argument("--resume", action="store_true", help="continue the evaluation of this tag: what is there stays, "
                       "and what is missing is added, such as more --num-eval, --ipc or sources")
@@ -129,8 +130,8 @@ def main():
     run = Run(vars(args), accelerator, seen, dataset=dataclasses.asdict(dataset.spec),
               students={model: dataclasses.asdict(protocol) for model, protocol in protocols.items()}, sources=known)
     against, matched = controls(known), learned_with(paths)
-    facts = {"data": dataset.spec.title, "protocol": args.protocol, "scored_on": args.scored_on, "device": device_name(device),
-             "torch": torch.__version__}
+    facts = {"data": data_words(args, dataset.spec), "protocol": args.protocol, "scored_on": args.scored_on,
+             "device": device_name(device), "torch": torch.__version__}
 
     at_once = args.together or (args.num_eval if device.type == "cuda" else 1)
     units = [(row, first) for row in plan  # of work: some students of a row
@@ -181,13 +182,12 @@ def main():
             write_report([*rows.values()], run.dir, words, find_sheets(rows.values(), run.dir), against)
     bar.close()
     run.close()
-    rows = [*rows.values()]
-    accelerator.print(f"{markdown(rows, against)}\nreport: {run.dir / 'report.html'}")
+    accelerator.print(f"{markdown([*rows.values()], against)}\nreport: {run.dir / 'report.html'}")
     if args.push_to_hub and run.is_main:
         path, = paths.values()
         source = load_source(path)  # not refined
         facts = facts_of(source, made_by(path), dataset.spec, args.held_out)
-        address = push(source, args.push_to_hub, card(args.push_to_hub, rows, facts, words), facts)
+        address = push(source, args.push_to_hub, card(args.push_to_hub, [*rows.values()], facts, words), facts)
         print(f"uploaded: {address}")
 
 

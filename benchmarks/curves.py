@@ -64,7 +64,7 @@ def compare(reference, other):
     """For each of LEVELS: the accuracy, the steps of both curves and their ratio."""
     low, high = reference["mean"][0], max(reference["mean"])
     rows = []
-    for accuracy in (low + level * (high - low) for level in LEVELS):
+    for accuracy in (min(low + level * (high - low), high) for level in LEVELS):
         theirs, own = steps_to(reference, accuracy), steps_to(other, accuracy)
         rows.append({"accuracy": accuracy, reference["name"]: theirs, other["name"]: own,
                      "ratio": theirs / own if own else None})
@@ -104,8 +104,9 @@ def main():
     plot(curves, args.output.with_suffix(".png"))
     for name, rows in comparisons.items():
         for row in rows:
-            sooner = "not reached" if row["ratio"] is None else f"{row['ratio']:.2f} times sooner"
-            print(f"{row['accuracy']:.1f} %: {name} {sooner} than {curves[0]['name']}")
+            sooner = "there from its start" if row[name] == 0 else "never reaches it"
+            sooner = sooner if row["ratio"] is None else f"{row['ratio']:.2f} times sooner"
+            print(f"{row['accuracy']:.1f} %: {name} {sooner}, beside {curves[0]['name']}")
 
 
 if __name__ == "__main__":

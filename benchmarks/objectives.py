@@ -5,7 +5,10 @@
 How a search goes on, scores and counts its seconds: see `benchmarks/search.py`.
 """
 
+import argparse
+import copy
 import dataclasses
+import hashlib
 import json
 import sys
 from pathlib import Path
@@ -25,9 +28,8 @@ TRAINED = {"select": "random", "match_aug": False, "match_batch": 10, "unroll": 
 TRAJECTORY = {**TRAINED, "match": "trajectory", "pool_training": "expert", "pool_epochs": 6, "pool_lr": 0.02,
               "expert_epochs": 1, "max_start": 5}
 OUTCOME = {**TRAINED, "match": "outcome", "pool_training": "random"}
-VARIANTS = {
-    "control": {"match": "none"},
-    "default": {},
+UNCALIBRATED = {
+    "uncalibrated": {},
     "weight-10": {"match_weight": 10.0},
     "random-batches": {"select": "random"},
     "all-classes": {"select": "random", "match_classes": 0, "match_batch": 20},
@@ -45,6 +47,10 @@ VARIANTS = {
     "cf": {"match": "cf"},
     "cf-kept": {"match": "cf", **KEPT},
     "mixed": {"pool_mix": True},
+    "norms": {"tune": "norms"},
+}
+CALIBRATED = {
+    "default": {},
     "calibrated-0.1": {"calibrate": 0.1},
     "calibrated": {"calibrate": 0.3},
     "calibrated-1": {"calibrate": 1.0},
@@ -53,14 +59,16 @@ VARIANTS = {
     "calibrated-3-kept": {"calibrate": 3.0, **KEPT},
     "calibrated-3-cf": {"calibrate": 3.0, "match": "cf"},
     "calibrated-3-mixed": {"calibrate": 3.0, "pool_mix": True},
+    "calibrated-3-several": {"calibrate": 3.0, "pool": ("convnet", "resnet10", "vgg11")},
     "calibration": {"calibrate": 1000.0, "match_weight": 0.003},  # next to nothing else
     "calibrated-kept": {"calibrate": 0.3, **KEPT},
     "calibrated-mixed": {"calibrate": 0.3, "pool_mix": True},
     "calibrated-slow": {"calibrate": 0.3, "lr": 5e-6},
     "calibrated-averaged": {"calibrate": 0.3, "ema": 0.9995},
-    "norms": {"tune": "norms"},
     "calibrated-norms": {"calibrate": 0.3, "tune": "norms"},
 }
+VARIANTS = {"control": {"match": "none"}, **CALIBRATED,
+            **{name: {"calibrate": 0.0, **change} for name, change in UNCALIBRATED.items()}}
 """Differences from `--method default`; the first is the control."""
 JUDGED = ("1:fixed:6", "10:fixed:5", "50:fresh:5")
 
@@ -75,7 +83,8 @@ def main():
     parser.add_argument("--weight", type=Path, required=True, help="the stage-1 run that every variant starts from")
     parser.add_argument("--pool", type=json.loads, default={}, metavar="JSON",
                         help="how the pool differs from that of --method default, e.g. '{\"pool_members\": 1}'")
-    parser.add_argument("--pools", type=Path, help="the folder that holds pools (default: pools/ beside --weight)")
+    parser.add_argument("--pools", type=Path, help="the folder that holds pools (default: pools/ beside --weight); the "
+                        "embeddings that they keep are removed, because every variant makes its own in its seconds")
     parser.add_argument("--models", type=Path, help="also keep the generator of every variant in this folder")
     add_arguments(parser, VARIANTS, 60, JUDGED, "objectives.json")
     args = parser.parse_args()
@@ -84,7 +93,8 @@ def main():
         shared = dataclasses.replace(METHODS["default"], **args.pool)
     except TypeError:
         raise UserError(f"--pool {json.dumps(args.pool)} names what a method does not have") from None
-    methods = {name: dataclasses.replace(shared, **change) for name, change in VARIANTS.items()}
+    build.read_weight(argparse.Namespace(weight=args.weight, lr_critic=None))  # what is no generator's run ends here
+    methods = {name: build.calibrated_if_possible(dataclasses.replace(shared, **change)) for name, change in VARIANTS.items()}
     pools = args.pools or args.weight.parent / "pools"
 
     def train_one(name, seed):
@@ -93,7 +103,7 @@ def main():
         for kept in pools.glob("*/*.npy"):  # embeddings that another training has made: each makes its own, in its seconds
             kept.unlink()
         begun = build.Begin(method, build.Start(), seed, engine, dataset, state, args.weight, state["step"])
-        learner = build.make_learner(begun)
+        learner = build.make_learner(dataclasses.replace(begun, state=copy.deepcopy(state)))  # the optimiser takes it over
         matcher = build.make_matcher(method, learner, dataset, pool)
         for step in range(2):  # what is compiled is compiled before the clock starts
             learner.step(step, matcher)
@@ -104,7 +114,8 @@ def main():
         judges = build.make_pool(shared, pools, 0, dataset, engine)
         return learner.source, {"generator_steps": steps, "agreement": agreement(learner.source, judges)}
 
-    search(args, methods, engine, dataset, train_one, weight=str(args.weight))
+    begins = hashlib.blake2b((args.weight / CHECKPOINT).read_bytes(), digest_size=16).hexdigest()
+    search(args, methods, engine, dataset, train_one, weight=str(args.weight), weight_digest=begins)
 
 
 if __name__ == "__main__":

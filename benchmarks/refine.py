@@ -11,6 +11,7 @@ the best of several favour it. Run again, it goes on with what the file lacks.
 """
 
 import itertools
+import math
 import sys
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -19,7 +20,7 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from benchmarks.search import kept_rows, student_protocol
+from benchmarks.search import digest, kept_rows, student_protocol
 from gendistil.common.cli import COUNT, FRACTION, POSITIVE, SEED, WEIGHT, Parser, add_data_arguments, number, run_script
 from gendistil.common.device import make_accelerator
 from gendistil.common.engine import Engine
@@ -109,7 +110,8 @@ def main():
     teacher, engine = Teacher.of(open_teacher(folder, dataset)) if folder else None, Engine(accelerator)
     settings = {"data": dataset.spec.name, "sampling": args.sampling, "ipc": args.ipc,
                 "refined_by": teacher.name if teacher else None, "students": args.students, "eval_epochs": args.eval_epochs,
-                "seed": args.seed}
+                "seed": args.seed, "image_size": dataset.spec.size, "held_out": args.held_out, "classes": args.classes,
+                "whiten": args.whiten, "generator": digest(source), "classifiers": [*teacher.weights] if teacher else []}
     axes = axes_of(args, source, teacher)
     engine.choose(args.compile)
     rows = kept_rows(output, lambda row: settings)
@@ -142,7 +144,8 @@ def main():
     print(tables(rows, [asis.words]))
     if best != asis:
         measured = {row["source"]: row for row in rows}
-        points, low, high = difference(measured[best.words + _AGAIN], measured[asis.words + _AGAIN])
+        again = [measured.get(each.words + _AGAIN) for each in (best, asis)]
+        points, low, high = difference(*again) if all(again) else (math.nan, 0, 0)  # too few images were accepted
         if low <= 0:
             print(f"{best.words}: {points:+.2f} points ({low:+.2f} to {high:+.2f}), no clear gain, so nothing is refined")
             best = asis

@@ -6,6 +6,7 @@ a variant that the file holds is not trained again, so a search that was stopped
 """
 
 import dataclasses
+import hashlib
 import json
 import time
 from pathlib import Path
@@ -55,6 +56,14 @@ def begin(args, weight=None):
                                 engine.accelerator.device)
 
 
+def digest(module):
+    """A name for the weights of a network."""
+    found = hashlib.blake2b(digest_size=16)
+    for value in module.state_dict().values():
+        found.update(value.detach().cpu().numpy().tobytes())
+    return found.hexdigest()
+
+
 def student_protocol(epochs):
     """That of the scores: the default one, shorter."""
     return dataclasses.replace(PROTOCOLS["default"], epochs=epochs, min_steps=150)
@@ -79,6 +88,10 @@ def search(args, variants, engine, dataset, train_one, **facts):
     Raises UserError for a file of another search, or of something else.
     """
     device = engine.accelerator.device
+    try:
+        args.output.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"--output {args.output}: its folder cannot be made ({error.strerror}): name another")
     settings = {"data": dataset.spec.name, "image_size": dataset.spec.size, "held_out": args.held_out,
                 "train_seconds": args.seconds, "repeats": args.repeats, "scores": args.scores,
                 "eval_epochs": args.eval_epochs, "compile": args.compile, "device": device_name(device), **facts}

@@ -62,7 +62,7 @@ class FlowTrainer(Trainer):
         if not issubclass(kind, FlowGenerator):
             raise UserError(f"--generator {recipe.generator} has no velocity for --recipe {recipe.trainer}: use unet")
         return [kind(**shape, dim_noise=recipe.dim_noise, width=recipe.width, sample_steps=recipe.sample_steps,
-                     **self.network_options())]
+                     guidable=recipe.label_dropout > 0, **self.network_options())]
 
     def network_options(self):
         """What else the network is built with."""

@@ -36,21 +36,22 @@ class FlowGenerator(ConditionalGenerator):
     The U-Net has half of `width` channels at full resolution and `width` at each halving below, down to a grid of 4 to 7
     pixels, where pixels attend to each other. Sizes that cannot be halved so often are padded. The noise has an entry for every
     value of an image. A `shortcut`'s network knows the length of its step too (arXiv 2410.12557): it draws in a power of two of
-    steps, and has learned its guidance.
+    steps, and has learned its guidance. One that is not `guidable` has never seen an image without its class.
     Raises UserError for `dim_noise` other than an image's, and as `check_sampling` does.
     """
 
     eager = True  # compiling its steps takes minutes on two cores, for a gain that nobody has measured
 
     @register_to_config
-    def __init__(self, size, channels, num_classes, dim_noise=None, width=64, sample_steps=16, guidance=1.0, shortcut=False):
+    def __init__(self, size, channels, num_classes, dim_noise=None, width=64, sample_steps=16, guidance=1.0, shortcut=False,
+                 guidable=True):
         super().__init__()
         entries = channels * size**2
         if dim_noise not in (None, entries):
             raise UserError(f"--dim-noise {dim_noise}: the noise of unet has as many entries as an image, {entries}: leave it "
                             "out")
         self._describe(size, channels, num_classes, entries)
-        self.shortcut, self.sample_steps, self.guidance = shortcut, sample_steps, guidance
+        self.shortcut, self.sample_steps, self.guidance, self.guidable = shortcut, sample_steps, guidance, guidable
         self.check_sampling(sample_steps, guidance)
         self.padding = -size % 2 ** doublings(size)
         widths = (width // 2, *[width] * doublings(size))
@@ -78,6 +79,9 @@ class FlowGenerator(ConditionalGenerator):
     def check_sampling(self, sample_steps=None, guidance=None):
         if self.shortcut:
             check_shortcut(sample_steps, guidance)
+        if not self.guidable and guidance not in (None, 1):
+            raise UserError(f"--guidance {guidance:g}: this flow was trained with --label-dropout 0, and knows no image "
+                            "without a class: leave it out")
 
     def forward(self, noise, labels, time=None, span=None, sample_steps=None, guidance=None):
         """noise [B, Z], labels int64 [B] -> images [B, C, H, W] in [-1, 1]; with a `time`, as `velocity`, in training."""

@@ -172,6 +172,7 @@ STAGE2 = [
     (["--weight", "{gan}", "--eval-model", "vgg"], "--eval-model"),
     (["--weight", "{gan}", "--eval-ipc", "0"], "--eval-ipc"),
     (["--weight", "{gan}", "--control-of", "nowhere"], "--control-of nowhere"),
+    (["--control-of", "nowhere"], "--control-of nowhere"),
     (["--weight", "{gan}", "--control-of", "{gan}"], "holds no readable summary.json"),
     (["--weight", "{gan}", "--control-of", "{gan}", "--steps", "3"], "exclude each other"),
     (["--weight", "{gan}", "--epochs", "3", "--steps", "0"], "exclude each other"),

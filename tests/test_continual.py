@@ -198,6 +198,7 @@ def test_two_processes_judge_what_one_does(command, tmp_path):
     ((), "the following arguments are required: --memory"),
     (("--memory", "dm"), "--memory: dm: write NAME=\"COMMAND\", a command of pool_match.py or gen_condense.py"),
     (("--memory", "dm=train.py"), "--memory: dm=train.py: write NAME"),
+    (("--memory", "a=gen_condense.py && pool_match.py --method dm"), "--memory a: --weight is not for --method dm"),
     (("--memory", "dm=pool_match.py --method 'dm"), "No closing quotation"),
     (("--memory", "a/b=pool_match.py"), "must be the name of one folder"),
     (("--memory", "dm=pool_match.py --ipc=2"), "dm: --ipc=2 is the same for all memories: give it to continual.py itself"),

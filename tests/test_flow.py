@@ -273,3 +273,5 @@ def test_bad_input_is_named_in_one_line(command, fails, tmp_path):
         assert not (tmp_path / "wrong").exists()
     with pytest.raises(UserError, match="--dim-noise"):
         FlowGenerator(8, 1, 10, dim_noise=32)
+    with pytest.raises(UserError, match="was trained with --label-dropout 0"):
+        FlowGenerator(8, 1, 10, width=8, guidable=False).check_sampling(guidance=2.0)

@@ -5,6 +5,7 @@ import shutil
 
 import pytest
 
+import gen_condense
 import pool_match
 import validate
 from gendistil.common.errors import UserError
@@ -134,6 +135,16 @@ def test_classes_of_one_source_are_not_those_of_another(call, tmp_path, capsys):
     with pytest.raises(SystemExit):
         call(validate, "--pretrain-weight", *(tmp_path / "results" / f"of{first}" for first in (0, 2)), "--ipc", 1, *QUICK)
     assert "of2 learned the classes 2 3, and 0 1 are judged: judge them apart" in capsys.readouterr().err
+    call(pool_match, "--tag", "turned", "--method", "random", "--ipc", 1, "--classes", *range(9, -1, -1), "--eval-epochs", 1)
+    call(gen_condense, "--tag", "threes", "--classes", 0, 1, 2, "--width", 8, "--batch-size", 4, "--steps", 1)
+    turned, threes = (tmp_path / "results" / tag for tag in ("turned", "threes"))
+    for words, said in (((validate, "--data", "digits", "--pretrain-weight", turned, "--ipc", 1, *QUICK), "8 9 are judged"),
+                        ((pool_match, "--data", "digits", "--classes", 3, 4, 5, "--weight", threes), "and 3 4 5 are learned")):
+        with pytest.raises(SystemExit):
+            call(*words)
+        assert said in capsys.readouterr().err
+    call(validate, "--tag", "own", "--pretrain-weight", turned, "--ipc", 1, *QUICK)
+    assert read_report(tmp_path / "results/own/report.json")[0]["data"] == "digits, classes 9 8 7 6 5 4 3 2 1 0"
 
 
 def test_a_student_of_a_long_name_is_kept(call, gan, tmp_path):

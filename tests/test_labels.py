@@ -21,7 +21,7 @@ from gendistil.common.engine import EAGER, Engine
 from gendistil.common.errors import UserError
 from gendistil.common.rng import stream
 from gendistil.data import load_dataset, standardise, to_signed, to_uint8
-from gendistil.evaluation import PROTOCOLS, evaluate, student_batches, teachers
+from gendistil.evaluation import PROTOCOLS, evaluate, judged, student_batches, teachers
 from gendistil.evaluation.teachers import Labels, Teachers
 from gendistil.sources import ROWS, PixelSet, RealImages, Rows, Taught, Teacher, draw_set, load_source
 from pools import ClassifierPool, build_classifier, train_classifier
@@ -304,13 +304,18 @@ def test_rows_are_those_of_the_images_beside_them(digits, pool, taught_run):
     assert source.rows.held_out_accuracy == pytest.approx(teacher.accuracy(digits.held_out))
 
 
-def test_stored_rows_need_no_teacher(command, taught_run, pool, monkeypatch):
+def test_stored_rows_need_no_teacher(command, taught_run, pool, monkeypatch, capsys):
     shared = ("--output-dir", taught_run.parent, "--ipc", 1, 2, "--epochs", 1, "--min-steps", 1, "--num-eval", 1, "--labels",
               "hard", "rows", "--sampling", "fixed", "--pretrain-weight", taught_run)
     command(validate, *shared, "--tag", "with", "--teacher", pool.dir, "--compare", "random")
+    command(validate, *shared, "--tag", "beside")  # its classifier is there, so random images are too
+    beside = json.loads((taught_run.parent / "beside" / "report.json").read_text())
     monkeypatch.setattr(ClassifierPool, "open", lambda *args: pytest.fail("the pool was opened"))
+    monkeypatch.setattr(judged, "named_teacher", lambda runs: "gone")
     command(validate, *shared, "--tag", "without")
+    assert "no random real images beside" in capsys.readouterr().err
     rows, named = (json.loads((taught_run.parent / tag / "report.json").read_text()) for tag in ("without", "with"))
+    assert [(row["source"], row["accuracies"]) for row in beside] == [(row["source"], row["accuracies"]) for row in named]
     named = [row for row in named if row["source"] == taught_run.name]
     assert [row["teacher"] for row in rows[2:]] == [row["teacher"] for row in named[2:]]
     assert "% of the held-out images" in rows[2]["teacher"]

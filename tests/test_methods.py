@@ -1,6 +1,7 @@
 """Every method by its command line, and every combination of the four choices."""
 
 import json
+from dataclasses import replace
 
 import pytest
 import torch
@@ -89,6 +90,25 @@ def test_every_preset_runs_and_is_judged(command, tmp_path, method):
     assert len(list((tmp_path / "export").rglob("images/*/*.png"))) == 10 * source.decoded(2)
 
 
+def test_a_resumed_run_keeps_the_values_that_it_began_with(command, tmp_path, monkeypatch):
+    words = ("--output-dir", tmp_path, "--method", "dm", "--ipc", 1, *QUICK)
+    command(pool_match, *words, "--steps", 1)
+    monkeypatch.setitem(METHODS, "dm", replace(METHODS["dm"], match="energy", lr=5.0, momentum=0.1))  # as a later version may
+    command(pool_match, *words, "--steps", 2, "--resume")
+    values = read_json(tmp_path / "match" / "config.json")["method_values"]
+    assert [values[name] for name in ("match", "lr", "momentum", "steps")] == ["mean", 1.0, 0.5, 2]
+
+
+def test_stage_2_hands_on_the_recipe_of_stage_1(command, tmp_path):
+    shared = ("--output-dir", tmp_path, "--overwrite")
+    command(gen_condense, *shared, "--width", 8, "--batch-size", 4, "--steps", 1, "--lr", 1e-3)
+    quick = (*QUICK, *SMALL_POOL, "--steps", 1)
+    command(pool_match, *shared, "--weight", tmp_path / "gan", *quick, "--lr", 1e-6, "--batch-size", 6)
+    command(pool_match, *shared, "--tag", "again", "--weight", tmp_path / "match", *quick)
+    recipes = [read_json(tmp_path / tag / "config.json")["recipe_values"] for tag in ("match", "again")]
+    assert [(recipe["lr"], recipe["batch_size"]) for recipe in recipes] == [(1e-6, 6), (1e-3, 4)]
+
+
 @pytest.mark.parametrize("method", ["dm", "dsa", "dream+"])
 def test_resuming_pixels_gives_what_one_run_gives(command, tmp_path, monkeypatch, method):
     monkeypatch.setenv("ACCELERATE_USE_CPU", "1")
@@ -126,6 +146,12 @@ def test_a_weight_of_the_method_can_be_left_out(command, tmp_path, words):
     command(pool_match, "--output-dir", tmp_path, *words.split(), "--ipc", 2, *QUICK, "--steps", 1)
     values = json.loads((tmp_path / "match" / "config.json").read_text())["method_values"]
     assert values["calibrate"] == values["mean_weight"] == 0
+
+
+@pytest.mark.parametrize("words", ["--pool-training random", " ".join(map(str, ("--match grad", *SMALL_POOL)))])
+def test_calibration_by_the_method_falls_away_where_it_means_nothing(command, tmp_path, words):
+    command(pool_match, "--output-dir", tmp_path, "--method", "ncfm", *words.split(), "--ipc", 2, *QUICK, "--steps", 1)
+    assert json.loads((tmp_path / "match" / "config.json").read_text())["method_values"]["calibrate"] == 0
 
 
 def test_published_values():
@@ -170,7 +196,7 @@ def test_the_methods_are_listed(command, capsys):
     (["--method", "dm", "--aug-setting", "image", "--steps", "1"], "use --aug-setting class"),
     (["--method", "dm", "--metric", "angle"], "invalid choice: 'angle'"),
     (["--method", "idc", "--pool", "mlp"], "--pool mlp: it has no convolutions"),
-    (["--method", "ncfm", "--match", "grad"], "--match mean, moments, energy, cf, or --calibrate 0"),
+    (["--method", "ncfm", "--match", "grad", "--calibrate", 0.1], "--match mean, moments, energy, cf, or --calibrate 0"),
     (["--method", "ncfm", "--no-pool-initial"], "give --pool-snapshots 2 or more, or --pool-initial"),
     (["--method", "ncfm", "--momentum", 0.9], "--momentum does nothing beside --optimizer adam"),
     (["--method", "dc", "--aug-type", "crop"], "--aug-type does nothing beside --no-match-aug"),

@@ -49,11 +49,11 @@ def spec(names, channels, size):
     return Spec("made", tuple(names), channels, size, STANDARD * channels, STANDARD * channels, True)
 
 
-def transformer():
+def transformer(classes=1000):
     """A DiT of four pixels of latents."""
     shape = {"sample_size": 4, "num_layers": 1, "patch_size": 2, "attention_head_dim": 4, "num_attention_heads": 2,
              "in_channels": 4, "out_channels": 8, "attention_bias": True, "activation_fn": "gelu-approximate",
-             "num_embeds_ada_norm": 1000, "norm_type": "ada_norm_zero", "norm_elementwise_affine": False}
+             "num_embeds_ada_norm": classes, "norm_type": "ada_norm_zero", "norm_elementwise_affine": False}
     decoder = diffusers.AutoencoderKL(block_out_channels=(8, 8), norm_num_groups=4, up_block_types=("UpDecoderBlock2D",) * 2,
                                       down_block_types=("DownEncoderBlock2D",) * 2)
     return diffusers.DiTPipeline(diffusers.DiTTransformer2DModel(**shape), decoder, diffusers.DDPMScheduler())
@@ -89,6 +89,15 @@ def test_a_pipeline_is_a_source(tmp_path, make, classes, shape, names):
     size = sum(file.stat().st_size for file in tmp_path.rglob("*.safetensors"))
     assert 0 < source.stored_bytes(1) <= size
     assert "learned elsewhere" in source.remark
+
+
+def test_a_transformer_of_other_classes_than_those_of_imagenet_is_not_guided(tmp_path):
+    transformer(10).save_pretrained(tmp_path)
+    source = load_source(tmp_path).fitted(spec("0123456789", 3, 8))
+    assert source.sample(torch.tensor([9, 0])).shape == (2, 3, 8, 8)  # diffusers' own default guides by a class 1000
+    source.check_sampling(guidance=1.0)
+    with pytest.raises(UserError, match="guides by class 1000"):
+        source.check_sampling(guidance=2.0)
 
 
 def test_which_of_its_classes_are_those_of_the_data_set(tmp_path):

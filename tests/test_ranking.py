@@ -187,6 +187,8 @@ def test_rows_of_a_teacher_are_soft_labels(tmp_path):
     assert json.loads((tmp_path / "learned" / "config.json").read_text())["loss_fn_kwargs"]["temperature"] == 1
     with pytest.raises(UserError, match="name a run without --whiten zca"):
         RankingExport({"name": "cifar10", "whitening": "zca"}, learned)
+    with pytest.raises(UserError, match="in alphabetical order, and these are truck, ship, horse, "):
+        RankingExport({"name": "cifar10", "classes": ["truck", "ship", "horse"]}, learned)
     RankingExport({"name": "cifar10"}, Noise()).write(tmp_path / "set", 1, images, labels, logits)
     assert json.loads((tmp_path / "set" / "config.json").read_text())["loss_fn_kwargs"]["temperature"] == 2
     assert torch.equal(torch.load(tmp_path / "set" / "soft_labels.pt", weights_only=True), logits)

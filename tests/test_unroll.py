@@ -364,6 +364,7 @@ def test_gradients_are_shortened_to_a_multiple_of_their_running_mean(digits):
     (["--method", "mtt", "--start-grows", 5], "--start-grows does nothing beside --first-max-start 0"),
     (["--method", "mtt", "--pool-epochs", 2], "need experts of 6 epochs: raise --pool-epochs, now 2"),
     (["--method", "bptt", "--unroll-momentum", 0.5], "--unroll-momentum does nothing beside --unroll-optimizer adam"),
+    (["--method", "dd", "--match-aug"], "--unroll-order steps is plain SGD without augmentation"),
     (["--method", "dd", "--unroll-batch", 5], "--unroll-batch does nothing beside --unroll-order steps"),
     (["--method", "bptt", "--window", 300], "--window 300 is longer than the training of --unroll 200 steps"),
     (["--method", "bptt", "--expert-epochs", 3], "--expert-epochs is not for networks of --pool-training random"),
@@ -371,7 +372,7 @@ def test_gradients_are_shortened_to_a_multiple_of_their_running_mean(digits):
     (["--method", "dd", "--syn-batch", 1], "leave out --syn-batch"),
     (["--method", "bptt", "--label-lr", 1], "add --pool-training expert or pretrained"),
     (["--method", "itgan", "--weight", "gan", "--match", "outcome"], "or --own-weight 0"),
-    (["--method", "ncfm", "--pool-training", "random"], "--calibrate asks networks that have learned"),
+    (["--method", "ncfm", "--pool-training", "random", "--calibrate", 1], "--calibrate is not for networks of --pool-training"),
     (["--method", "dm", "--pool-training", "real", "--inner", 5], "where every step has a new network: give --outer"),
     (["--method", "dc", "--pool-lr", 1, "--ipc", 1], "--pool-lr does nothing where every step has a new network"),
 ])

@@ -23,7 +23,8 @@ class _Help(argparse.ArgumentDefaultsHelpFormatter):
     """Adds the default to a flag's help unless there is none or the text already names one."""
 
     def _get_help_string(self, action):
-        if action.required or action.default in (None, [], False) or "default" in action.help:
+        none = action.default is None or action.default is False or action.default == []
+        if action.required or none or "default" in action.help:
             return action.help
         return super()._get_help_string(action)
 
@@ -96,7 +97,8 @@ def add_run_arguments(parser, default_tag):
     group.add_argument("--tag", type=tag, default=default_tag, help="name of the run: its folder under --output-dir")
     group.add_argument("--output-dir", type=Path, default=Path("results"), help="folder that holds the runs")
     group.add_argument("--overwrite", action="store_true", help="replace an earlier run of the same tag")
-    group.add_argument("--seed", type=SEED, default=3407, help="seed of every random draw")
+    group.add_argument("--seed", type=SEED, default=3407, help="seed of every random draw, but of the pretraining of "
+                       "pools, which runs of all seeds share")
     group.add_argument("--precision", choices=PRECISIONS, default="auto",
                        help="arithmetic of the networks; auto: bf16 where the hardware computes it natively, else fp32")
     group.add_argument("--compile", choices=COMPILE, default="auto",

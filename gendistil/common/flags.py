@@ -43,7 +43,7 @@ def add_flags(parser, *kinds, defaults=False, told=False):
         facts = {key: field.metadata[key] for key in _PASSED if key in field.metadata}
         if callable(facts.get("choices")):
             facts["choices"] = facts["choices"]()
-        if told and field.default:
+        if told and field.default and "default" not in facts["help"]:
             facts["help"] += f" (default: {field.default})"
         if field.type is bool:
             facts["action"] = argparse.BooleanOptionalAction

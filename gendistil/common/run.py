@@ -11,6 +11,7 @@ import shutil
 import subprocess
 import sys
 import time
+from dataclasses import fields, replace
 from pathlib import Path
 
 import torch
@@ -164,6 +165,19 @@ def inherit_settings(args, folder):
     for name in names:
         if getattr(args, name) is None:
             setattr(args, name, config.get(name))
+    if getattr(args, "teacher", folder) is None and config.get("teacher"):
+        args.teacher = Path(beside(config["teacher"], folder))
+
+
+def as_begun(row, options, key):
+    """The dataclass `row` with the values that the run which --resume continues began with, as its config.json has them at
+    `key`, but for what the flags, `options`, give anew: what a table's row says may have changed since."""
+    saved = made_by(Path(options["output_dir"]) / options["tag"]).get(key) if options["resume"] else None
+    anew = {name for name in _MAY_CHANGE if options.get(name) is not None}
+    anew |= {"steps", "epochs"} if anew & {"steps", "epochs"} else set()
+    values = {name: tuple(value) if isinstance(value, list) else value for name, value in (saved or {}).items()
+              if name not in anew}
+    return replace(row, **{field.name: values[field.name] for field in fields(row) if field.name in values})
 
 
 def resume_state(options):
@@ -328,6 +342,17 @@ def check_held_out(path, flag, held_out):
                         f"{known:g}")
 
 
+def check_classes(path, flag, args, remedy):
+    """Raise UserError if the run at `path` has learned other classes than --classes says, or in another order."""
+    made = made_by(path)
+    known, asked = made.get("classes"), args.classes
+    if (known and asked) or ((known or asked) and made.get("data") == str(args.data)):
+        first = list(range(len(known or asked)))
+        if list(known or first) != list(asked or first):
+            raise UserError(f"{flag} {path} learned the classes {' '.join(map(str, known or first))}, and "
+                            f"{' '.join(map(str, asked or first))} are {remedy}")
+
+
 def amend(run, **facts):
     """Add `facts` to the config.json of a run's folder, which is replaced whole."""
     write_json(run / CONFIG, {**read_json(run / CONFIG), **facts})
@@ -351,7 +376,7 @@ def inherit_data(args, weight=None, *others):
     if args.held_out is None:
         args.held_out = config.get("held_out", 0.1)
     if "whiten" in args:
-        made = {run.get("whiten") == "zca" for run in (config, *map(made_by, others)) if "whiten" in run}
+        made = {run.get("whiten") == "zca" for run in (config, *map(made_by, others))}
         if args.whiten is None and len(made) > 1:
             raise UserError("--pretrain-weight: some were learned for whitened images and some were not: give --whiten zca or "
                             "none, for all, or judge them apart")

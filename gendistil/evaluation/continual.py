@@ -145,7 +145,10 @@ class Memory:
             for flag, value in (("--data-dir", args.data_dir), ("--image-size", args.image_size)):
                 words += [] if value is None else [flag, value]
             words = [str(word) for word in words]
-            options = script.parse_args(words)
+            try:
+                options = script.parse_args(words)
+            except UserError as error:
+                raise UserError(f"--memory {self.name}: {error}")
             yield script, [*words, *(["--ipc", str(args.ipc)] if _stores(options) else [])], options, folder
             weight = ["--weight", folder]
 

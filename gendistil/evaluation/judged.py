@@ -10,10 +10,10 @@ from gendistil.common.cli import say
 from gendistil.common.errors import UserError
 from gendistil.common.flags import fields, given
 from gendistil.common.hub import is_hub
-from gendistil.common.run import CONFIG, check_held_out, check_options, check_outside, made_by, read_json
+from gendistil.common.run import CONFIG, check_classes, check_held_out, check_options, check_outside, made_by, read_json
 from gendistil.evaluation.rows import LEARNED, PLAIN, REPORT, SCORED, read_report, row_key, unique
 from gendistil.evaluation.students import PROTOCOLS, Result, replayed, steps_per_epoch
-from gendistil.evaluation.teachers import Labels, fits, open_teacher
+from gendistil.evaluation.teachers import Labels, fits, named_teacher, open_teacher
 from gendistil.sources import RealImages, Refined, Refinement, check_fits, load_source, refine
 
 REAL, WHOLE, TRAIN = "random real images", "whole training set", "training set without its held-out images"
@@ -99,10 +99,7 @@ def load_sources(args, paths, dataset, real):
     for name, path in paths.items():
         source = load_source(path, device).fitted(dataset.spec)
         check_fits(source, dataset.spec, f"--pretrain-weight {path}")
-        classes = made_by(path).get("classes")
-        if classes and args.classes and classes != args.classes:
-            raise UserError(f"--pretrain-weight {path} learned the classes {' '.join(map(str, classes))}, and "
-                            f"{' '.join(map(str, args.classes))} are judged: judge them apart")
+        check_classes(path, "--pretrain-weight", args, "judged: judge them apart")
         if args.scored_on == "held_out":
             check_held_out(path, "--pretrain-weight", args.held_out)
         if source.max_ipc is not None and PROTOCOLS[args.protocol].random_labels:
@@ -118,17 +115,24 @@ def load_sources(args, paths, dataset, real):
         source = refine(source, path, args, functools.partial(open_teacher, dataset=dataset), device)
         name += f", {source.refinement.words}" if isinstance(source, Refined) else ""
         sources[name], named[name] = source, path
-        if args.ranking and source.soft:
-            raise UserError(f"--ranking compares with hard labels, and {name} has learned its own: add --no-own")
+        if args.ranking and (source.soft or source.step_size is not None):
+            learned = "labels" if source.soft else "step size"
+            raise UserError(f"--ranking compares with images of hard labels at the protocol's learning rate, and {name} has "
+                            f"learned its own {learned}: add --no-own")
         if args.ipc[0] > (source.max_ipc or math.inf):
             raise UserError(f"--ipc {args.ipc[0]}: {name} has {source.max_ipc} images of a class: lower it")
         for ipc in args.ipc if PROTOCOLS[args.protocol].replay else ():
             replayed(source, ipc, PROTOCOLS[args.protocol])
     if args.compare is None:
-        # Labels of a teacher help any images. A source that keeps its rows may have come without the classifier.
+        # Labels of a teacher help any images, so random ones stand beside.
+        beside = args.labels != ("hard",) and not PROTOCOLS[args.protocol].replay
         asked = "teacher" in args.labels or args.teacher or any(source.rows is None for source in sources.values())
-        asked = asked and args.labels != ("hard",) and not PROTOCOLS[args.protocol].replay
-        args.compare = ["random"] if asked else []
+        folder = named_teacher(paths.values())
+        if beside and not asked and not (folder and Path(folder).is_dir()):
+            say("no random real images beside: the sources keep their rows, and the classifier that answers for others is not "
+                "here; --teacher names it")
+            beside = False
+        args.compare = ["random"] if beside else []
     if "random" in args.compare:
         sources[REAL] = images = RealImages(real, dataset.spec.num_classes)
         if not paths and "whole" not in args.compare and args.ipc[0] > images.max_ipc:
@@ -148,6 +152,11 @@ def compared(args):
     if args.full_epochs and "whole" not in (names or ()):
         raise UserError("--full-epochs is for all real images: add --compare whole")
     return [] if names == ["none"] else names
+
+
+def data_words(args, spec):
+    """What a report calls the data set that `spec` describes, or those of its classes that --classes names."""
+    return spec.title + (f", classes {' '.join(map(str, args.classes))}" if args.classes else "")
 
 
 def add_scored_on(parser):

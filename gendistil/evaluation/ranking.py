@@ -157,6 +157,10 @@ class RankingExport:
             raise UserError(f"--format ddranking: its package knows {', '.join(sorted(_KNOWN))}, and these are {classes} "
                             f"classes of {channels}x{size}x{size} images of {name or 'an unknown data set'}: name a run on one "
                             "of them")
+        names = list(facts.get("classes", ()))
+        if names != sorted(names):
+            raise UserError("--format ddranking: its package has the classes in alphabetical order, and these are "
+                            f"{', '.join(names[:3])}, ...: name a run without --classes")
         if "whitening" in facts:
             raise UserError("--format ddranking: these images are for networks that see whitened ones, and its package whitens "
                             "otherwise: name a run without --whiten zca")

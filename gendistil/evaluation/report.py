@@ -40,7 +40,7 @@ LEGEND = """\
 Mean ± standard deviation over students with different seeds (± half the width of the mean's 95 % interval, Student's t).
 IPC: images per class. Sampling fixed: one set per student; representative: one chosen among 20 or more times as many,
 where there are so many; fresh: a new set every epoch; all: every training image. A heading names the protocol by which
-students were trained where it is not the default of `validate.py`.
+students were trained where it is not the default of `validate.py`; what flags changed of it, the command or the text says.
 """
 """What the words and numbers of a table mean, as markdown: once for all tables of a document."""
 
@@ -254,7 +254,7 @@ def _section(rest, root):
     files, against = files.split(), [name.strip() for name in against.split(",") if name.strip()]
     if not files:
         raise UserError("a table names no file: write <!-- table: FILE ... -->")
-    rows = [row for file in files for row in read_report(root / file)]
+    rows = [row for part in told_apart({root / file: read_report(root / file) for file in files}).values() for row in part]
     _check_against(rows, against, "against")
     return f"{tables(rows, against)}\nMeasured: {', '.join(f'`{file}`' for file in files)}\n"
 
@@ -269,6 +269,8 @@ def _check_against(rows, against, flag):
 
 def rewrite_document(path, sections=None):
     """The text of the document at `path` as `rewrite` makes it. Raises UserError, which names it, where that cannot be said."""
+    if not path.is_file():
+        raise UserError(f"--document {path} is not there: name a markdown file")
     root = next((folder for folder in path.resolve().parents if (folder / "pyproject.toml").exists()), None)
     if root is None:
         raise UserError(f"--document {path}: no folder above it holds a pyproject.toml, where the paths of its tables start")

@@ -20,8 +20,8 @@ from pools import SCHEDULES, SideBySide, accuracy, base_name, build_classifier, 
 from pools.training import prepare_batch, split_batches
 
 SAMPLINGS = (*CHOICES, "fresh")
-"""fixed: a student sees one set of IPC images of every class; representative: one too, chosen among 20 times as many images;
-fresh: a new set every epoch."""
+"""fixed: a student sees one set of IPC images of every class; representative: one too, chosen among 500 images of a class,
+or 20 times as many where that is more; fresh: a new set every epoch."""
 
 GROUP = "students (a flag that is not given takes the protocol's value)"
 

@@ -78,6 +78,12 @@ def open_teacher(path, dataset):
     return pool
 
 
+def named_teacher(runs):
+    """The folder of the classifiers that the first run which names any was labelled by, or matched with; None for none."""
+    named = (beside(made_by(run).get(name), run) for run in runs for name in ("teacher", "pool_folder"))
+    return next(filter(None, named), None)
+
+
 def keep_rows(folder, teacher, dataset):
     """Keep what a `Teacher` answers to each of the stored images of the model in `folder`, beside its weights."""
     device = dataset.train.images.device
@@ -104,8 +110,7 @@ class Teachers:
         self.sources = list(sources)
         if "teacher" not in labels.labels and all(map(self._keeps_rows, self.sources)):
             return
-        named = (beside(made_by(run).get(name), run) for run in runs for name in ("teacher", "pool_folder"))
-        path = labels.teacher or next(filter(None, named), None)
+        path = labels.teacher or named_teacher(runs)
         if path is None:
             raise UserError("--labels: no run of --pretrain-weight names a pool of pretrained classifiers: give --teacher, the "
                             "folder of one (results/pools/...)")

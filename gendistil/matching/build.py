@@ -12,7 +12,18 @@ from gendistil.common.cli import COUNT
 from gendistil.common.device import process_first
 from gendistil.common.errors import UserError
 from gendistil.common.flags import option, override, refuse
-from gendistil.common.run import CHECKPOINT, CONFIG, check_held_out, check_outside, find_run, made_by, read_json, training_state
+from gendistil.common.run import (
+    CHECKPOINT,
+    CONFIG,
+    as_begun,
+    check_classes,
+    check_held_out,
+    check_outside,
+    find_run,
+    made_by,
+    read_json,
+    training_state,
+)
 from gendistil.matching import initial
 from gendistil.matching.drawing import DrawingLearner, modes_of
 from gendistil.matching.learners import GeneratorLearner, LatentLearner, PixelLearner
@@ -66,6 +77,7 @@ def check_paths(args):
             check_outside(args, flag, path)
     if args.weight:
         check_held_out(args.weight, "--weight", args.held_out)
+        check_classes(args.weight, "--weight", args, "learned: give the same --classes")
 
 
 def read_weight(args):
@@ -107,7 +119,8 @@ def read_matched(args):
     if args.control_of is None:
         return {}
     config = made_by(args.control_of)
-    alike = all(config.get(name) == getattr(args, name) for name in ("eval_model", "eval_ipc", "eval_epochs", "seed"))
+    alike = all(config.get(name) == getattr(args, name) for name in (
+        "eval_model", "eval_ipc", "eval_epochs", "seed", "data", "image_size", "classes", "held_out", "whiten"))
     return read_json(args.control_of / SUMMARY) if alike else {}
 
 
@@ -177,12 +190,13 @@ def _generator(begin):
     elif method.sample_steps:
         raise UserError(f"--sample-steps is for a flow, and {file} was trained by '{recipe.trainer}': leave it out")
     values = {name: value for name, value in values.items() if value is not None and name in known}
-    recipe = dataclasses.replace(recipe, **values)
+    first, recipe = recipe, dataclasses.replace(recipe, **values)
+    kept = dataclasses.replace(first, **{name: value for name, value in values.items() if name == "sample_steps"})
     if recipe.batch_size % accelerator.num_processes:
         raise UserError(f"--batch-size {recipe.batch_size} must be a multiple of the {accelerator.num_processes} processes")
     trainer = make_trainer(accelerator, begin.dataset.spec, recipe, begin.seed, begin.engine)
     trainer.load_state_dict(state, file)
-    return GeneratorLearner(trainer, begin.dataset, begin.steps_before)
+    return GeneratorLearner(trainer, begin.dataset, begin.steps_before, kept)
 
 
 def _stored_settings(begin):
@@ -263,6 +277,7 @@ def start_latents(method, start, seed, dataset, device):
                         "--method inversion that found them")
     state = training_state(run / CHECKPOINT)
     source.load_state_dict(state[LATENTS_FOLDER])  # as they were before rounding
+    source.rows = source.step_size = None  # learned with other images, if at all
     return source, state["rows"]
 
 
@@ -316,15 +331,31 @@ def check_match(args, match, pool):
         refuse(args, (Method,), lambda field: field.name == "match_batch",
                f"does nothing beside --match {match}, which trains on the stored images: give --syn-batch or --unroll-batch")
     for weight, (flag, seen) in _WEIGHTS.items() if row else ():
-        if getattr(values, weight) and weight not in taken:
+        if getattr(args if weight == "calibrate" else values, weight) and weight not in taken:
             names = ", ".join(name for name, row in OBJECTIVES.items() if weight in row.options)
             raise UserError(f"{flag} is for an objective that compares {seen}: --match {names}, or {flag.split()[0]} 0")
-    if row and values.calibrate and pool not in TRAINED:
-        raise UserError(f"--calibrate asks networks that have learned, and those of --pool-training {pool} have not: give "
-                        "another, or --calibrate 0")
+    plain = values.unroll_optimizer == "sgd" and not values.unroll_momentum and not values.match_aug
+    if row and values.unroll_order == "steps" and not plain:
+        raise UserError("--unroll-order steps is plain SGD without augmentation, which --protocol replay repeats: give "
+                        "--unroll-optimizer sgd, --unroll-momentum 0 and --no-match-aug")
     if row and row.expert and pool != "expert":
         raise UserError(f"--match {match} follows experts, and networks of --pool-training {pool} are none: give "
                         "--pool-training expert")
+
+
+def calibrated_if_possible(method):
+    """`method`, whose own --calibrate is 0 where its objective sees no embeddings or its networks have not learned; of a flag
+    `check_match` says so."""
+    row = OBJECTIVES.get(method.match)
+    possible = row and "calibrate" in row.options and method.pool_training in TRAINED
+    return method if possible else dataclasses.replace(method, calibrate=0.0)
+
+
+def settled(method, options):
+    """`method`, in which the flags have taken the place of its row's values, as the run with these `options` learns by it."""
+    if options["steps"] is not None and method.epochs and not options["epochs"]:
+        method = dataclasses.replace(method, epochs=None)  # the row's passes give way to the steps that were asked for
+    return as_begun(calibrated_if_possible(method), options, "method_values")
 
 
 def check_online(args, method):

@@ -10,6 +10,7 @@ paired with.
 """
 
 import functools
+from dataclasses import asdict
 
 import torch
 
@@ -28,22 +29,28 @@ SPACES = ("standardised", "unit")
 class GeneratorLearner:
     """The weights of a generator, beside its own training: DiM's second stage.
 
-    Args: trainer, a `Trainer`; dataset, a `Dataset` on the device; steps_before, steps that it has taken in earlier stages.
+    Args: trainer, a `Trainer`; dataset, a `Dataset` on the device; steps_before, steps that it has taken in earlier stages;
+    recipe, that of stage 1, from which a later stage 2 takes what no flag says, where the trainer's is another.
     """
 
     folder, has_pairs = MODEL, False
 
-    def __init__(self, trainer, dataset, steps_before=0):
+    def __init__(self, trainer, dataset, steps_before=0, recipe=None):
+        self.recipe = recipe or trainer.recipe
         self.trainer, self.real, self.steps_before = trainer, dataset.train, steps_before
         self.accelerator, self.seed, self.stream = trainer.accelerator, trainer.seed, trainer.stream
         self.engine, self._noise = trainer.engine, None
         self.shuffle = Shuffle(len(self.real), trainer.recipe.batch_size, trainer.seed, "real of stage 2")
         self.grid, self.check = trainer.grid, trainer.check
-        self.state_dict, self.load_state_dict = trainer.state_dict, trainer.load_state_dict
+        self.load_state_dict = trainer.load_state_dict
 
     @property
     def source(self):
         return self.trainer.source
+
+    def state_dict(self):
+        """Everything that continuing needs, as nested dicts of tensors and plain values."""
+        return {**self.trainer.state_dict(), "recipe": asdict(self.recipe)}
 
     def begin(self, dataset, method, pool):
         """What happens before the first step of a run: nothing, the weights are there."""

@@ -28,7 +28,7 @@ DEFAULT_IPC = 10
 
 _UNROLL = "training on the synthetic images (--match trajectory, outcome)"
 _METHOD = "method (a flag that is not given takes the method's value)"
-_LENGTH = "length and reports"
+LENGTH = "length and reports"
 
 
 def _match(text):
@@ -187,20 +187,21 @@ class Method:
                                  pools=("pretrained",))
 
     lr: float | None = option("learning rate of the generator (default: the recipe's), of pixels or of latents", None,
-                              type=POSITIVE, group=_LENGTH, learns=(GENERATOR, *STORED))
+                              type=POSITIVE, group=LENGTH, learns=(GENERATOR, *STORED))
     steps: int | None = option("steps (default: the method's; of inversion, each latent once)", 1000, type=NATURAL,
-                               group=_LENGTH)
+                               group=LENGTH)
     epochs: int | None = option("passes over the real images, instead of --steps, for a generator", None, type=COUNT,
-                                group=_LENGTH, learns=(GENERATOR,))
+                                group=LENGTH, learns=(GENERATOR,))
     keep: str = option("the result is what the last step left, or what scored best on held-out images (DiM, DREAM, MTT, BPTT)",
-                       "last", choices=KEEPS, group=_LENGTH)
+                       "last", choices=KEEPS, group=LENGTH)
 
 
 DSA = "color_crop_cutout_flip_scale_rotate"
 DIM_POOL = ("convnet", "resnet10", "resnet18", "resnet10_ap", "resnet18_ap")
 
 _DEFAULT = Method(GENERATOR, "DiM on DREAM's batches, with what held-out images chose", match="energy", match_classes=2,
-                  match_batch=96, aug_setting="image", pool_training="pretrained", select="dream", select_interval=50)
+                  calibrate=3.0, match_batch=96, aug_setting="image", pool_training="pretrained", select="dream",
+                  select_interval=50)
 _DM = Method(PIXELS, "DM, arXiv 2110.04181", match="mean", match_weight=1.0, match_batch=256, aug_type=DSA, aug_single=True,
              lr=1.0, steps=20_000)
 _DC = Method(PIXELS, "DC, ICLR 2021", match="grad", metric="dc", match_weight=1.0, match_batch=256, match_aug=False,
@@ -226,8 +227,8 @@ _CORESET = Method(PIXELS, "images at random", match_weight=1.0, steps=0, lr=1.0)
 
 METHODS = {
     "default": _DEFAULT,
-    "dim": replace(_DEFAULT, source="DiM, arXiv 2303.04707", match="logit", select="random", pool=DIM_POOL, lr=5e-6,
-                   lr_critic=5e-6, batch_size=64, steps=None, epochs=100, keep="best"),
+    "dim": replace(_DEFAULT, source="DiM, arXiv 2303.04707", match="logit", calibrate=0.0, select="random", pool=DIM_POOL,
+                   lr=5e-6, lr_critic=5e-6, batch_size=64, steps=None, epochs=100, keep="best"),
     "dm": _DM,
     "dc": _DC,
     "dsa": replace(_DC, source="DSA, ICML 2021", match_aug=True, aug_type=DSA, aug_single=True, pool_aug=DSA, init="real"),
@@ -241,7 +242,8 @@ METHODS = {
     "datm": replace(_MTT, source="DATM, arXiv 2310.05773", unroll=80, max_start=20, first_max_start=10, skip_above=1.0,
                     label_lr=2.0, lr=100.0, pool_epochs=25, steps=10_000),
     "bptt": _BPTT,
-    "dd": replace(_BPTT, source="Dataset Distillation, arXiv 1811.10959", match_batch=103, unroll=30, window=0,
+    # Its images are steps in an order: students of a plain set, who score on held-out images, cannot tell which are best.
+    "dd": replace(_BPTT, source="Dataset Distillation, arXiv 1811.10959", keep="last", match_batch=103, unroll=30, window=0,
                   unroll_optimizer="sgd", unroll_order="steps", step_size=0.02, step_size_lr=2e-4, clip=0.0, match_aug=False,
                   lr=0.01),
     # Its authors take a step by each of the two losses; here it is one by their sum, in which neither outweighs the other.

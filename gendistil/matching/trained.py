@@ -138,7 +138,7 @@ class TrainingMatcher(Matcher):
                                   lambda weights: self.objective.function(lesson, weights), window,
                                   limit and (lambda value: not value <= limit))  # the host waits, once after a whole training
         if gradients is None:
-            yield self.weight * value  # without a graph: nobody learns from it
+            yield self.weight * value.nan_to_num(limit, limit)  # nobody learns from it, and it may have diverged
             return
         gradients = self._within(gradients)
         self._learn(*gradients[1:])

@@ -18,6 +18,7 @@ INDEX, CLASS_MAP = "model_index.json", "class_map.json"
 """The file by which a folder is known as a pipeline, and the one beside it that says which of its classes are a data set's."""
 
 _AT_ONCE = 64  # images that are drawn together
+_IMAGENET = 1000  # classes
 _OPTIONS = {"sample_steps": "num_inference_steps", "guidance": "guidance_scale"}
 """Options of drawing by the names of their flags, and as a pipeline has them."""
 
@@ -35,6 +36,8 @@ class PipelineSource(Source):
         self.num_classes, self.channels, self.size = num_classes, channels, size
         self.parameters = inspect.signature(type(pipeline).__call__).parameters
         self.remark = f"a {type(pipeline).__name__} that learned elsewhere"
+        transformer = getattr(pipeline, "transformer", None)  # DiTPipeline guides by class 1000, whatever stands for none
+        self.unguided = transformer is not None and transformer.config.num_embeds_ada_norm != _IMAGENET
 
     @classmethod
     def load(cls, folder, device="cpu"):
@@ -95,6 +98,9 @@ class PipelineSource(Source):
         return sum(value.nbytes for part in parts for value in part.state_dict().values())
 
     def check_sampling(self, **sampling):
+        if self.unguided and sampling.get("guidance", 1.0) > 1:
+            raise UserError(f"--guidance: a {type(self.pipeline).__name__} guides by class {_IMAGENET}, which that of "
+                            f"{self.name} has not: leave it out")
         for name in sampling:
             if _OPTIONS[name] not in self.parameters:
                 flag = name.replace("_", "-")
@@ -116,7 +122,8 @@ class PipelineSource(Source):
 
     def _draw(self, labels, index, seed, sampling):
         numbers = labels if self.classes is None else self.classes[labels].tolist()
-        options = {_OPTIONS[name]: value for name, value in sampling.items()}
+        options = {"guidance_scale": 1.0} if self.unguided else {}
+        options |= {_OPTIONS[name]: value for name, value in sampling.items()}
         if "batch_size" in self.parameters:
             options["batch_size"] = len(labels)
         streams = [stream(seed, "pipeline", *pair) for pair in zip(labels, index)]
