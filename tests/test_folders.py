@@ -186,6 +186,13 @@ def test_larger_pictures_are_reduced_to_a_size_that_is_given(tmp_path, cache):
         load_dataset(folder, cache, image_size=129)
 
 
+def test_square_pictures_of_one_larger_size_keep_it(tmp_path, cache):
+    folder = write_folder(tmp_path / "pets", size=(48, 48))
+    assert load_dataset(folder, cache).spec.size == 48
+    Image.new("L", (40, 40)).save(folder / "train" / "bee" / "0.png")
+    assert load_dataset(folder, cache).spec.size == 32
+
+
 @pytest.mark.parametrize(("most", "other"), [("RGB", "L"), ("L", "RGB")])
 def test_grey_and_colour_pictures_together_are_read_as_colour_and_a_line_says_so(tmp_path, cache, capsys, most, other):
     folder = write_folder(tmp_path / "pets", mode=most)

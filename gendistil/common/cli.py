@@ -115,8 +115,8 @@ def add_data_arguments(parser, whiten=False):
     group.add_argument("--data-dir", type=Path, default=None,
                        help="where named data sets are downloaded and caches kept (default: $DATA_DIR, else a cache folder)")
     group.add_argument("--image-size", type=number(int, 8, LARGEST, why=", for which the networks are made"), default=None,
-                       help="side of the square images, in pixels (default: the data set's own; a folder's: 32, if no "
-                            f"class begins with a picture larger than {LARGEST})")
+                       help="side of the square images, in pixels (default: the data set's own; a folder's: 32, or that "
+                            "of its pictures, if every class begins with a square of one larger size)")
     group.add_argument("--classes", type=NATURAL, nargs="+", default=None, metavar="LABEL",
                        help="only these classes, by their labels, in this order (default: as --data; all)")
     group.add_argument("--held-out", type=number(float, 0.01, 0.5), default=None,

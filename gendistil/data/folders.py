@@ -27,9 +27,9 @@ def load_folder(folder, size, data_dir, usual=32):
 
     Layout: `train/<class>/…` and `test/<class>/…`, or `val/` where `test/` is absent or holds none of the classes; pictures may
     lie in folders below those of the classes. Names that start with a dot are skipped. Images are uint8 `[N, C, size, size]`
-    (bilinear, antialiased, aspect ratio not kept; None is the `usual` size), turned upright by their EXIF tag; labels are int64
-    `[N]`, the index of the class in the sorted names. C is 1 if all pictures are grey, else 3: where some are grey and some are
-    colour, a line says so.
+    (bilinear, antialiased, aspect ratio not kept; None is the `usual` size, or that of the pictures where the first of every
+    class are squares of one larger size), turned upright by their EXIF tag; labels are int64 `[N]`, the index of the class in
+    the sorted names. C is 1 if all pictures are grey, else 3: where some are grey and some are colour, a line says so.
     The cache lies in `folder`, or in `data_dir` if that is read-only; it is rebuilt when a file's name, size or time changes.
     Raises UserError, naming the file, for a layout or a picture that cannot be used, and for one that is larger than the
     networks' images where no size is given: the first picture of every class is looked at.
@@ -40,23 +40,25 @@ def load_folder(folder, size, data_dir, usual=32):
     except OSError as error:
         raise UserError(f"{error.filename or folder}: cannot be read ({error.strerror}): repair or remove it")
     if size is None:
-        _check_sizes(splits)
-        size = usual
+        size = max(usual, _own_size(splits))
     names = [[path for group in split for path, *_ in group] for split in splits]
     labels = [torch.arange(len(classes)).repeat_interleave(torch.tensor([len(group) for group in split])) for split in splits]
     images = _cached(folder, size, data_dir, splits, lambda: _decode_all(folder, names, size))
     return classes, *((torch.from_numpy(part), label) for part, label in zip(images, labels))
 
 
-def _check_sizes(splits):
-    """Raise UserError if the first picture of a class is larger than the networks' images."""
+def _own_size(splits):
+    """The side of the first pictures of all classes, in pixels; 0 where these are not squares of one size. Raises UserError if
+    one of them is larger than the networks' images."""
+    sides = set()
     for path, *_ in (group[0] for split in splits for group in split):
         with contextlib.suppress(Exception), Image.open(path) as image:  # whatever is wrong with it, decoding will say
             width, height = image.size
+            sides |= {width, height}
             if max(width, height) > LARGEST:
                 break
     else:
-        return
+        return sides.pop() if len(sides) == 1 else 0
     raise UserError(f"{path}: has {width}x{height} pixels, and the networks are made for {LARGEST} a side at most: say by "
                     "--image-size to how many the pictures are to be reduced")
 

@@ -301,7 +301,7 @@ PUBLISHED_BY_IPC = {
 PUBLISHED_IN_PARTS = {(name, "mnist"): {"aug_type": "color_crop", "pool_cutmix": 0.0} for name in ("idc", "dream", "dream+")}
 """And for images that hold several smaller ones."""
 
-_CONVNETS = {"tinyimagenet": ("convnet4",)}  # of whoever uses a ConvNet alone: 64 pixels ask for a block more
+_DEEPER, _DEEPER_POOL = 64, ("convnet4",)  # images from so many pixels on ask a ConvNet that is alone for a block more
 _BASE_SIZE = {"mnist": 28}  # else 32
 _INNER = {1: 1, 10: 50, 20: 25, 30: 20, 40: 15, 50: 10}
 
@@ -322,8 +322,8 @@ def method_for(name, data, ipc, size=32, factor=None):
             method = replace(method, **values)
     if (factor or method.factor) > 1:
         method = replace(method, **PUBLISHED_IN_PARTS.get((name, data), {}))
-    if method.pool == ("convnet",):
-        method = replace(method, pool=_CONVNETS.get(data, method.pool))
+    if method.pool == ("convnet",) and size >= _DEEPER:
+        method = replace(method, pool=_DEEPER_POOL)
     # IDC's and DREAM's rate is for 10 images of a class, and a loss that is a mean over images; Adam's is the same for all.
     if method.space == "unit" and method.optimizer == "sgd":
         method = replace(method, lr=method.lr * ipc / 10 * (size / _BASE_SIZE.get(data, 32)) ** 2)
