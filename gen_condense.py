@@ -4,12 +4,13 @@
 """
 
 import dataclasses
+import functools
 
 from gendistil.common.cli import COUNT, Parser, add_data_arguments, add_run_arguments, run_script, say
 from gendistil.common.device import make_accelerator, own_rows
 from gendistil.common.engine import Engine, compiles
 from gendistil.common.errors import UserError
-from gendistil.common.flags import add_flags, from_flags, override, refuse
+from gendistil.common.flags import add_flags, add_listing, columns, from_flags, override, refuse
 from gendistil.common.loop import Loop
 from gendistil.common.rng import Shuffle
 from gendistil.common.run import CHECKPOINT, Run, as_begun, inherit_data, inherit_settings, resume_state
@@ -28,6 +29,7 @@ def parse_args(argv=None):
     add_data_arguments(parser)
     recipe = parser.add_argument_group(GROUP)
     recipe.add_argument("--recipe", choices=RECIPES, default="pyramid", help="named set of its values; dim: as published")
+    add_listing(recipe, "--list-recipes", functools.partial(columns, RECIPES))
     length = parser.add_argument_group("length and reports")
     kinds = [trainer.recipe_class for trainer in TRAINERS.values()]
     add_flags(parser, *kinds)

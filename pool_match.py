@@ -4,7 +4,6 @@
     accelerate launch pool_match.py --tag dm --method dm --data mnist --ipc 10
 """
 
-import argparse
 import dataclasses
 import functools
 import math
@@ -13,7 +12,7 @@ from gendistil.common.cli import COUNT, Parser, add_data_arguments, add_run_argu
 from gendistil.common.device import make_accelerator
 from gendistil.common.engine import Engine
 from gendistil.common.errors import UserError
-from gendistil.common.flags import add_flags, fields, from_flags, override, refuse
+from gendistil.common.flags import add_flags, add_listing, fields, from_flags, override, refuse
 from gendistil.common.loop import Loop
 from gendistil.common.run import CHECKPOINT, CONFIG, Run, check_folder, inherit_data, inherit_settings, resume_state, write_json
 from gendistil.data import Augment, load_dataset
@@ -26,20 +25,12 @@ from gendistil.sources import ROWS, Teacher
 from pools import check_classifiers
 
 
-class ListMethods(argparse.Action):
-    """Print the table of methods and leave."""
-
-    def __call__(self, parser, namespace, values, option_string=None):
-        print(methods.table())
-        parser.exit()
-
-
 def parse_args(argv=None):
     parser = Parser(description=__doc__.split("\n")[0])
     add_run_arguments(parser, "match")
     add_data_arguments(parser, whiten=True)
     parser.add_argument("--method", choices=METHODS, default="default", help="published method: a named set of all the choices")
-    parser.add_argument("--list-methods", action=ListMethods, nargs=0, help="print the methods and leave")
+    add_listing(parser, "--list-methods", methods.table)
     add_flags(parser, Method, Start)
     add_flags(parser, Judging, told=True)
     length = next(group for group in parser._action_groups if group.title == methods.LENGTH)

@@ -15,7 +15,7 @@ from tqdm import tqdm
 from gendistil.common.cli import COUNT, Parser, add_data_arguments, add_run_arguments, run_script
 from gendistil.common.device import make_accelerator
 from gendistil.common.engine import Engine
-from gendistil.common.flags import Joined, add_flags, from_flags, given, override
+from gendistil.common.flags import Joined, add_flags, add_listing, columns, from_flags, given, override
 from gendistil.common.hub import facts_of, make_repository, push, repository
 from gendistil.common.run import Run, check_folder, device_name, inherit_data, made_by
 from gendistil.data import Augment, load_dataset
@@ -82,9 +82,9 @@ def parse_args(argv=None):
                                "replay: the steps that --method dd learned its images for")
     students.add_argument("--full-epochs", type=COUNT,
                           help=f"passes over the {WHOLE} (default: the steps of the largest --ipc)")
-    students.add_argument("--keep-students", action="store_true",
-                          help="keep the first student of every row in students/ of the run's folder, for --teacher; held-out "
-                               "images stay out of what --compare shows, because a teacher must not have seen them")
+    students.add_argument("--keep-students", action="store_true", help="keep the first student of every row, for --teacher; "
+                          "what --compare shows has no held-out images, because a teacher must not have seen them")
+    add_listing(students, "--list-protocols", functools.partial(columns, PROTOCOLS))
     add_flags(parser, Protocol)
     args = parser.parse_args(argv)
     args.ipc, args.sampling = (list(dict.fromkeys(values)) for values in (sorted(args.ipc), args.sampling))

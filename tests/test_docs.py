@@ -21,7 +21,7 @@ from gendistil.common.cli import run_script
 from gendistil.data import DATASETS
 from gendistil.evaluation import PROTOCOLS
 from gendistil.matching import METHODS as METHODS_TABLE
-from gendistil.matching import OBJECTIVES, methods
+from gendistil.matching import OBJECTIVES
 from gendistil.matching.build import LEARNED
 from gendistil.sources import STORED
 from generators import RECIPES, TRAINERS
@@ -229,8 +229,11 @@ def test_the_table_of_sets_is_that_of_the_code():
     assert rows == SETS
 
 
-def test_the_table_of_methods_is_that_of_the_command():
-    assert METHODS.split("<!-- methods -->\n")[1].split("<!-- /methods -->")[0].strip() == methods.table()
+@pytest.mark.parametrize(("name", "script"), [("methods", pool_match), ("recipes", gen_condense), ("protocols", validate)])
+def test_the_tables_of_what_has_a_name_are_those_of_the_commands(command, capsys, name, script):
+    with pytest.raises(SystemExit):
+        command(script, f"--list-{name}")
+    assert METHODS.split(f"<!-- {name} -->\n")[1].split(f"<!-- /{name} -->")[0] == capsys.readouterr().out
 
 
 def test_the_readme_is_one_page():

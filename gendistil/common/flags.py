@@ -26,6 +26,31 @@ class Joined(argparse.Action):
         setattr(namespace, self.dest, list(dict.fromkeys(value for several in values for value in several)))
 
 
+class _Listing(argparse.Action):
+    """Prints what its `const` gives, called without arguments, and leaves."""
+
+    def __call__(self, parser, namespace, values, option_string=None):
+        print(self.const())
+        parser.exit()
+
+
+def add_listing(parser, flag, table):
+    """A flag that prints the text which `table()` gives, for the rest of a command line's words too, and leaves."""
+    parser.add_argument(flag, action=_Listing, nargs=0, const=table, help="print a table of their values and leave")
+
+
+def columns(rows):
+    """Rows of a table, dataclasses of flags by their names, as markdown: a column for each, a line for each flag."""
+    names = list(dict.fromkeys(field.name for row in rows.values() for field in fields(row)))
+    words = {None: "–", True: "yes", False: "no"}
+    lines = ["| flag | " + " | ".join(rows) + " |", "|" + " --- |" * (len(rows) + 1)]
+    for name in names:
+        values = [getattr(row, name, None) for row in rows.values()]
+        cells = [words[value] if value is None or isinstance(value, bool) else str(value) for value in values]
+        lines.append(f"| `--{name.replace('_', '-')}` | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
 def fields(kind):
     """The fields of a dataclass that are flags."""
     return [field for field in dataclasses.fields(kind) if "help" in field.metadata]
