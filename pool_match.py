@@ -134,7 +134,8 @@ def match(args, options):
     engine.choose(args.compile, build.count_pixels(args.control_of, method, learner, dataset))
     build.make_matcher(method, learner, dataset)  # what does not go together ends here
     pools = args.output_dir / "pools"
-    pool = None if method.match == "none" else build.make_pool(method, pools, args.seed, dataset, engine)
+    run = args.output_dir / options["tag"] if resumed else None
+    pool = None if method.match == "none" else build.make_pool(method, pools, args.seed, dataset, engine, run)
     if not resumed:
         learner.begin(dataset, method, pool)
     matching = build.make_matcher(method, learner, dataset, pool)

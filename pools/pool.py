@@ -55,6 +55,7 @@ class ClassifierPool:
         options: keywords of `build_classifier` for a name, e.g. `{"convnet": {"width": 64}}`.
         engine: the `Engine` that runs what is trained (default: that of the accelerator); its precision, where that is not
             float32, is a part of what defines the pool.
+        known: the folder of a pool that is taken, whatever the precision it was trained in, if it is this one in all else.
     Raises UserError for bad options and a folder that cannot be written.
     """
 
@@ -62,7 +63,7 @@ class ClassifierPool:
 
     def __init__(self, dataset, folder, accelerator, *, names=("convnet",), members=4, epochs=20, snapshots=5, batch_size=64,
                  lr=0.01, aug_type="color_crop_cutout_flip_scale_rotate", seed=0, options=None, mix=False,
-                 engine=None, **training):
+                 engine=None, known=None, **training):
         self.mix = mix
         self._dataset, self._engine = dataset, engine or Engine(accelerator)
         definition = {
@@ -72,6 +73,7 @@ class ClassifierPool:
             **{name: value for name, value in training.items() if value != _USUAL[name]},
             **_precision(self._engine),
         }
+        definition = _as_known(definition, known) if known else definition
         self._describe(definition, Path(folder) / _digest(json.dumps(definition, sort_keys=True).encode()), dataset.spec,
                        accelerator.device)
         steps_per_epoch = len(split_batches(torch.arange(len(dataset.train)), batch_size))
@@ -324,6 +326,19 @@ def snapshot_steps(total, count):
 def _precision(engine):
     """What the precision of its training adds to the definition of a pool: nothing for float32."""
     return {} if engine.precision == "no" else {"precision": engine.precision}
+
+
+def _as_known(definition, folder):
+    """`definition` in the precision of the pool in `folder`, if that is alike in all else."""
+    try:
+        found = json.loads((Path(folder) / _POOL).read_text())
+    except (OSError, ValueError):
+        return definition
+    plain = lambda facts: {name: value for name, value in facts.items() if name not in ("precision", "snapshots")}
+    if plain(found) != plain(json.loads(json.dumps(definition))):
+        return definition
+    own = {"precision": found["precision"]} if "precision" in found else {}
+    return {**{name: value for name, value in definition.items() if name != "precision"}, **own}
 
 
 def _digest(data):

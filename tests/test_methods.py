@@ -99,6 +99,13 @@ def test_a_resumed_run_keeps_the_values_that_it_began_with(command, tmp_path, mo
     assert [values[name] for name in ("match", "lr", "momentum", "steps")] == ["mean", 1.0, 0.5, 2]
 
 
+def test_a_run_goes_on_with_its_pool_in_another_precision(command, tmp_path):
+    words = ("--output-dir", tmp_path, "--method", "herding", "--ipc", 1, "--eval-epochs", 1, *SMALL_POOL)
+    command(pool_match, *words, "--precision", "fp32")
+    command(pool_match, *words, "--precision", "bf16", "--resume")
+    assert len(list((tmp_path / "pools").iterdir())) == 1
+
+
 def test_stage_2_hands_on_the_recipe_of_stage_1(command, tmp_path):
     shared = ("--output-dir", tmp_path, "--overwrite")
     command(gen_condense, *shared, "--width", 8, "--batch-size", 4, "--steps", 1, "--lr", 1e-3)

@@ -16,6 +16,7 @@ from gendistil.common.run import (
     CHECKPOINT,
     CONFIG,
     as_begun,
+    beside,
     check_classes,
     check_held_out,
     check_outside,
@@ -130,18 +131,21 @@ def holds_latents(path):
     return folder is not None and (folder / LATENTS_FOLDER).exists()
 
 
-def make_pool(method, folder, seed, dataset, engine):
-    """The networks that compare the images; pretrained ones are made in `folder`, or found there."""
+def make_pool(method, folder, seed, dataset, engine, run=None):
+    """The networks that compare the images; pretrained ones are made in `folder`, or found there. Of a `run` that goes on, by
+    its folder, they are those that it began with, though it may go on in another precision."""
+    known = beside(made_by(run).get("pool_folder"), run) if run else None
     given = {"batch_size": method.pool_batch, "lr": method.pool_lr, "aug_type": method.pool_aug}
     given = {name: value for name, value in given.items() if value is not None}
     if method.pool_training == "pretrained":
         return ClassifierPool(dataset, folder, engine.accelerator, names=method.pool, members=method.pool_members,
                               epochs=method.pool_epochs, snapshots=method.pool_snapshots, mix=method.pool_mix,
-                              initial=method.pool_initial, engine=engine, **given)
+                              initial=method.pool_initial, engine=engine, known=known, **given)
     if method.pool_training == "expert":
         return ClassifierPool(dataset, folder, engine.accelerator, names=method.pool, members=method.pool_members,
                               epochs=method.pool_epochs, snapshots="epochs", engine=engine, momentum=method.pool_momentum,
-                              weight_decay=method.pool_decay, schedule="constant", aug_single=method.aug_single, **given)
+                              weight_decay=method.pool_decay, schedule="constant", aug_single=method.aug_single, known=known,
+                              **given)
     if method.pool_training == "random":
         return RandomPool(dataset, names=method.pool, engine=engine)
     return OnlinePool(dataset, teacher=method.pool_training, outer=method.outer, inner=method.inner, names=method.pool,
