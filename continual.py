@@ -16,6 +16,7 @@ import pool_match
 from gendistil.common.cli import COUNT, Parser, add_data_arguments, add_run_arguments, run_script
 from gendistil.common.device import make_accelerator
 from gendistil.common.engine import Engine
+from gendistil.common.errors import UserError
 from gendistil.common.flags import add_flags, from_flags, override
 from gendistil.common.rng import stream
 from gendistil.common.run import Run, beside, check_folder, device_name, inherit_data, made_by
@@ -87,6 +88,8 @@ def main():
     Augment(protocol.aug_type, spec)  # a wrong name ends here, before the run's folder is made
     check_classifiers([args.eval_model], spec, "--eval-model")
     stored = {memory.name: memory.check(args) for memory in args.memory}
+    if all(stored.values()) and (args.replay_ipc or args.sampling != "fresh"):
+        raise UserError("--replay-ipc and --sampling are of what a generator replays, and no --memory is one: leave them out")
     check_folder(vars(args))
     commands = {memory.name: memory.text for memory in args.memory}
     rows, known = resumed(args, commands, _MAY_CHANGE)

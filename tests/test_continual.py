@@ -209,6 +209,7 @@ def test_two_processes_judge_what_one_does(command, tmp_path):
     (("--memory", DM, "--labels", "pool"), "--labels pool: memory 'dm' is matched with no pretrained pool"),
     (("--memory", f"gan={GAN}", "--labels", "pool"), "&& pool_match.py --steps 0 to a generator"),
     (("--memory", DM, "--aug-type", "blur"), "blur"),
+    (("--memory", DM, "--replay-ipc", 3), "no --memory is one: leave them out"),
     (("--memory", DM, "--eval-model", "convnet:colour=9"), "unknown option of convnet 'colour'"),
     (("--memory", DM, "--protocol", "dim"), "invalid choice: 'dim'"),
     (("--memory", DM, "--resume"), "holds no run"),

@@ -160,6 +160,15 @@ def test_only_json_and_safetensors_are_downloaded(server, tmp_path):
     assert "data_dir" not in facts
 
 
+def test_a_pipeline_on_a_hub_is_a_source(server, tmp_path):
+    flow = NETWORKS["unet"][0](8, 1, 10, width=8, sample_steps=1)
+    flow.as_pipeline().save_pretrained(tmp_path / "flow")
+    server.put(tmp_path / "flow", **{"unet/diffusion_pytorch_model.bin": b"no", "run.py": b"no"})
+    found, labels = load_source(f"hub:{NAME}"), torch.tensor([3, 4])
+    assert torch.equal(found.sample(labels), load_source(tmp_path / "flow").sample(labels))
+    assert not any(path.endswith((".bin", ".py")) for path in server.asked if "/resolve/" in path)
+
+
 def test_a_new_model_takes_the_place_of_the_old_one(server, spec, tmp_path):
     run = tmp_path / "run"
     make_latents().save_pretrained(run / "latents")

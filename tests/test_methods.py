@@ -210,6 +210,7 @@ def test_the_methods_are_listed(command, capsys):
     (["--method", "dm", "--decoder", "multi"], "--decoder does nothing beside --factor 1"),
     (["--method", "dm", "--select-interval", 5], "--select-interval does nothing beside --select random"),
     (["--method", "inversion", "--weight", "x", "--momentum", 0.9], "--momentum does nothing beside --chunk-steps"),
+    (["--method", "igd", "--weight", "x", "--match-weight", 2], "--match-weight does nothing beside --steer"),
     (["--method", "igd", "--weight", "x", "--pull-until", 0.3], "--pull-until does nothing beside --pull 0"),
     (["--method", "dm", "--pool-epochs", "3"], "--pool-epochs is not for networks of --pool-training random, which --method"),
     (["--method", "dsa", "--pool-images", "3"], "--pool-images is not for networks of --pool-training synthetic"),

@@ -37,6 +37,11 @@ TIMEOUT = 10
 _FILES = ("config.json", "diffusion_pytorch_model*.safetensors", "diffusion_pytorch_model*.index.json", ROWS)
 _WANTED = [FACTS, *(folder + file for folder in ("", "generator/", "pixels/", "latents/") for file in _FILES)]
 
+# A pipeline of diffusers: what names its parts, and these in a folder each.
+_PIPELINE = ["model_index.json", "class_map.json", "*/config.json", "*/scheduler_config.json",
+             "*/diffusion_pytorch_model.safetensors", "*/diffusion_pytorch_model-*-of-*.safetensors",
+             "*/diffusion_pytorch_model.safetensors.index.json"]
+
 _KINDS = {"command": str, "argv": list, "method": str, "data": str, "image_size": int, "classes": list, "held_out": float,
           "whiten": str, "dataset": dict, "versions": dict, "commit": str, "kind": str}
 """What is uploaded beside a model, by the names that a run's config.json has for it; never a folder of this machine."""
@@ -72,7 +77,7 @@ def local_copy(path):
     except argparse.ArgumentTypeError as error:
         raise UserError(f"{name} is no model's name: after hub: {error}; @revision may follow") from None
     api = HfApi(endpoint=_endpoint())
-    places = {"revision": revision, "cache_dir": _cache(), "endpoint": api.endpoint, "allow_patterns": _WANTED}
+    places = {"revision": revision, "cache_dir": _cache(), "endpoint": api.endpoint, "allow_patterns": [*_WANTED, *_PIPELINE]}
     error = _first_question(api, repo, revision)
     if error is None:
         try:

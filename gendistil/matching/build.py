@@ -326,6 +326,8 @@ def check_match(args, match, pool):
         useless |= {*_OF_CLASSES, *(_OF_SELECTORS if row.expert else ())}
     if match == "none" and METHODS[args.method].learn == DRAWN:  # of a generator the steps without it are a control's
         useless |= {*_OF_CLASSES, *_OF_SELECTORS, *_OF_MATCHING}
+    elif METHODS[args.method].learn == DRAWN:
+        refuse(args, (Method,), lambda field: field.name == "match_weight", "does nothing beside --steer, which says how far")
     refuse(args, (Method,), lambda field: field.name in useless and not is_off(args, field), f"is not for --match {match}")
     values = override(METHODS[args.method], args)
     if values.chunk_steps and METHODS[args.method].first is None:

@@ -33,7 +33,7 @@ def load_source(path, device="cpu"):
     if place.is_file():
         return load_published(load_checkpoint(place), place).to(device)
     if (place / INDEX).exists():
-        return PipelineSource.load(place, device)
+        return PipelineSource.load(place, device, use_safetensors=is_hub(path) or None)
     places = (place / MODEL, place / PIXELS, place / LATENTS, place)
     folder = next((folder for folder in places if (folder / "config.json").exists()), None)
     if not place.exists() and not is_hub(path):

@@ -40,8 +40,9 @@ class PipelineSource(Source):
         self.unguided = transformer is not None and transformer.config.num_embeds_ada_norm != _IMAGENET
 
     @classmethod
-    def load(cls, folder, device="cpu"):
-        """The pipeline in `folder`. Raises UserError for one that draws no images of a class, and for a damaged one."""
+    def load(cls, folder, device="cpu", use_safetensors=None):
+        """The pipeline in `folder`, without pickles if `use_safetensors`. Raises UserError for one that draws no images of a
+        class, and for a damaged one."""
         try:
             name = str(json.loads((folder / INDEX).read_text())["_class_name"])
             # No code that lies in the folder is run.
@@ -53,7 +54,7 @@ class PipelineSource(Source):
             raise UserError(f"{folder} holds a {name}, which draws no images of a class: name a DiTPipeline, a "
                             "ConsistencyModelPipeline or a flow that sample.py --format pipeline wrote")
         try:
-            pipeline = kind.from_pretrained(folder, local_files_only=True).to(device)
+            pipeline = kind.from_pretrained(folder, local_files_only=True, use_safetensors=use_safetensors).to(device)
         except (OSError, ValueError, TypeError, RuntimeError, AttributeError) as error:
             raise UserError(f"{folder} holds a damaged {name} ({type(error).__name__}): save it again") from None
         pipeline.set_progress_bar_config(disable=True)
