@@ -8,7 +8,8 @@ RUN := $(BIN)/accelerate launch --num_processes 1 --num_machines 1 --mixed_preci
     --num_cpu_threads_per_process $(CORES)
 FLAGS = --data digits --output-dir $(OUT) --overwrite
 
-.PHONY: demo cifar10 cifar10-methods sets mnist baselines combinations itgan searches curves continual unrolled terms test lint clean
+.PHONY: demo cifar10 cifar10-methods sets mnist baselines combinations itgan searches curves continual unrolled terms flows test \
+    lint clean
 
 $(BIN)/.installed: pyproject.toml requirements.txt requirements-dev.txt
 	$(PYTHON) -m venv .venv
@@ -185,6 +186,26 @@ terms: $(BIN)/.installed
 	$(RUN) validate.py $(FLAGS) --tag test --sampling fixed --num-eval 5 --lr 0.01 --batch-size 25 \
 	    --aug-type color_crop_cutout_scale_rotate --pretrain-weight $(foreach name,mean moments energy cf,$(name)=$(OUT)/$(name)-0.03)
 
+# A flow and a shortcut of digits: in how many steps they draw, by held-out images, and stage 2 through one step and four, as
+# docs/results.md reports them: two hours on a thread.
+flows: OUT = flow-results
+flows: REFINE = $(BIN)/python benchmarks/refine.py --data digits --ipc 50 --sampling fixed --students 8
+flows: MATCH = $(RUN) pool_match.py $(FLAGS) --eval-interval 1000 --eval-epochs 20
+flows: POOL = --steps 80 --pool-members 1 --pool-epochs 6 --pool-snapshots 3
+flows: JUDGE = $(RUN) validate.py $(FLAGS) --ipc 1 10 --sampling fixed --num-eval 5 --epochs 50 --min-steps 100
+flows: $(BIN)/.installed
+	for recipe in flow shortcut; do \
+	    $(RUN) gen_condense.py $(FLAGS) --tag $$recipe --recipe $$recipe --width 48 --steps 2000 || exit 1; \
+	    $(REFINE) --pretrain-weight $(OUT)/$$recipe --output $(OUT)/$$recipe-steps.json || exit 1; done
+	for steps in 1 4; do \
+	    $(MATCH) --tag match-$$steps --weight $(OUT)/flow --sample-steps $$steps $(POOL) || exit 1; \
+	    $(MATCH) --tag control-$$steps --control-of $(OUT)/match-$$steps || exit 1; done
+	$(MATCH) --tag match-short --weight $(OUT)/shortcut --sample-steps 1 $(POOL)
+	$(MATCH) --tag control-short --control-of $(OUT)/match-short
+	$(JUDGE) --tag one-step --sample-steps 1 --pretrain-weight flow=$(OUT)/flow stage2=$(OUT)/match-1 control=$(OUT)/control-1 \
+	    shortcut=$(OUT)/shortcut "stage2 of shortcut=$(OUT)/match-short" "control of shortcut=$(OUT)/control-short"
+	$(JUDGE) --tag four-steps --sample-steps 4 --pretrain-weight flow=$(OUT)/flow stage2=$(OUT)/match-4 control=$(OUT)/control-4
+
 # The generators of digits that the next two targets start from: wider and trained for longer than those of the demo.
 digits-results/.made: override OUT = digits-results
 digits-results/.made: $(BIN)/.installed
@@ -271,6 +292,8 @@ lint: $(BIN)/.installed
 test: lint
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n logical --maxprocesses 8 --dist loadfile
 
+# But cifar10-results, which took days.
 clean:
 	rm -rf .venv demo-results mnist-results baselines-results combinations-results digits-results itgan-results search-results sets-results \
-	    continual-results unrolled-results terms-results
+	    continual-results unrolled-results terms-results flow-results
+
