@@ -277,6 +277,8 @@ searches: $(BIN)/.installed
 	    --output search-results/mnist-calibrated.json
 	$(OBJECTIVES) --pool $(POOL) --weight $(OUT)/gan --seconds 800 --compile on --eval-epochs 75 --scores 10:fixed:8 50:fresh:3 \
 	    --variants control calibrated-1 calibrated-3 calibrated-3-kept calibration calibrated-10 --output search-results/stage2.json
+	$(BIN)/python benchmarks/recipes.py --data $(DATA) --image-size 16 --seconds 420 --compile on --eval-epochs 50 \
+	    --variants default width-192 cosine-decay relativistic batch-128 --scores 50:fixed:4 10:fresh:3 --output search-results/recipes.json
 	$(JUDGE) $(GAN) $(call GO,kept-all)
 	$(JUDGE) $(GAN) --teacher $(MATCHED) --keep-above 0.5 $(call GO,kept-half)
 	for row in "color_crop_cutout 2 0.05" "color_crop_cutout 4 0.05" "color_crop_cutout 8 0.05" "crop_flip 4 0.05" "crop_flip 4 0.1" \
