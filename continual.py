@@ -88,11 +88,11 @@ def main():
     Augment(protocol.aug_type, spec)  # a wrong name ends here, before the run's folder is made
     check_classifiers([args.eval_model], spec, "--eval-model")
     stored = {memory.name: memory.check(args) for memory in args.memory}
-    if all(stored.values()) and (args.replay_ipc or args.sampling != "fresh"):
-        raise UserError("--replay-ipc and --sampling are of what a generator replays, and no --memory is one: leave them out")
     check_folder(vars(args))
     commands = {memory.name: memory.text for memory in args.memory}
     rows, known = resumed(args, commands, _MAY_CHANGE)
+    if all(stored.values()) and (args.replay_ipc or args.sampling != "fresh"):
+        raise UserError("--replay-ipc and --sampling are of what a generator replays, and no --memory is one: leave them out")
     engine, words = Engine(accelerator), [Path(sys.argv[0]).name, *sys.argv[1:]]
     replayed = args.replay_ipc or args.ipc
     shown = args.num_eval * protocol.epochs * replayed * spec.num_classes * args.steps // 2  # images, by students of an order

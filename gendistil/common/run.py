@@ -165,16 +165,13 @@ def inherit_settings(args, folder):
     for name in names:
         if getattr(args, name) is None:
             setattr(args, name, config.get(name))
-    if getattr(args, "teacher", folder) is None and config.get("teacher"):
-        args.teacher = Path(beside(config["teacher"], folder))
 
 
 def as_begun(row, options, key):
     """The dataclass `row` with the values that the run which --resume continues began with, as its config.json has them at
-    `key`, but for what the flags, `options`, give anew: what a table's row says may have changed since."""
+    `key`, but for its length and what the flags, `options`, give anew: what a table's row says may have changed since."""
     saved = made_by(Path(options["output_dir"]) / options["tag"]).get(key) if options["resume"] else None
-    anew = {name for name in _MAY_CHANGE if options.get(name) is not None}
-    anew |= {"steps", "epochs"} if anew & {"steps", "epochs"} else set()
+    anew = {"steps", "epochs", *(name for name in _MAY_CHANGE if options.get(name) is not None)}
     values = {name: tuple(value) if isinstance(value, list) else value for name, value in (saved or {}).items()
               if name not in anew}
     return replace(row, **{field.name: values[field.name] for field in fields(row) if field.name in values})

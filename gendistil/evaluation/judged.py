@@ -116,9 +116,8 @@ def load_sources(args, paths, dataset, real):
         name += f", {source.refinement.words}" if isinstance(source, Refined) else ""
         sources[name], named[name] = source, path
         if args.ranking and (source.soft or source.step_size is not None):
-            learned = "labels" if source.soft else "step size"
-            raise UserError(f"--ranking compares with images of hard labels at the protocol's learning rate, and {name} has "
-                            f"learned its own {learned}: add --no-own")
+            shared = "hard labels" if source.soft else "one learning rate"
+            raise UserError(f"--ranking compares sets by {shared}, and {name} has learned its own: add --no-own")
         if args.ipc[0] > (source.max_ipc or math.inf):
             raise UserError(f"--ipc {args.ipc[0]}: {name} has {source.max_ipc} images of a class: lower it")
         for ipc in args.ipc if PROTOCOLS[args.protocol].replay else ():

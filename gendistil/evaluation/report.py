@@ -269,11 +269,11 @@ def _check_against(rows, against, flag):
 
 def rewrite_document(path, sections=None):
     """The text of the document at `path` as `rewrite` makes it. Raises UserError, which names it, where that cannot be said."""
-    if not path.is_file():
-        raise UserError(f"--document {path} is not there: name a markdown file")
     root = next((folder for folder in path.resolve().parents if (folder / "pyproject.toml").exists()), None)
     if root is None:
         raise UserError(f"--document {path}: no folder above it holds a pyproject.toml, where the paths of its tables start")
+    if not path.is_file():
+        raise UserError(f"--document {path} is not there: name a markdown file")
     try:
         return rewrite(path.read_text(encoding="utf-8"), root, sections)
     except (OSError, ValueError) as error:
