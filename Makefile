@@ -267,16 +267,16 @@ searches: $(BIN)/.installed
 	mkdir -p search-results
 	$(BIN)/python benchmarks/recipes.py --data digits --seconds 300 --variants default width-64 flow-48 --output search-results/flows.json \
 	    --scores $(foreach ipc,1 10,$(ipc):fixed:5 $(ipc):representative:5 $(ipc):fresh:5) 50:fixed:5 50:fresh:5
-	$(OBJECTIVES) $(SMALL) --variants control calibrated calibrated-1 calibrated-3 --scores 1:fixed:8 10:fixed:8 10:fresh:5 \
+	$(OBJECTIVES) $(SMALL) --variants control calibrated calibrated-1 default --scores 1:fixed:8 10:fixed:8 10:fresh:5 \
 	    --output search-results/calibrated.json
 	$(OBJECTIVES) $(SMALL) --variants control uncalibrated logit trajectory trajectory-10 outcome outcome-10 --scores 1:fixed:8 10:fixed:8 \
 	    --output search-results/trained.json
 	$(RUN) gen_condense.py --data mnist --output-dir search-results --tag gan --width 64 --steps 3000 \
 	    $$(test -e search-results/gan/checkpoint.pt && echo --resume || echo --overwrite)
-	$(OBJECTIVES) $(ONE) --seconds 150 --compile on --variants control calibrated-3 --scores 1:fixed:8 10:fixed:8 10:fresh:3 \
+	$(OBJECTIVES) $(ONE) --seconds 150 --compile on --variants control default --scores 1:fixed:8 10:fixed:8 10:fresh:3 \
 	    --output search-results/mnist-calibrated.json
 	$(OBJECTIVES) --pool $(POOL) --weight $(OUT)/gan --seconds 800 --compile on --eval-epochs 75 --scores 10:fixed:8 50:fresh:3 \
-	    --variants control calibrated-1 calibrated-3 calibrated-3-kept calibration calibrated-10 --output search-results/stage2.json
+	    --variants control calibrated-1 default calibrated-3-kept calibration calibrated-10 --output search-results/stage2.json
 	$(BIN)/python benchmarks/recipes.py --data $(DATA) --image-size 16 --seconds 420 --compile on --eval-epochs 50 \
 	    --variants default width-192 cosine-decay relativistic batch-128 --scores 50:fixed:4 10:fresh:3 --output search-results/recipes.json
 	$(JUDGE) $(GAN) $(call GO,kept-all)
@@ -294,8 +294,7 @@ lint: $(BIN)/.installed
 test: lint
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n logical --maxprocesses 8 --dist loadfile
 
-# But cifar10-results, which took days.
+# All but cifar10-results, which take days.
 clean:
 	rm -rf .venv demo-results mnist-results baselines-results combinations-results digits-results itgan-results search-results sets-results \
 	    continual-results unrolled-results terms-results flow-results
-

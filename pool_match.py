@@ -18,7 +18,7 @@ from gendistil.common.run import CHECKPOINT, CONFIG, Run, check_folder, inherit_
 from gendistil.data import Augment, load_dataset
 from gendistil.evaluation.judge import Judge, Judging
 from gendistil.evaluation.teachers import keep_rows, open_teacher
-from gendistil.matching import METHODS, Method, build, method_for, methods
+from gendistil.matching import METHODS, Method, build, choices, method_for, methods
 from gendistil.matching.build import LEARNED, SUMMARY, Start
 from gendistil.matching.methods import DEFAULT_IPC, DRAWN, GENERATOR, PIXELS
 from gendistil.sources import ROWS, Teacher
@@ -56,7 +56,7 @@ def check(args):
     why = f"is not for --method {args.method}, which learns {learned.words}"
     refuse(args, (Method, Start), lambda field: learned.flags not in field.metadata.get("learns", [learned.flags]), why)
     pool = args.pool_training or row.pool_training
-    refuse(args, (Method,), lambda field: pool not in field.metadata.get("pools", [pool]) and not build.is_off(args, field),
+    refuse(args, (Method,), lambda field: pool not in field.metadata.get("pools", [pool]) and not choices.is_off(args, field),
            f"is not for networks of --pool-training {pool}, which --method {args.method} has here")
     if learned.flags not in (GENERATOR, DRAWN) and args.match == "none":
         raise UserError(f"--match none {why}")
@@ -66,7 +66,7 @@ def check(args):
         build.train_alike(args)
     if learned.needs_weight and not args.weight:
         raise UserError(f"--method {args.method} starts from a generator: give --weight, a run of gen_condense.py")
-    build.check_match(args, match, pool)
+    choices.check_match(args, match, pool)
     if args.chunk_steps is not None and row.first and len(plan(args)) == 1:
         raise UserError(f"--chunk-steps is for an inversion, which --weight {args.weight} has behind it")
     if learned.flags in (PIXELS, DRAWN) and args.ipc is None:
@@ -120,8 +120,8 @@ def match(args, options):
                                accelerator.device, args.whiten)
     spec = dataset.spec
     row = method_for(name, spec.name, args.ipc or 1, spec.size, args.factor)
-    method = build.settled(override(row, args, functools.partial(takes, args, name)), options)
-    build.check_online(args, method)
+    method = choices.settled(override(row, args, functools.partial(takes, args, name)), options)
+    choices.check_online(args, method)
     Augment(method.aug_type, spec)  # a wrong flag ends here, before a pool is pretrained
     check_classifiers(method.pool if method.match != "none" else (), spec, "--pool", maps=method.match == "feature",
                       kernels=method.match == "grad" and method.metric != "dc", alone=method.match == "trajectory")
@@ -134,8 +134,8 @@ def match(args, options):
     engine.choose(args.compile, build.count_pixels(args.control_of, method, learner, dataset))
     build.make_matcher(method, learner, dataset)  # what does not go together ends here
     pools = args.output_dir / "pools"
-    run = args.output_dir / options["tag"] if resumed else None
-    pool = None if method.match == "none" else build.make_pool(method, pools, args.seed, dataset, engine, run)
+    earlier = args.output_dir / options["tag"] if resumed else None
+    pool = None if method.match == "none" else build.make_pool(method, pools, args.seed, dataset, engine, earlier)
     if not resumed:
         learner.begin(dataset, method, pool)
     matching = build.make_matcher(method, learner, dataset, pool)

@@ -8,19 +8,18 @@ How a search goes on, scores and counts its seconds: see `benchmarks/search.py`.
 import argparse
 import copy
 import dataclasses
-import hashlib
 import json
 import sys
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from benchmarks.search import add_arguments, begin, search, train
+from benchmarks.search import add_arguments, begin, digest, search, train
 from gendistil.common.cli import Parser, run_script
 from gendistil.common.errors import UserError
 from gendistil.common.run import CHECKPOINT, training_state
 from gendistil.data.datasets import Split
-from gendistil.matching import METHODS, build
+from gendistil.matching import METHODS, build, choices
 from gendistil.sources import Teacher, draw_set
 
 KEPT = {"match_real": 1000, "select": "random", "match_aug": False}
@@ -50,11 +49,10 @@ UNCALIBRATED = {
     "norms": {"tune": "norms"},
 }
 CALIBRATED = {
-    "default": {},
+    "default": {},  # at a weight of 3
     "calibrated-0.1": {"calibrate": 0.1},
     "calibrated": {"calibrate": 0.3},
     "calibrated-1": {"calibrate": 1.0},
-    "calibrated-3": {"calibrate": 3.0},
     "calibrated-10": {"calibrate": 10.0},
     "calibrated-3-kept": {"calibrate": 3.0, **KEPT},
     "calibrated-3-cf": {"calibrate": 3.0, "match": "cf"},
@@ -93,8 +91,8 @@ def main():
         shared = dataclasses.replace(METHODS["default"], **args.pool)
     except TypeError:
         raise UserError(f"--pool {json.dumps(args.pool)} names what a method does not have") from None
-    build.read_weight(argparse.Namespace(weight=args.weight, lr_critic=None))  # what is no generator's run ends here
-    methods = {name: build.calibrated_if_possible(dataclasses.replace(shared, **change)) for name, change in VARIANTS.items()}
+    first, _ = build.read_weight(argparse.Namespace(weight=args.weight, lr_critic=None))  # what is no generator's run ends here
+    methods = {name: choices.calibrated_if_possible(dataclasses.replace(shared, **change)) for name, change in VARIANTS.items()}
     pools = args.pools or args.weight.parent / "pools"
 
     def train_one(name, seed):
@@ -114,8 +112,7 @@ def main():
         judges = build.make_pool(shared, pools, 0, dataset, engine)
         return learner.source, {"generator_steps": steps, "agreement": agreement(learner.source, judges)}
 
-    begins = hashlib.blake2b((args.weight / CHECKPOINT).read_bytes(), digest_size=16).hexdigest()
-    search(args, methods, engine, dataset, train_one, weight=str(args.weight), weight_digest=begins)
+    search(args, methods, engine, dataset, train_one, weight=str(args.weight), generator=digest(first["generator"]))
 
 
 if __name__ == "__main__":

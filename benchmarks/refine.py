@@ -11,7 +11,6 @@ the best of several favour it. Run again, it goes on with what the file lacks.
 """
 
 import itertools
-import math
 import sys
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -111,7 +110,8 @@ def main():
     settings = {"data": dataset.spec.name, "sampling": args.sampling, "ipc": args.ipc,
                 "refined_by": teacher.name if teacher else None, "students": args.students, "eval_epochs": args.eval_epochs,
                 "seed": args.seed, "image_size": dataset.spec.size, "held_out": args.held_out, "classes": args.classes,
-                "whiten": args.whiten, "generator": digest(source), "classifiers": [*teacher.weights] if teacher else []}
+                "whiten": args.whiten, "generator": digest(source.state_dict()),
+                "classifiers": [*teacher.weights] if teacher else []}
     axes = axes_of(args, source, teacher)
     engine.choose(args.compile)
     rows = kept_rows(output, lambda row: settings)
@@ -145,9 +145,10 @@ def main():
     if best != asis:
         measured = {row["source"]: row for row in rows}
         again = [measured.get(each.words + _AGAIN) for each in (best, asis)]
-        points, low, high = difference(*again) if all(again) else (math.nan, 0, 0)  # too few images were accepted
-        if low <= 0:
-            print(f"{best.words}: {points:+.2f} points ({low:+.2f} to {high:+.2f}), no clear gain, so nothing is refined")
+        gain = difference(*again) if all(again) else None  # too few images were accepted for new students
+        if gain is None or gain[1] <= 0:
+            words = "{:+.2f} points ({:+.2f} to {:+.2f}), ".format(*gain) if gain else ""
+            print(f"{best.words}: {words}no clear gain, so nothing is refined")
             best = asis
     amend(run, refinement={**asdict(best), "teacher": str(folder) if folder else None})
     print(f"{run / CONFIG} keeps: {best.words}")

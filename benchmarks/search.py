@@ -56,10 +56,10 @@ def begin(args, weight=None):
                                 engine.accelerator.device)
 
 
-def digest(module):
-    """A name for the weights of a network."""
+def digest(weights):
+    """A name for the weights of a network, a state dict."""
     found = hashlib.blake2b(digest_size=16)
-    for value in module.state_dict().values():
+    for value in weights.values():
         found.update(value.detach().cpu().numpy().tobytes())
     return found.hexdigest()
 

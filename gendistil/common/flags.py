@@ -35,7 +35,7 @@ class _Listing(argparse.Action):
 
 
 def add_listing(parser, flag, table):
-    """A flag that prints the text which `table()` gives, for the rest of a command line's words too, and leaves."""
+    """A flag that prints the text which `table()` gives, and leaves."""
     parser.add_argument(flag, action=_Listing, nargs=0, const=table, help="print a table of their values and leave")
 
 
