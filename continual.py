@@ -5,8 +5,6 @@
 
 import dataclasses
 import functools
-import sys
-from pathlib import Path
 
 import torch
 from tqdm import tqdm
@@ -28,6 +26,7 @@ from gendistil.evaluation.continual import (
     Memory,
     class_order,
     judge,
+    needs_pools,
     open_teacher,
     order_row,
     steps_of,
@@ -37,7 +36,7 @@ from gendistil.evaluation.report import markdown, write_report
 from gendistil.evaluation.rows import row_key
 from gendistil.evaluation.students import GROUP
 from gendistil.sources import load_source
-from pools import check_classifiers, one_classifier
+from pools import check_classifiers, one_classifier, usual_classifier
 
 SCRIPTS = {"pool_match.py": pool_match, "gen_condense.py": gen_condense}
 """What makes memories."""
@@ -60,7 +59,7 @@ def parse_args(argv=None):
     parser.add_argument("--resume", action="store_true", help="continue the evaluation of this tag: what is there stays, and "
                         "what is missing is added, such as more --orders, --memory or --labels")
     students = parser.add_argument_group(GROUP)
-    students.add_argument("--eval-model", type=one_classifier, default="convnet", metavar="NAME",
+    students.add_argument("--eval-model", type=one_classifier, metavar="NAME",
                           help="kind of the students, named as for validate.py --eval-model")
     students.add_argument("--num-eval", type=COUNT, default=3, help="students at every step, which differ in their seed")
     students.add_argument("--together", type=COUNT, help="students trained side by side (default: all on a GPU, one elsewhere)")
@@ -80,10 +79,12 @@ def parse_args(argv=None):
 def main():
     args = parse_args()
     accelerator = make_accelerator(args.precision)
-    device, protocol = accelerator.device, override(protocol_for(args.protocol, args.data, args.eval_model), args)
+    device = accelerator.device
     with accelerator.local_main_process_first():  # one process downloads and decodes, the others find its cache
         dataset = load_dataset(args.data, args.data_dir, args.image_size, args.held_out, args.classes)
     spec = dataset.spec
+    args.eval_model = args.eval_model or usual_classifier(spec.size)
+    protocol = override(protocol_for(args.protocol, spec.name, args.eval_model), args)
     orders = [steps_of(class_order(index, spec.num_classes), args.steps) for index in range(args.orders)]
     Augment(protocol.aug_type, spec)  # a wrong name ends here, before the run's folder is made
     check_classifiers([args.eval_model], spec, "--eval-model")
@@ -93,7 +94,7 @@ def main():
     rows, known = resumed(args, commands, _MAY_CHANGE)
     if all(stored.values()) and (args.replay_ipc or args.sampling != "fresh"):
         raise UserError("--replay-ipc and --sampling are of what a generator replays, and no --memory is one: leave them out")
-    engine, words = Engine(accelerator), [Path(sys.argv[0]).name, *sys.argv[1:]]
+    engine = Engine(accelerator)
     replayed = args.replay_ipc or args.ipc
     shown = args.num_eval * protocol.epochs * replayed * spec.num_classes * args.steps // 2  # images, by students of an order
     engine.choose(args.compile, shown * spec.size**2)
@@ -127,7 +128,7 @@ def main():
             parts.append(load_source(folder, device))
             if parts[-1].soft:
                 parts[-1].rows = None  # --labels says whose answers students learn
-            if "pool" in args.labels:
+            if needs_pools(args.labels):
                 pools.append(open_teacher(beside(made_by(folder)["pool_folder"], folder), device, engine))
             for row in missing:
                 labelling, key = LABELLINGS[row["labels"]], row_key(row)
@@ -142,7 +143,7 @@ def main():
                 rows[key] = joined(rows.get(key), order_row(row, result, rows.get(key)))
                 run.log({f"accuracy/{memory.name}, {row['labels']}, order {order}": result.mean}, len(seen))
                 if run.is_main:
-                    write_report([*rows.values()], run.dir, words, {})
+                    write_report([*rows.values()], run.dir, run.commands, {})
             before = name
     run.close()
     accelerator.print(f"{markdown([*rows.values()])}\nreport: {run.dir / 'report.html'}")

@@ -15,12 +15,11 @@ from gendistil.common.loop import Loop
 from gendistil.common.rng import Shuffle
 from gendistil.common.run import CHECKPOINT, Run, as_begun, inherit_data, inherit_settings, resume_state
 from gendistil.data import load_dataset, to_signed
-from gendistil.evaluation.judge import Stopping, StoppingJudge
+from gendistil.evaluation.judge import Stopping, StoppingJudge, check_student
 from gendistil.matching import GeneratorLearner
 from gendistil.sources import MODEL
 from generators import RECIPES, TRAINERS, make_trainer
 from generators.trainer import GROUP
-from pools import check_classifiers
 
 
 def parse_args(argv=None):
@@ -65,7 +64,7 @@ def main(argv=None):
                                accelerator.device)
     spec, real = dataset.spec, dataset.train
     if args.auto_stop:
-        check_classifiers([from_flags(Stopping, args).eval_model], spec, "--eval-model")
+        check_student(from_flags(Stopping, args), spec)
     steps = args.steps or max(1, recipe.epochs * len(real) // recipe.batch_size)
     engine = Engine(accelerator)
     engine.choose(args.compile, steps * recipe.batch_size * spec.size**2)

@@ -16,8 +16,8 @@ from gendistil.common.flags import add_flags, add_listing, fields, from_flags, o
 from gendistil.common.loop import Loop
 from gendistil.common.run import CHECKPOINT, CONFIG, Run, check_folder, inherit_data, inherit_settings, resume_state, write_json
 from gendistil.data import Augment, load_dataset
-from gendistil.evaluation.judge import Judge, Judging
-from gendistil.evaluation.teachers import keep_rows, open_teacher
+from gendistil.evaluation.judge import Judge, Judging, check_student
+from gendistil.evaluation.teachers import keep_rows, open_pool
 from gendistil.matching import METHODS, Method, build, choices, method_for, methods
 from gendistil.matching.build import LEARNED, SUMMARY, Start
 from gendistil.matching.methods import DEFAULT_IPC, DRAWN, GENERATOR, PIXELS
@@ -61,7 +61,9 @@ def check(args):
     if learned.flags not in (GENERATOR, DRAWN) and args.match == "none":
         raise UserError(f"--match none {why}")
     if args.control_of:
-        args.match = "none"
+        if args.match not in (None, "none"):
+            raise UserError(f"--match {args.match} does nothing beside --control-of, which matches nothing: leave it out")
+        args.match = match = "none"
         build.read_seconds(args.control_of)  # a run that is none ends here
         build.train_alike(args)
     if learned.needs_weight and not args.weight:
@@ -125,8 +127,9 @@ def match(args, options):
     Augment(method.aug_type, spec)  # a wrong flag ends here, before a pool is pretrained
     check_classifiers(method.pool if method.match != "none" else (), spec, "--pool", maps=method.match == "feature",
                       kernels=method.match == "grad" and method.metric != "dc", alone=method.match == "trajectory")
-    check_classifiers([args.eval_model], spec, "--eval-model")
-    teacher = Teacher.of(open_teacher(start.teacher, dataset), engine=engine) if start.teacher else None
+    judging = from_flags(Judging, args)
+    check_student(judging, spec)
+    teacher = Teacher.of(open_pool(start.teacher, dataset), engine=engine) if start.teacher else None
 
     summary = {"train_seconds": 0.0, "held_out_accuracy": 0.0, "best_step": 0, "steps_before": build.steps_taken(state)}
     summary = resumed["summary"] if resumed else summary
@@ -145,7 +148,7 @@ def match(args, options):
     run = Run(options, accelerator, begun, method_values=dataclasses.asdict(method), dataset=dataclasses.asdict(spec),
               compiled=engine.compiled, pool_folder=getattr(pool, "dir", None),
               recipe_values=dataclasses.asdict(learner.trainer.recipe) if method.learn == GENERATOR else None)
-    judge = Judge(run, engine, dataset, from_flags(Judging, args), args.seed, method.keep, summary)
+    judge = Judge(run, engine, dataset, judging, args.seed, method.keep, summary)
 
     def save(step):
         """Everything that --resume needs."""

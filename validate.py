@@ -5,8 +5,6 @@
 
 import dataclasses
 import functools
-import sys
-from pathlib import Path
 
 import torch
 from accelerate.utils import gather_object
@@ -18,22 +16,23 @@ from gendistil.common.engine import Engine
 from gendistil.common.flags import Joined, add_flags, add_listing, columns, from_flags, given, override
 from gendistil.common.hub import facts_of, make_repository, push, repository
 from gendistil.common.run import Run, check_folder, device_name, inherit_data, made_by
-from gendistil.data import Augment, load_dataset
+from gendistil.data import load_dataset
 from gendistil.evaluation import PROTOCOLS, SAMPLINGS, Protocol, evaluate, evaluate_full, protocol_for
 from gendistil.evaluation.card import card
 from gendistil.evaluation.judged import (
     REAL,
     WHOLE,
     add_scored_on,
+    check_students,
     compared,
     count_pixels,
     data_words,
     full_protocol,
     joined,
     kept_bytes,
-    learned_with,
     list_rows,
     load_sources,
+    made_as,
     named_paths,
     real_images,
     resumed,
@@ -45,7 +44,7 @@ from gendistil.evaluation.rows import PLAIN, row_key
 from gendistil.evaluation.students import GROUP, rate_of
 from gendistil.evaluation.teachers import Labels, Teachers, distilled_from, keep_student, labels_of
 from gendistil.sources import Refinement, diversity, load_source
-from pools import CLASSIFIERS, SETS, check_classifiers, some_classifiers
+from pools import CLASSIFIERS, SETS, some_classifiers
 
 
 def parse_args(argv=None):
@@ -71,9 +70,10 @@ def parse_args(argv=None):
                       help="then upload the one model of --pretrain-weight there, with the report as its card")
     add_flags(parser, Labels, Refinement)
     students = parser.add_argument_group(GROUP)
-    students.add_argument("--eval-model", type=some_classifiers, action=Joined, nargs="+", default=["convnet"], metavar="NAME",
+    students.add_argument("--eval-model", type=some_classifiers, action=Joined, nargs="+", metavar="NAME",
                           help=f"kinds of students: {', '.join(CLASSIFIERS)}, torchvision:NAME or timm:NAME, each with options "
-                               f"if need be (convnet:width=256,norm=batch), or sets of them: {', '.join(SETS)}")
+                               f"if need be (convnet:width=256,norm=batch), or sets of them: {', '.join(SETS)} (default: "
+                               "convnet, from 64 pixels on convnet4)")
     students.add_argument("--num-eval", type=COUNT, default=3, help="students of each kind, which differ in their seed")
     students.add_argument("--together", type=COUNT, help="students trained side by side (default: all on a GPU, one elsewhere)")
     students.add_argument("--protocol", choices=PROTOCOLS, default="default",
@@ -109,27 +109,26 @@ def main():
     inherit_data(args, *paths.values())
     accelerator = make_accelerator(args.precision)
     device = accelerator.device
-    protocols = {model: override(protocol_for(args.protocol, args.data, model), args) for model in args.eval_model}
     with accelerator.local_main_process_first():  # one process downloads and decodes, the others find its cache
         dataset = load_dataset(args.data, args.data_dir, args.image_size, args.held_out, args.classes, device, args.whiten)
+    protocols = check_students(args, dataset.spec)  # wrong names end here, before the run's folder is made
     real = real_images(args, dataset)
     sources, paths = load_sources(args, paths, dataset, real)
-    Augment(protocols[args.eval_model[0]].aug_type, dataset.spec)  # a wrong name ends here, before the run's folder is made
-    check_classifiers(args.eval_model, dataset.spec, "--eval-model")
     check_folder(vars(args))
     rows, known = resumed(args, paths)
-    plan, words, engine = list_rows(args, sources), [Path(sys.argv[0]).name, *sys.argv[1:]], Engine(accelerator)
+    made = made_as(paths, rows.values())
+    plan, engine = list_rows(args, sources), Engine(accelerator)
     engine.choose(args.compile, count_pixels(args, plan, protocols, dataset.spec))
     teachers = None
     if args.labels != ("hard",):
         teachers = Teachers(from_flags(Labels, args), known.values(), sources.values(), dataset, engine=engine,
-                            protocol=override(protocol_for(args.protocol, args.data), args), seed=args.seed)
+                            protocol=override(protocol_for(args.protocol, dataset.spec.name), args), seed=args.seed)
     if args.push_to_hub and accelerator.is_main_process:
         make_repository(args.push_to_hub)  # a refusal comes before the work, and after everything else that may be refused
     seen = max((row["ipc"] or 0 for row in rows.values()), default=0)  # entries of the log go by IPC
     run = Run(vars(args), accelerator, seen, dataset=dataclasses.asdict(dataset.spec),
               students={model: dataclasses.asdict(protocol) for model, protocol in protocols.items()}, sources=known)
-    against, matched = controls(known), learned_with(paths)
+    against = controls(known)
     facts = {"data": data_words(args, dataset.spec), "protocol": args.protocol, "scored_on": args.scored_on,
              "device": device_name(device), "torch": torch.__version__}
 
@@ -152,8 +151,8 @@ def main():
         result = evaluate(taught, dataset, row["model"], ipc, row["sampling"], protocol=protocol, **settings)
         words = {} if taught is source else {"teacher": teachers.describe(taught)}
         return {**result.row(), **kept(row, first, result), **words, **kept_bytes(row, taught),
-                "lr": rate_of(source, protocol), "learned_with": matched.get(row["source"], []),
-                "diversity": spread(row["source"], ipc)}
+                "lr": rate_of(source, protocol), "diversity": spread(row["source"], ipc),
+                **made.get(row["source"], {"learned_with": []})}
 
     def kept(row, first, result):
         if not args.keep_students or first:
@@ -179,7 +178,7 @@ def main():
             rows[row_key(row)] = row = joined(rows.get(row_key(row)), row)
             run.log({f"accuracy/{row['source']}, {row['model']}, {row['sampling']}": row["mean"]}, row["ipc"] or 0)
         if run.is_main:
-            write_report([*rows.values()], run.dir, words, find_sheets(rows.values(), run.dir), against)
+            write_report([*rows.values()], run.dir, run.commands, find_sheets(rows.values(), run.dir), against)
     bar.close()
     run.close()
     accelerator.print(f"{markdown([*rows.values()], against)}\nreport: {run.dir / 'report.html'}")
@@ -187,7 +186,7 @@ def main():
         path, = paths.values()
         source = load_source(path)  # not refined
         facts = facts_of(source, made_by(path), dataset.spec, args.held_out)
-        address = push(source, args.push_to_hub, card(args.push_to_hub, [*rows.values()], facts, words), facts)
+        address = push(source, args.push_to_hub, card(args.push_to_hub, [*rows.values()], facts, run.commands), facts)
         print(f"uploaded: {address}")
 
 

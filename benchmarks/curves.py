@@ -14,6 +14,7 @@ import numpy
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
+from benchmarks.search import make_folder_of
 from gendistil.common.cli import Parser, run_script
 from gendistil.common.errors import UserError
 from gendistil.common.run import CONFIG, read_json, write_json
@@ -100,6 +101,7 @@ def main():
     if len(curves) < len(args.curve):
         parser.error("--curve takes a name and at least one run")
     comparisons = {curve["name"]: compare(curves[0], curve) for curve in curves[1:]}
+    make_folder_of(args.output)
     write_json(args.output, {"curves": curves, "sooner": comparisons})
     plot(curves, args.output.with_suffix(".png"))
     for name, rows in comparisons.items():

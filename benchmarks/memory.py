@@ -23,6 +23,7 @@ from torch.nn import functional as F
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from benchmarks.contestants import Contestant
+from benchmarks.search import make_folder_of
 from gendistil.common.cli import COUNT, LARGEST, PRECISIONS, Parser, number, run_script
 from gendistil.common.device import make_accelerator
 from gendistil.common.engine import Engine
@@ -188,10 +189,12 @@ def main():
         return
     accelerator = make_accelerator(args.precision)
     facts = {"device": device_name(accelerator.device), "torch": torch.__version__}
+    make_folder_of(args.output)
     earlier = read_json(args.output) if args.output.exists() else {**facts, "rows": []}
-    rows = earlier.pop("rows")
-    if earlier != facts:
-        raise UserError(f"--output {args.output} was measured on {earlier['device']}, torch {earlier['torch']}: give another")
+    rows = earlier.pop("rows", None)
+    if earlier != facts or not isinstance(rows, list):
+        raise UserError(f"--output {args.output} was measured on {earlier.get('device')}, torch {earlier.get('torch')}: give "
+                        "another")
     shared = {"size": args.size, "ipc": args.ipc, "real": args.real,
               "precision": accelerator.mixed_precision.replace("no", "fp32")}
     if args.unroll:

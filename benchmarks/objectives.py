@@ -17,7 +17,6 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 from benchmarks.search import add_arguments, begin, digest, search, train
 from gendistil.common.cli import Parser, run_script
 from gendistil.common.errors import UserError
-from gendistil.common.run import CHECKPOINT, training_state
 from gendistil.data.datasets import Split
 from gendistil.matching import METHODS, build, choices
 from gendistil.sources import Teacher, draw_set
@@ -91,21 +90,25 @@ def main():
         shared = dataclasses.replace(METHODS["default"], **args.pool)
     except TypeError:
         raise UserError(f"--pool {json.dumps(args.pool)} names what a method does not have") from None
-    first, _ = build.read_weight(argparse.Namespace(weight=args.weight, lr_critic=None))  # what is no generator's run ends here
+    first, file = build.read_weight(argparse.Namespace(weight=args.weight, lr_critic=None))
     methods = {name: choices.calibrated_if_possible(dataclasses.replace(shared, **change)) for name, change in VARIANTS.items()}
     pools = args.pools or args.weight.parent / "pools"
 
     def train_one(name, seed):
-        method, state = methods[name], training_state(args.weight / CHECKPOINT)
-        pool = build.make_pool(method, pools, 0, dataset, engine)
-        for kept in pools.glob("*/*.npy"):  # embeddings that another training has made: each makes its own, in its seconds
-            kept.unlink()
-        begun = build.Begin(method, build.Start(), seed, engine, dataset, state, args.weight, state["step"])
-        learner = build.make_learner(dataclasses.replace(begun, state=copy.deepcopy(state)))  # the optimiser takes it over
-        matcher = build.make_matcher(method, learner, dataset, pool)
+        method, state = methods[name], copy.deepcopy(first)  # the optimiser takes it over
+        begun = build.Begin(method, build.Start(), seed, engine, dataset, state, file, build.steps_taken(first))
+        learner = build.make_learner(begun)
+
+        def make_matcher():
+            return build.make_matcher(method, learner, dataset, build.make_pool(method, pools, 0, dataset, engine))
+
+        warm = make_matcher()
         for step in range(2):  # what is compiled is compiled before the clock starts
-            learner.step(step, matcher)
-        learner.load_state_dict(state, args.weight)
+            learner.step(step, warm)
+        for kept in pools.glob("*/*.npy"):  # embeddings that are there: each training makes its own, in its seconds
+            kept.unlink()
+        learner.load_state_dict(first, file)
+        matcher = make_matcher()
         steps = train(learner, matcher, args.seconds)
         if args.models:
             learner.source.save_pretrained(args.models / f"{name}-{seed}")

@@ -19,7 +19,7 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from benchmarks.search import digest, kept_rows, student_protocol
+from benchmarks.search import digest, kept_rows, make_folder_of, student_protocol
 from gendistil.common.cli import COUNT, FRACTION, POSITIVE, SEED, WEIGHT, Parser, add_data_arguments, number, run_script
 from gendistil.common.device import make_accelerator
 from gendistil.common.engine import Engine
@@ -29,7 +29,7 @@ from gendistil.data import load_dataset
 from gendistil.evaluation import SAMPLINGS, evaluate
 from gendistil.evaluation.report import tables
 from gendistil.evaluation.rows import difference
-from gendistil.evaluation.teachers import open_teacher
+from gendistil.evaluation.teachers import open_pool
 from gendistil.sources import Refined, Refinement, Teacher, TooFewAccepted, check_fits, load_source
 from generators.unet import FlowGenerator
 
@@ -57,7 +57,7 @@ def axes_of(args, source, teacher):
     """The axes of `search`: what the flags name, else what a source of this kind and its classifier let one choose."""
     flow = isinstance(source, FlowGenerator)
     steps = args.sample_steps or ((1, 2, 4, 8, 16) if flow else ())
-    guidance = args.guidance or ((1.0, 1.5, 2.0, 3.0) if flow and not source.shortcut else ())
+    guidance = args.guidance or ((1.0, 1.5, 2.0, 3.0) if flow and source.guidable and not source.shortcut else ())
     noises = args.noise_std or ((0.7, 0.85, 1.0, 1.15, 1.3) if teacher else ())
     thresholds = args.keep_above or ((0.1, 0.3, 0.5, 0.7, 0.9) if teacher else ())
     of_flow = [[{name: value} for value in values] for name, values in (("sample_steps", steps), ("guidance", guidance))]
@@ -106,7 +106,7 @@ def main():
         raise UserError(f"--pretrain-weight {run} holds images that are stored: name the run of a generator")
     if not folder and (args.noise_std or args.keep_above or not isinstance(source, FlowGenerator)):
         raise UserError(f"--pretrain-weight {run} names no pool of pretrained classifiers: give --teacher, the folder of one")
-    teacher, engine = Teacher.of(open_teacher(folder, dataset)) if folder else None, Engine(accelerator)
+    teacher, engine = Teacher.of(open_pool(folder, dataset)) if folder else None, Engine(accelerator)
     settings = {"data": dataset.spec.name, "sampling": args.sampling, "ipc": args.ipc,
                 "refined_by": teacher.name if teacher else None, "students": args.students, "eval_epochs": args.eval_epochs,
                 "seed": args.seed, "image_size": dataset.spec.size, "held_out": args.held_out, "classes": args.classes,
@@ -114,6 +114,7 @@ def main():
                 "classifiers": [*teacher.weights] if teacher else []}
     axes = axes_of(args, source, teacher)
     engine.choose(args.compile)
+    make_folder_of(output)
     rows = kept_rows(output, lambda row: settings)
 
     def measure(refinement, again=""):

@@ -88,10 +88,7 @@ def search(args, variants, engine, dataset, train_one, **facts):
     Raises UserError for a file of another search, or of something else.
     """
     device = engine.accelerator.device
-    try:
-        args.output.parent.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"--output {args.output}: its folder cannot be made ({error.strerror}): name another")
+    make_folder_of(args.output)
     settings = {"data": dataset.spec.name, "image_size": dataset.spec.size, "held_out": args.held_out,
                 "train_seconds": args.seconds, "repeats": args.repeats, "scores": args.scores,
                 "eval_epochs": args.eval_epochs, "compile": args.compile, "device": device_name(device), **facts}
@@ -115,6 +112,14 @@ def search(args, variants, engine, dataset, train_one, **facts):
 
 def _values(variant):
     return dataclasses.asdict(variant) if dataclasses.is_dataclass(variant) else variant
+
+
+def make_folder_of(path):
+    """Make the folder in which `path`, of --output, will lie. Raises UserError where that cannot be."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"--output {path}: its folder cannot be made ({error.strerror}): name another")
 
 
 def kept_rows(path, settings_of):

@@ -1,6 +1,5 @@
 """A conditional GAN in training."""
 
-import argparse
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -9,19 +8,11 @@ import torch
 from gendistil.common.cli import COUNT, POSITIVE, WEIGHT
 from gendistil.common.errors import UserError
 from gendistil.common.flags import option
-from gendistil.data import AUGMENTATIONS, Augment
+from gendistil.data import Augment
+from gendistil.data.augment import augmentations
 from generators.losses import LOSSES, PENALTIES, auxiliary
 from generators.networks import NETWORKS
 from generators.trainer import GROUP, Recipe, Trainer, flip_option
-
-
-def augmentations(text):
-    """An argparse type: names of augmentations joined by _, or none."""
-    unknown = set() if text == "none" else set(text.lower().split("_")).difference(AUGMENTATIONS)
-    if unknown:
-        raise argparse.ArgumentTypeError(f"unknown augmentation '{min(unknown)}': join some of {', '.join(AUGMENTATIONS)} "
-                                         "by _, or give none")
-    return text
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,5 +1,7 @@
 """What every conditional generator offers: rebuilding itself from its own files, and sampling that nothing can disturb."""
 
+import math
+
 import torch
 from diffusers import ConfigMixin, ModelMixin
 
@@ -56,3 +58,25 @@ class ConditionalGenerator(Source, ModelMixin, ConfigMixin):
         images = [self(counter_normal(seed, y, i, self.dim_noise) * noise_std, y, **sampling) for y, i in parts]
         self.train(was_training)
         return torch.cat(images).float()
+
+
+def doublings(size):
+    """How often a grid of 4 to 7 pixels is doubled to reach `size`."""
+    return max(1, math.ceil(math.log2(size / 7)))
+
+
+class GridGenerator(ConditionalGenerator):
+    """The base of those whose layer `linear` makes of the noise a grid of `grid` pixels a side, which is then doubled until it
+    covers the image."""
+
+    def _describe(self, size, channels, num_classes, dim_noise):
+        super()._describe(size, channels, num_classes, dim_noise)
+        self.grid = -(-size // 2 ** doublings(size))
+
+    def lift(self, noise, labels):
+        return self.linear(noise).view(len(noise), -1, self.grid, self.grid)
+
+    def cropped(self, x):
+        """The middle of x [B, C, H, W] that has the image's size."""
+        top = (x.shape[-1] - self.size) // 2
+        return x[..., top : top + self.size, top : top + self.size]

@@ -11,9 +11,8 @@ from diffusers.configuration_utils import register_to_config
 from torch import nn
 from torch.nn import functional as F
 
-from generators.base import ConditionalGenerator
+from generators.base import GridGenerator, doublings
 from generators.layers import SyncBatchNorm
-from generators.pyramid import doublings
 
 _EPS = 1e-8
 
@@ -85,28 +84,22 @@ class UpBlock(nn.Module):
         return h + F.interpolate(self.conv_sc(x), scale_factor=2)  # a 1×1 convolution and doubling may change places
 
 
-class BigGANGenerator(ConditionalGenerator):
+class BigGANGenerator(GridGenerator):
     """Noise to a grid of 4 to 7 pixels, then one residual block per doubling; the class enters at every norm but the last."""
 
     @register_to_config
     def __init__(self, size, channels, num_classes, dim_noise=128, width=256):
         super().__init__()
         self._describe(size, channels, num_classes, dim_noise)
-        self.grid = -(-size // 2 ** doublings(size))
         self.linear = SpectralLinear(dim_noise, width * self.grid**2)
         self.blocks = nn.ModuleList(UpBlock(width, num_classes) for _ in range(doublings(size)))
         self.norm = SyncBatchNorm(width)
         self.to_image = SpectralConv(width, channels, 3, padding=1)
 
-    def lift(self, noise, labels):
-        return self.linear(noise).view(len(noise), -1, self.grid, self.grid)
-
     def paint(self, x, labels):
         for block in self.blocks:
             x = block(x, labels)
-        x = torch.tanh(self.to_image(F.relu(self.norm(x))))
-        top = (x.shape[-1] - self.size) // 2
-        return x[..., top : top + self.size, top : top + self.size]
+        return self.cropped(torch.tanh(self.to_image(F.relu(self.norm(x)))))  # [B, C, H, W]
 
 
 class DownBlock(nn.Module):

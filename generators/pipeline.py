@@ -21,20 +21,23 @@ class FlowPipeline(DiffusionPipeline):
 
     Args: unet, a `UNet2DModel` whose class embedding has a row for each class and one more for none, of a shortcut as many
     again for each length of its steps, 1, 1/2, 1/4, ... of the way; size, pixels a side; classes, how many; steps, guidance,
-    what a call takes unless it says otherwise; shortcut, whether the network knows the length of a step.
+    what a call takes unless it says otherwise; shortcut, whether the network knows the length of a step; guidable, whether it
+    has learned images without a class, which guidance needs.
     """
 
     def __init__(self, unet: UNet2DModel, size: int = 32, classes: int = 10, steps: int = 16, guidance: float = 1.0,
-                 shortcut: bool = False):
+                 shortcut: bool = False, guidable: bool = True):
         super().__init__()
         self.register_modules(unet=unet)
-        self.register_to_config(size=size, classes=classes, steps=steps, guidance=guidance, shortcut=shortcut)
+        self.register_to_config(size=size, classes=classes, steps=steps, guidance=guidance, shortcut=shortcut,
+                                guidable=guidable)
 
     def save_pretrained(self, folder, **options):
         """Write the weights, and this file beside them."""
-        super().save_pretrained(folder, **options)
+        Path(folder).mkdir(parents=True, exist_ok=True)
         with contextlib.suppress(shutil.SameFileError):
             shutil.copyfile(__file__, Path(folder) / "pipeline.py")
+        super().save_pretrained(folder, **options)
 
     @torch.no_grad()
     def __call__(self, class_labels, num_inference_steps=None, guidance_scale=None, generator=None, latents=None,
@@ -53,9 +56,11 @@ class FlowPipeline(DiffusionPipeline):
             raise ValueError(f"num_inference_steps is {steps}: a shortcut draws in 1, 2, 4, ... or 64 steps")
         if facts.shortcut and guidance != 1:
             raise ValueError(f"guidance_scale is {guidance:g}: a shortcut has learned its guidance")
+        if not facts.guidable and guidance != 1:
+            raise ValueError(f"guidance_scale is {guidance:g}: this flow knows no image without a class")
         labels = torch.as_tensor(class_labels, device=device).reshape(-1)
         shape = (len(labels), self.unet.config.in_channels, facts.size, facts.size)
-        x = randn_tensor(shape, generator=generator, device=device, dtype=self.unet.dtype) if latents is None else latents
+        x = randn_tensor(shape, generator=generator, device=device) if latents is None else latents.float()
         for step in self.progress_bar(range(steps)):
             time = x.new_full((len(x),), 1 - step / steps)
             lead = self._velocity(x, labels, time, span)
@@ -71,6 +76,6 @@ class FlowPipeline(DiffusionPipeline):
 
     def _velocity(self, x, labels, time, span):
         padding, size = self.unet.config.sample_size - self.config.size, self.config.size
-        x = torch.nn.functional.pad(x, (0, padding, 0, padding))
+        x = torch.nn.functional.pad(x.to(self.unet.dtype), (0, padding, 0, padding))
         rows = labels + span * (self.config.classes + 1)
         return self.unet(x, 1000 * time, rows, return_dict=False)[0][..., :size, :size].float()

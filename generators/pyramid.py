@@ -13,13 +13,8 @@ from torch import nn
 from torch.nn import functional as F
 
 from gendistil.common.device import halve
-from generators.base import ConditionalGenerator
+from generators.base import GridGenerator, doublings
 from generators.layers import conv_after_doubling, conv_then_halving
-
-
-def doublings(size):
-    """How often a grid of 4 to 7 pixels is doubled to reach `size`."""
-    return max(1, math.ceil(math.log2(size / 7)))
 
 
 def level_widths(size, width):
@@ -56,7 +51,7 @@ class UpBlock(nn.Module):
         return h + F.interpolate(self.shortcut(x), scale_factor=2)  # [B, outputs, 2H, 2W]
 
 
-class PyramidGenerator(ConditionalGenerator):
+class PyramidGenerator(GridGenerator):
     """Noise to a grid of 4 to 7 pixels, then one residual block per doubling; the class enters at every norm.
 
     The class is not given beside the noise: a linear layer of both soon answers the class alone, and every image of a class
@@ -68,21 +63,15 @@ class PyramidGenerator(ConditionalGenerator):
         super().__init__()
         self._describe(size, channels, num_classes, dim_noise)
         widths = level_widths(size, width)
-        self.grid = -(-size // 2 ** doublings(size))
         self.linear = nn.Linear(dim_noise, widths[0] * self.grid**2)
         self.blocks = nn.ModuleList(UpBlock(a, b, num_classes) for a, b in zip(widths, widths[1:]))
         self.norm = ConditionalNorm(widths[-1], num_classes)
         self.to_image = nn.Conv2d(widths[-1], channels, 3, padding=1)
 
-    def lift(self, noise, labels):
-        return self.linear(noise).view(len(noise), -1, self.grid, self.grid)
-
     def paint(self, x, labels):
         for block in self.blocks:
             x = block(x, labels)
-        x = torch.tanh(self.to_image(F.relu(self.norm(x, labels))))
-        top = (x.shape[-1] - self.size) // 2
-        return x[..., top : top + self.size, top : top + self.size]  # [B, C, H, W]
+        return self.cropped(torch.tanh(self.to_image(F.relu(self.norm(x, labels)))))  # [B, C, H, W]
 
 
 class DownBlock(nn.Module):

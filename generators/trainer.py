@@ -10,7 +10,7 @@ from torch import nn
 
 from gendistil.common.cli import COUNT, FRACTION, POSITIVE, number
 from gendistil.common.device import own_rows, send
-from gendistil.common.engine import Engine
+from gendistil.common.engine import Engine, resume_optimizer
 from gendistil.common.errors import UserError
 from gendistil.common.flags import option
 from gendistil.common.rng import stream
@@ -233,7 +233,7 @@ class Trainer:
     def restore_network(self, network, optimizer, weights, moments):
         """Load the weights of a prepared network and what its optimiser remembers."""
         load_weights(self.accelerator.unwrap_model(network), weights)
-        optimizer.load_state_dict({**optimizer.state_dict(), "state": moments["state"]})
+        resume_optimizer(optimizer, moments)
 
 
 def load_weights(module, state):

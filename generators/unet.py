@@ -74,7 +74,7 @@ class FlowGenerator(ConditionalGenerator):
         unet = UNet2DModel.from_config(shape)
         unet.load_state_dict({**self.unet.state_dict(), "class_embedding.weight": rows})
         return FlowPipeline(unet.eval(), self.size, self.num_classes, sample_steps or self.sample_steps,
-                            self.guidance if guidance is None else guidance, self.shortcut)
+                            self.guidance if guidance is None else guidance, self.shortcut, self.guidable)
 
     def check_sampling(self, sample_steps=None, guidance=None):
         if self.shortcut:

@@ -9,6 +9,7 @@ from pools.classifiers import (
     full_name,
     one_classifier,
     some_classifiers,
+    usual_classifier,
 )
 from pools.fresh import OnlinePool, RandomPool
 from pools.pool import ClassifierPool, keep_classifier
@@ -34,4 +35,5 @@ __all__ = [
     "one_classifier",
     "some_classifiers",
     "train_classifier",
+    "usual_classifier",
 ]

@@ -75,6 +75,12 @@ def _parse(name):
     return first, build, {key: value for key, value in sorted(options.items()) if value != known[key]}
 
 
+def usual_classifier(size):
+    """The classifier of images of `size` pixels where none is named: a ConvNet, with a block more from 64 pixels on, as
+    published for TinyImageNet."""
+    return "convnet" if size < 64 else "convnet4"
+
+
 def base_name(name):
     """A classifier's name without its options."""
     return _parse(name)[0]

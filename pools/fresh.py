@@ -5,6 +5,7 @@ import math
 
 import torch
 
+from gendistil.common.device import process_first
 from gendistil.common.engine import EAGER
 from gendistil.common.rng import stream
 from gendistil.data import Augment
@@ -73,11 +74,11 @@ class OnlinePool(RandomPool):
     def prepare(self, step, learner):
         """Make the network of step `step`, or train it on: `learner.training_set()` is (uint8 images, targets)."""
         real, (round_, position) = self.dataset.train, divmod(step, self.outer)
-        if position == 0 or self._model is None:
+        if round_ != self._round:
             self._start(round_)
             if self.warmup:
                 self._train(self.warmup, ("warm", round_), lambda generator: (real.images, real.labels))
-        else:
+        elif position:
             self._train(self.inner, (step,), functools.partial(self._lesson, learner))
 
     def _start(self, round_):
@@ -101,8 +102,11 @@ class OnlinePool(RandomPool):
 
         self._model.requires_grad_(True)
         train_classifier(self._model, batches, epochs=epochs, optimizer=self._optimizer, scaler=self._scaler,
-                         schedule="constant", lr=self.settings["lr"], engine=self.engine)
+                         schedule="constant", lr=self.settings["lr"], engine=self.engine, flag="--pool-lr")
         self._model.eval().requires_grad_(False)
+        for value in self._model.state_dict().values():  # each process has trained it for itself
+            if (first := process_first(value)) is not value:
+                value.copy_(first)
 
     def state_dict(self):
         """What resuming within a round needs."""

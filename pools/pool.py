@@ -22,10 +22,11 @@ from gendistil.common.rng import stream
 from gendistil.common.run import read_json, replacing, write_json
 from gendistil.data import Augment, spec_of
 from pools.classifiers import build_classifier
-from pools.training import accuracy, calibrated, embed_images, epoch_batches, split_batches, train_classifier
+from pools.training import accuracy, calibrated, count_batches, embed_images, epoch_batches, train_classifier
 
 _FORMAT = 1  # raise it when the same definition comes to mean other weights
 _POOL, _STUDENT = "pool.json", "student.json"
+_IN_MEMORY = 64  # networks: an expert pool has thousands
 _FIRST_SNAPSHOT = 1 / 16  # of the training steps
 _USUAL = {"momentum": 0.9, "weight_decay": 5e-4, "schedule": "cosine", "aug_single": False, "initial": False}
 
@@ -76,7 +77,7 @@ class ClassifierPool:
         definition = _as_known(definition, known) if known else definition
         self._describe(definition, Path(folder) / _digest(json.dumps(definition, sort_keys=True).encode()), dataset.spec,
                        accelerator.device)
-        steps_per_epoch = len(split_batches(torch.arange(len(dataset.train)), batch_size))
+        steps_per_epoch = count_batches(len(dataset.train), batch_size)
         self._steps = ([epoch * steps_per_epoch for epoch in range(epochs + 1)] if snapshots == "epochs"
                        else [0] * training.get("initial", False) + snapshot_steps(epochs * steps_per_epoch, snapshots))
         if mix and len(self._steps) < 2:
@@ -118,9 +119,11 @@ class ClassifierPool:
         return len(self._rows)
 
     def __getitem__(self, index):
-        if index not in self._models:
-            self._models[index] = self._load(index)
-        return self._models[index]
+        model = self._models.pop(index) if index in self._models else self._load(index)
+        self._models[index] = model  # behind those that were asked for before it
+        if len(self._models) > _IN_MEMORY:
+            del self._models[next(iter(self._models))]
+        return model
 
     def _load(self, index):
         row = self._rows[index]
@@ -264,7 +267,7 @@ class ClassifierPool:
             keep(step)
 
         keep(0)
-        train_classifier(model, batches, epochs=settings["epochs"], engine=self._engine, on_step=on_step,
+        train_classifier(model, batches, epochs=settings["epochs"], engine=self._engine, on_step=on_step, flag="--pool-lr",
                          **{name: settings[name] for name in ("lr", "momentum", "weight_decay", "schedule")})
         return [{**row, "held_out_accuracy": row["held_out_accuracy"].item()} for row in rows]
 
@@ -313,8 +316,8 @@ def snapshot_steps(total, count):
     Raises UserError if there are fewer steps than that.
     """
     if total < count:
-        raise UserError(f"a classifier of the pool is trained for {total} steps only, which cannot give {count} snapshots: "
-                        "train it for more epochs or keep fewer snapshots")
+        raise UserError(f"--pool-snapshots {count}: a classifier of the pool is trained for {total} steps only, which cannot "
+                        "give so many: lower it, or give more --pool-epochs")
     steps = []
     for index in range(count):
         wanted = round(total * _FIRST_SNAPSHOT ** (1 - index / (count - 1))) if count > 1 else total

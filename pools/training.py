@@ -26,7 +26,7 @@ _CHECK_INTERVAL = 50  # steps at least between looks at the loss, each of which 
 
 
 def train_classifier(model, batches, *, epochs, lr=0.01, momentum=0.9, weight_decay=5e-4, schedule="cosine",
-                     temperature=1.0, optimizer=None, scaler=None, engine=EAGER, on_epoch=None, on_step=None):
+                     temperature=1.0, optimizer=None, scaler=None, engine=EAGER, on_epoch=None, on_step=None, flag="--lr"):
     """Train `model` in place by cross-entropy with SGD, and return the mean loss of the last epoch, a 0-dim tensor.
 
     Args:
@@ -42,6 +42,7 @@ def train_classifier(model, batches, *, epochs, lr=0.01, momentum=0.9, weight_de
         engine: the `Engine` that runs the model.
         on_epoch: called after each epoch with (epochs done, mean loss as a 0-dim tensor).
         on_step: called after each step with the number of steps done.
+        flag: what an error calls the learning rate.
     Raises UserError when the loss is no longer finite.
     """
     if optimizer is None:
@@ -68,7 +69,7 @@ def train_classifier(model, batches, *, epochs, lr=0.01, momentum=0.9, weight_de
         if step - last_check >= _CHECK_INTERVAL or epoch == epochs - 1:
             # A loss that is not finite leaves weights that are not finite, so a later look sees it too.
             if not torch.isfinite(mean):
-                raise UserError(f"the loss of a classifier is {mean.item()} after {step} steps: lower its --lr, now {lr:g}")
+                raise UserError(f"the loss of a classifier is {mean.item()} after {step} steps: lower its {flag}, now {lr:g}")
             last_check = step
         if on_epoch:
             on_epoch(epoch + 1, mean)
@@ -120,6 +121,12 @@ def split_batches(order, batch_size):
     return pieces
 
 
+def count_batches(images, batch_size):
+    """How many pieces `split_batches` cuts so many images into; one for none."""
+    whole, rest = divmod(images, batch_size)
+    return max(1, whole + (rest > 1 or (rest == 1 and not whole)))
+
+
 def answers(model, images, engine=EAGER):
     """What `model` answers to standardised images [B, C, H, W]: logits, float32 [B, K].
 
@@ -142,7 +149,7 @@ def calibrated(model, real, spec, generator):
         rows = torch.randint(len(real), (_CALIBRATION * spec.num_classes,), generator=generator)
         usual = [norm.momentum for norm in norms]
         for norm in norms:
-            norm.momentum = None  # the mean of all batches, of which there is one
+            norm.momentum = 1.0  # nothing but this batch
         model.train()(standardise(to_signed(take(real.images, rows)), spec))
         for norm, momentum in zip(norms, usual):
             norm.momentum = momentum

@@ -36,6 +36,7 @@ from pools import (
 )
 from pools.classifiers import some_classifiers
 from pools.resnet import Pointwise
+from pools.training import count_batches, split_batches
 
 FULL = {"width": 64, "stem": "large"}
 CONVNET_OPTIONS = {
@@ -123,6 +124,12 @@ def test_every_size_and_channel_count(name, size, channels):
 
 
 @torch.no_grad()
+@pytest.mark.parametrize("size", [2, 3, 64])
+def test_batches_are_counted_as_they_are_cut(size):
+    for images in (*range(1, 14), 63, 64, 65, 129, 191):
+        assert count_batches(images, size) == len(split_batches(torch.arange(images), size))
+
+
 @pytest.mark.parametrize("name", ["convnet:width=4", "convnet4", "convnet_bn", "resnet10", "resnet18", "resnet18_ap",
                                   "resnet18_full_in:width=8", "densenet", "mlp", "lenet", "alexnet", "vgg11"])
 def test_the_largest_images(name):

@@ -97,7 +97,7 @@ def test_folders_of_this_machine_are_not_published(spec):
     words = ["--lr", 0.1, "--output-dir", "/a/b c/d", "x=/home/me/gan", "results/gan", "hub:a/b", "/", "/a/"]
     assert hub.public(words) == ["--lr", "0.1", "--output-dir", "d", "x=gan", "results/gan", "hub:a/b", "/", "a/"]
     facts = hub.facts_of(make_pixels(), CONFIG, spec, 0.1)
-    text = card(NAME, [ROW], facts, [*COMMAND, "--output-dir", "/home/me/results"]) + json.dumps(facts)
+    text = card(NAME, [ROW], facts, [[*COMMAND, "--output-dir", "/home/me/results"]]) + json.dumps(facts)
     assert "--data-dir data" in text
     assert "--output-dir results" in text
     assert "/home" not in text
@@ -109,7 +109,7 @@ def test_what_is_pushed_comes_back(server, spec, monkeypatch, make, mode):
     monkeypatch.setattr(server, "mode", lambda path: mode)
     source = make()
     facts = hub.facts_of(source, CONFIG | {"whiten": "zca"}, spec, 0.2)
-    assert hub.push(source, NAME, card(NAME, [ROW], facts, COMMAND), facts) == f"{server.address}/{NAME}"
+    assert hub.push(source, NAME, card(NAME, [ROW], facts, [COMMAND]), facts) == f"{server.address}/{NAME}"
     assert set(server.newest()) == FILES
     for path in (f"hub:{NAME}", Path(f"hub:{NAME}"), f"hub:{NAME}@main", f"hub:{NAME}@{1:040x}"):
         assert same(load_source(path), source)
@@ -132,7 +132,7 @@ def test_rows_of_a_teacher_go_with_the_images(server, spec):
 
 def test_the_card_says_what_it_is(spec):
     facts = hub.facts_of(make_gan(), CONFIG, spec, 0.1)
-    text = card(NAME, [ROW, ROW | {"source": "random real images", "mean": 80.0, "protocol": "dsa"}], facts, COMMAND)
+    text = card(NAME, [ROW, ROW | {"source": "random real images", "mean": 80.0, "protocol": "dsa"}], facts, [COMMAND])
     assert huggingface_hub.ModelCard(text).data.to_dict() == {
         "library_name": "diffusers", "tags": ["gendistil", "dataset-distillation", "dm"], "datasets": ["digits"],
         "pipeline_tag": "unconditional-image-generation"}
@@ -140,7 +140,7 @@ def test_the_card_says_what_it_is(spec):
                   "Student's t", "10 classes (0, 1,", "1×8×8", "Method `dm`", "pool_match.py --tag 'a b'", " ".join(COMMAND),
                   "torch 2.15", "commit abc", f'load_source("hub:{NAME}")', "10 % of the training images"):
         assert words in text, words
-    stored = card(NAME, [ROW], hub.facts_of(make_pixels(), {}, spec, 0.1), COMMAND)
+    stored = card(NAME, [ROW], hub.facts_of(make_pixels(), {}, spec, 0.1), [COMMAND])
     assert "How it was made is not recorded." in stored
     assert "Stored images" in stored
     assert "pipeline_tag" not in stored
@@ -194,7 +194,9 @@ def test_samples_of_a_model_on_a_hub(server, command, tmp_path):
 def test_facts_of_a_stranger_are_taken_with_care(server, tmp_path):
     assert hub.read_facts(None) == hub.read_facts(tmp_path) == hub.read_facts(tmp_path / "nowhere") == {}
     mixed = b'{"data": 3, "image_size": "8", "held_out": 0.1, "x": 1}'
-    for content, facts in ((b"{", {}), (b"[1]", {}), (mixed, {"held_out": 0.1})):
+    odd = (b'{"classes": [[1]], "image_size": -5, "held_out": NaN, "dataset": {"classes": 5}, "data": "/etc", "argv": [3],'
+           b' "method": "dm"}')
+    for content, facts in ((b"{", {}), (b"[1]", {}), (mixed, {"held_out": 0.1}), (odd, {"method": "dm"})):
         server.put(tmp_path, **{"gendistil.json": content})
         shutil.rmtree(tmp_path / "cache", ignore_errors=True)
         server.repositories[NAME] = {hashlib.sha1(content).hexdigest(): server.newest()}

@@ -151,3 +151,62 @@ def test_a_student_of_a_long_name_is_kept(call, gan, tmp_path):
     call(validate, "--pretrain-weight", f"{'g' * 250}={gan}", "--ipc", 1, "--keep-students", *QUICK)
     row, = read_report(tmp_path / "results" / "test" / "report.json")
     assert (tmp_path / "results" / "test" / "students" / row["student"]).is_dir()
+
+
+def test_students_of_two_models_are_not_one_row(call, gan, tmp_path, capsys):
+    model = shutil.copytree(gan, tmp_path / "model")
+    words = ("--tag", "t", "--pretrain-weight", f"g={model}", "--ipc", 1, *QUICK)
+    call(validate, *words)
+    call(validate, *words, "--num-eval", 3, "--resume")  # the same
+    report = tmp_path / "results/t/report.json"
+    before = report.read_bytes()
+    assert read_report(report)[0]["n"] == 3
+    weights, = model.glob("*.safetensors")
+    content = bytearray(weights.read_bytes())
+    content[-1] ^= 1
+    weights.write_bytes(content)
+    with pytest.raises(SystemExit):
+        call(validate, *words, "--num-eval", 4, "--resume")
+    assert "holds another model than 'g' was when the evaluation was started" in capsys.readouterr().err
+    assert report.read_bytes() == before
+    page = (tmp_path / "results/t/report.html").read_text()
+    assert page.count("validate.py --tag t") == 2  # both commands have measured it
+
+
+def test_all_real_images_are_passed_as_often_as_is_asked(call, tmp_path):
+    call(validate, "--compare", "whole", "--full-epochs", 2, "--num-eval", 1, "--ipc", 1)
+    row, = read_report(tmp_path / "results/test/report.json")
+    assert (row["epochs"], row["steps"]) == (2, 2 * 23)  # fewer steps than the protocol has at least
+
+
+def test_a_size_that_a_flag_gave_stands_beside_the_data_set(call, tmp_path):
+    call(validate, "--image-size", 12, "--compare", "random", "--ipc", 1, *QUICK)
+    assert read_report(tmp_path / "results/test/report.json")[0]["data"] == "digits, 12 pixels"
+
+
+def test_larger_images_are_seen_by_a_deeper_network(call, tmp_path):
+    words = ("--compare", "random", "--sampling", "fixed", "--ipc", 1, "--epochs", 1, "--min-steps", 1, "--num-eval", 1)
+    for size, name in ((16, "convnet"), (64, "convnet4")):
+        call(validate, "--tag", name, "--image-size", size, "--classes", 0, 1, *words)
+        assert read_report(tmp_path / "results" / name / "report.json")[0]["model"] == name
+
+
+def test_flags_that_change_nothing_are_refused(call, gan, capsys):
+    words = ("--pretrain-weight", gan, "--ipc", 1, *QUICK)
+    call(validate, "--tag", "there", *words)
+    for tag, flags, said in (("there", ("--resume", "--overwrite"), "give one of them"),
+                             ("new", ("--no-own",), "--no-own: no run of --pretrain-weight has learned labels"),
+                             ("new", ("--sampling", "fixed", "--ranking", "--compare", "none"), "leave out --compare none")):
+        with pytest.raises(SystemExit):
+            call(validate, "--tag", tag, *words, *flags)
+        assert said in capsys.readouterr().err
+
+
+def test_snapshots_are_not_chosen_by_what_a_source_has_learned_from(call, tmp_path, capsys):
+    small = ("--pool-members", 1, "--pool-epochs", 1, "--pool-snapshots", 1, "--pool", "convnet:depth=1,width=8")
+    call(pool_match, "--tag", "h", "--method", "herding", "--ipc", 2, "--held-out", 0.1, "--eval-epochs", 1, *small)
+    run, (pool, *_) = tmp_path / "results/h", (tmp_path / "results/pools").iterdir()
+    with pytest.raises(SystemExit):
+        call(validate, "--pretrain-weight", run, "--ipc", 1, "--sampling", "fixed", "--labels", "rows", "--teacher", pool,
+             "--teacher-snapshots", "auto", "--held-out", 0.2, *QUICK)
+    assert "has learned from images that --held-out 0.2 holds out" in capsys.readouterr().err

@@ -80,7 +80,7 @@ def test_a_page_needs_nothing_else(tmp_path):
     rows = [make_row(source=name, bytes=1000, device="a CPU", torch="2"), make_row(bytes=2000, protocol="dc")]
     run = make_run(tmp_path / "run")
     draw_sheets(run, {name: PixelSet(num_classes=2, ipc=3, channels=1, size=8)}, torch.device("cpu"))
-    write_report(rows, run.dir, ["validate.py", "--tag", "<x> y"], find_sheets(rows, run.dir))
+    write_report(rows, run.dir, [["validate.py", "--tag", "<x> y"]], find_sheets(rows, run.dir))
     text = (run.dir / "report.html").read_text()
     page = Page(text)
     assert page.fetched == []
@@ -194,7 +194,7 @@ def test_rows_of_one_place_in_several_reports_are_told_apart(reports):
 
 
 def test_names_that_are_no_text_are_written(tmp_path):
-    write_report([make_row(data="a$_$b", bytes=9)], tmp_path, ["validate.py", "caf\udce9"], {})
+    write_report([make_row(data="a$_$b", bytes=9)], tmp_path, [["validate.py", "caf\udce9"]], {})
     assert "caf\\udce9" in (tmp_path / "report.html").read_text()
 
 

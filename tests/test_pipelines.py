@@ -45,6 +45,29 @@ def test_a_flow_draws_the_same_as_a_pipeline(tmp_path, shortcut, size):
     assert loaded(class_labels=[1]).images[0].size == (size, size)
 
 
+def test_a_pipeline_draws_in_half_precision_too(tmp_path):
+    flow(False).as_pipeline().save_pretrained(tmp_path)
+    pipeline = FlowPipeline.from_pretrained(tmp_path, torch_dtype=torch.bfloat16)
+    pipeline.set_progress_bar_config(disable=True)
+    images = pipeline(class_labels=[0, 3], num_inference_steps=4, generator=stream(0), output_type="pt").images
+    whole = FlowPipeline.from_pretrained(tmp_path)(class_labels=[0, 3], num_inference_steps=4, generator=stream(0),
+                                                   output_type="pt").images
+    assert (images - whole).abs().mean() < 0.05
+
+
+def test_a_flow_without_unlabelled_images_is_not_guided(tmp_path):
+    made = flow(False)
+    made.register_to_config(guidable=False)
+    made.guidable = False
+    made.as_pipeline().save_pretrained(tmp_path)
+    source = load_source(tmp_path).fitted(spec("0123456789", 1, 8))
+    with pytest.raises(UserError, match=r"--guidance: the flow of .* knows no image without a class"):
+        source.check_sampling(guidance=2.0)
+    with pytest.raises(ValueError, match="knows no image without a class"):
+        source.pipeline(class_labels=[1], guidance_scale=2)
+    source.check_sampling(guidance=1.0)
+
+
 def spec(names, channels, size):
     return Spec("made", tuple(names), channels, size, STANDARD * channels, STANDARD * channels, True)
 
@@ -110,6 +133,9 @@ def test_which_of_its_classes_are_those_of_the_data_set(tmp_path):
     assert source.classes.tolist() == [4, 2]
     drawn = whole.pipeline(class_labels=[4], batch_size=1, generator=[stream(1, "pipeline", 0, 0)], output_type="pt").images
     torch.testing.assert_close(source.sample(torch.tensor([0]), 1), drawn * 2 - 1, atol=1e-2, rtol=0)
+    bare = load_source(tmp_path)  # as sample.py takes it
+    assert torch.equal(bare.sample(torch.tensor([0, 1]), 1), source.sample(torch.tensor([0, 1]), 1))
+    assert bare.num_classes == 2
     for wrong in ([4], [4, 5], "no", {}):
         (tmp_path / "class_map.json").write_text(json.dumps(wrong))
         with pytest.raises(UserError, match=r"class_map\.json"):

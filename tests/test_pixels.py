@@ -253,6 +253,9 @@ def test_a_new_online_network_may_learn_from_all_real_images_first(digits):
         pool.prepare(0, learner)
         scores.append(accuracy(pool.draw(None), digits.held_out.images, digits.held_out.labels, digits.spec))
     assert scores[1] > scores[0] + 40
+    network = warm.draw(None)
+    warm.prepare(0, learner)  # as --init kmeans asks for it before the first step: it is there
+    assert warm.draw(None) is network
     kept = OnlinePool(digits, **settings, warmup=1)
     kept.load_state_dict(copy.deepcopy(warm.state_dict()))
     for pool in (warm, kept):

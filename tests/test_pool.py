@@ -57,6 +57,18 @@ def weights(model):
     return torch.cat([value.flatten().float() for value in model.state_dict().values()])
 
 
+def test_a_few_networks_stay_in_memory(digits, folder, pool, monkeypatch):
+    monkeypatch.setattr(pools.pool, "_IN_MEMORY", 2)
+    again = ClassifierPool(digits, folder, cpu(), **SETTINGS)
+    first = again[0]
+    assert again[0] is first
+    for index in (1, 0, 2):
+        again[index]
+    assert sorted(again._models) == [0, 2]
+    assert again[0] is first
+    torch.testing.assert_close(weights(again[1]), weights(pool[1]))
+
+
 def test_networks_between_snapshots_are_drawn_from_the_line_that_joins_them(digits, folder, pool):
     mixing = ClassifierPool(digits, folder, cpu(), **SETTINGS, mix=True)
     assert mixing.dir == pool.dir

@@ -181,6 +181,17 @@ def test_a_loop_ends_by_the_clock_and_counts_no_pause(ticks):
     assert (loop.done, loop.seconds) == (3, 33)
 
 
+def test_a_loop_that_is_timed_waits_for_the_device_no_more_than_another(ticks):
+    waited = []
+    for limit in (math.inf, 1e6):
+        before = ticks.waited
+        with Loop(Silent(), 0, 20, 10, limit=limit) as loop:
+            for _ in loop:
+                loop.report({"loss": torch.tensor(0.0)})
+        waited.append(ticks.waited - before)
+    assert waited[0] == waited[1]
+
+
 def test_a_loop_that_is_not_timed_waits_only_where_something_is_due(ticks):
     with Loop(Silent(), 0, 20, 10) as loop:
         for _ in loop:

@@ -84,6 +84,11 @@ class Engine:
                 return function(*args)
 
 
+def resume_optimizer(optimizer, saved):
+    """Give an optimiser what another, of the state dict `saved`, remembers; its rates and other settings stay."""
+    optimizer.load_state_dict({**optimizer.state_dict(), "state": saved["state"]})
+
+
 @functools.cache
 def _compile(function):
     if os.environ.get(_FOLDER) in (None, default_cache_dir()):  # which torch sets itself, and which a reboot may empty

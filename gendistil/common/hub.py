@@ -26,6 +26,7 @@ from huggingface_hub.utils import (
 )
 from huggingface_hub.utils import logging as hub_logging
 
+from gendistil.common.cli import LARGEST
 from gendistil.common.errors import UserError
 from gendistil.common.source import ROWS
 
@@ -42,9 +43,23 @@ _PIPELINE = ["model_index.json", "class_map.json", "*/config.json", "*/scheduler
              "*/diffusion_pytorch_model.safetensors", "*/diffusion_pytorch_model-*-of-*.safetensors",
              "*/diffusion_pytorch_model.safetensors.index.json"]
 
-_KINDS = {"command": str, "argv": list, "method": str, "data": str, "image_size": int, "classes": list, "held_out": float,
-          "whiten": str, "dataset": dict, "versions": dict, "commit": str, "kind": str}
-"""What is uploaded beside a model, by the names that a run's config.json has for it; never a folder of this machine."""
+def _is(kind):
+    return lambda value: isinstance(value, kind)
+
+
+def _list_of(kind):
+    return lambda value: isinstance(value, list) and all(isinstance(entry, kind) for entry in value)
+
+
+_FACTS = {"command": _is(str), "argv": _list_of(str), "method": _is(str),
+          "data": lambda value: isinstance(value, str) and not Path(value).is_absolute() and ".." not in Path(value).parts,
+          "image_size": lambda value: isinstance(value, int) and 8 <= value <= LARGEST,
+          "classes": lambda value: _list_of(int)(value) and value and min(value) >= 0,
+          "held_out": lambda value: isinstance(value, float) and 0 < value < 1, "whiten": _is(str),
+          "dataset": lambda value: isinstance(value, dict) and _list_of(str)(value.get("classes")) and value.get("name"),
+          "versions": _is(dict), "commit": _is(str), "kind": _is(str)}
+"""What is uploaded beside a model, by the names that a run's config.json has for it, and whether a value may be one: never a
+folder of this machine."""
 
 
 def is_hub(path):
@@ -128,7 +143,7 @@ def read_facts(path):
         except (OSError, ValueError):
             continue
         if isinstance(facts, dict) and (name == FACTS or "command" in facts):
-            return {key: facts[key] for key, kind in _KINDS.items() if isinstance(facts.get(key), kind)}
+            return {key: facts[key] for key, fits in _FACTS.items() if key in facts and fits(facts[key])}
     return {}
 
 
@@ -161,7 +176,7 @@ def push(source, name, card, facts):
     api = make_repository(name)
     with tempfile.TemporaryDirectory() as folder:
         source.save_pretrained(folder)
-        if source.rows:
+        if source.rows and not source.soft:  # else they are written with the images
             source.rows.save(folder)
         files = {file.name: file for file in sorted(Path(folder).iterdir())}
         files |= {FACTS: (json.dumps(facts, indent=1, default=str) + "\n").encode(), CARD: card.encode()}

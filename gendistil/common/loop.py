@@ -61,8 +61,7 @@ class Loop:
         self.meter.add(self.done, **losses)
         self.last = self.done >= self.steps
         if math.isfinite(self.limit):  # the processes end together
-            self.clock.stop()
-            self.last = self.last or any_process(self.run.accelerator, self.seconds >= self.limit)
+            self.last = self.last or any_process(self.run.accelerator, self.clock.reaches(self.limit))
         if self.due(self.log_interval):
             metrics = self.meter.read()
             self.run.log(metrics, self.done)
@@ -90,7 +89,7 @@ class Clock:
     """Seconds of work, from `start` to `stop`, by a clock that waits for the device to finish."""
 
     def __init__(self, device, seconds=0.0):
-        self.device, self.seconds, self._began = device, seconds, None
+        self.device, self.seconds, self._began, self._lag = device, seconds, None, 0.0
 
     def start(self):
         """Go on counting, if it does not count already."""
@@ -100,8 +99,17 @@ class Clock:
     def stop(self):
         """Wait for the device, and count no further."""
         if self._began is not None:
+            waiting = time.perf_counter()
             synchronise(self.device)
-            self.seconds, self._began = self.seconds + time.perf_counter() - self._began, None
+            now = time.perf_counter()
+            self.seconds, self._began, self._lag = self.seconds + now - self._began, None, max(self._lag, now - waiting)
+
+    def reaches(self, limit):
+        """Whether so many seconds have been counted. Only near the limit, as far as the device was ever seen to lag behind the
+        host, does this wait for it."""
+        if self._began is not None and self.seconds + time.perf_counter() - self._began + self._lag >= limit:
+            self.stop()
+        return self.seconds >= limit
 
 
 class Meter:

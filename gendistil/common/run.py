@@ -23,6 +23,7 @@ from gendistil.common.errors import UserError
 from gendistil.common.hub import read_facts
 
 CONFIG, CHECKPOINT, METRICS = "config.json", "checkpoint.pt", "metrics.jsonl"
+_NAMED = 20  # classes that a message names
 FORMAT = 1
 """Of a checkpoint; raise it when the same names come to hold something else. One without a number has this format."""
 
@@ -129,6 +130,8 @@ def check_folder(options):
     """The folder of a run with these `options`. UserError unless `Run` may write to it: ask before long work starts."""
     folder = Path(options["output_dir"]) / options["tag"]
     started, resumed = (folder / CONFIG).exists(), options.get("resume", False)
+    if resumed and options["overwrite"]:
+        raise UserError("--resume goes on with a run, and --overwrite replaces it: give one of them")
     parent = next((path for path in (folder, *folder.parents) if path.exists()), folder)
     if not parent.is_dir():
         raise UserError(f"--output-dir: {parent} is a file: choose another --output-dir or --tag")
@@ -204,7 +207,7 @@ class Run:
     def __init__(self, options, accelerator, step=0, **facts):
         self.dir, self.name = check_folder(options), Path(sys.argv[0]).stem
         self.accelerator, self.is_main, self.step = accelerator, accelerator.is_main_process, step
-        resumed = options.get("resume", False)
+        resumed, self.commands = options.get("resume", False), [[Path(sys.argv[0]).name, *sys.argv[1:]]]
         accelerator.wait_for_everyone()  # every process has looked before the first one writes
         if self.is_main:
             try:
@@ -216,7 +219,10 @@ class Run:
             if resumed:
                 _forget(self.dir / METRICS, step)
             kept = made_by(self.dir) if resumed else {}  # such as a refinement that was found for it
-            self.config = {**kept, "command": Path(sys.argv[0]).name, "argv": sys.argv[1:], **options, **facts,
+            before = kept.get("commands") or ([[kept["command"], *kept["argv"]]] if kept else [])
+            self.commands = [*(words for words in before if words != self.commands[0]), *self.commands]
+            self.config = {**kept, "command": self.commands[-1][0], "argv": sys.argv[1:], "commands": self.commands, **options,
+                           **facts,
                            "processes": accelerator.num_processes, "device": device_name(accelerator.device),
                            "mixed_precision": accelerator.mixed_precision, "versions": _versions(), "commit": _commit(),
                            "started": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())}
@@ -339,15 +345,17 @@ def check_held_out(path, flag, held_out):
                         f"{known:g}")
 
 
-def check_classes(path, flag, args, remedy):
-    """Raise UserError if the run at `path` has learned other classes than --classes says, or in another order."""
-    made = made_by(path)
-    known, asked = made.get("classes"), args.classes
-    if (known and asked) or ((known or asked) and made.get("data") == str(args.data)):
-        first = list(range(len(known or asked)))
-        if list(known or first) != list(asked or first):
-            raise UserError(f"{flag} {path} learned the classes {' '.join(map(str, known or first))}, and "
-                            f"{' '.join(map(str, asked or first))} are {remedy}")
+def check_classes(path, flag, spec, remedy):
+    """Raise UserError if the run at `path` has learned other classes of the data set than those of `spec`, or in another
+    order."""
+    made = made_by(path).get("dataset") or {}
+    known, asked = (list(map(str, classes)) for classes in (made.get("classes", ()), spec.classes))
+    if known and known != asked and (made.get("name") == spec.name or sorted(known) == sorted(asked)):
+        raise UserError(f"{flag} {path} learned the classes {_some(known)}, and {_some(asked)} are {remedy}")
+
+
+def _some(names):
+    return " ".join(names[:_NAMED]) + (" ..." if len(names) > _NAMED else "")
 
 
 def amend(run, **facts):

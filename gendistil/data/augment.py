@@ -5,6 +5,7 @@ order of Zhao and Bilen, "Dataset Condensation with Differentiable Siamese Augme
 images in pairs.
 """
 
+import argparse
 import math
 from typing import NamedTuple
 
@@ -20,6 +21,18 @@ AUGMENTATIONS = ("color", "crop", "cutout", "flip", "scale", "rotate")
 _GEOMETRIC = ("crop", "scale", "rotate")
 # One column of uniform numbers for every quantity that is drawn; a call uses one geometric operation, so those share two.
 _FLIP, _BRIGHTNESS, _SATURATION, _CONTRAST, _GEOMETRY_Y, _GEOMETRY_X, _CUTOUT_Y, _CUTOUT_X = range(8)
+
+
+def augmentations(text):
+    """An argparse type: names of `AUGMENTATIONS` joined by _, or none."""
+    if unknown := _named(text).difference(AUGMENTATIONS):
+        raise argparse.ArgumentTypeError(f"unknown augmentation '{min(unknown)}': join some of {', '.join(AUGMENTATIONS)} "
+                                         "by _, or give none")
+    return text
+
+
+def _named(strategy):
+    return set() if strategy == "none" else set(strategy.lower().split("_"))
 
 
 class AugmentParams(NamedTuple):
@@ -44,7 +57,7 @@ class Augment:
     """
 
     def __init__(self, strategy, spec, single=False):
-        names = set() if strategy == "none" else set(strategy.lower().split("_"))
+        names = _named(strategy)
         if unknown := names.difference(AUGMENTATIONS):
             raise UserError(
                 f"--aug-type {strategy}: unknown augmentation '{min(unknown)}': join some of {', '.join(AUGMENTATIONS)} by _, "

@@ -12,10 +12,10 @@ _GENERATOR = "A conditional generator of images"
 _SHOWN = 20  # classes that are named; of more, only the number
 
 
-def card(name, rows, facts, command):
+def card(name, rows, facts, commands):
     """The card of the repository `name` as markdown, with the hub's metadata in front.
 
-    Args: rows, of `validate.py`; facts, see `common.hub.facts_of`; command, the words of the command that judged it.
+    Args: rows, of `validate.py`; facts, see `common.hub.facts_of`; commands, which judged it, lists of words.
     """
     spec, what = facts["dataset"], _WHAT.get(facts["kind"], _GENERATOR)
     metadata = {"library_name": "diffusers", "tags": ["gendistil", "dataset-distillation"]}
@@ -35,7 +35,8 @@ def card(name, rows, facts, command):
         "## Accuracy of students",
         "Students are classifiers that were trained on images of this model and scored on real ones. Bytes are what storing "
         f"the model takes.{filtered}",
-        tables(rows).strip(), LEGEND.strip(), "They were trained and scored by", f"```\n{shlex.join(public(command))}\n```",
+        tables(rows).strip(), LEGEND.strip(), "They were trained and scored by",
+        "\n".join(["```", *(shlex.join(public(words)) for words in commands), "```"]),
         "## Use", _USE.format(name=name, size=spec["size"], channels=spec["channels"], last=len(spec["classes"]) - 1),
     ]
     return "\n\n".join(parts)

@@ -4,6 +4,8 @@ As in GDumb (Prabhu et al., ECCV 2020) and in DM's `CL_DM.py` (arXiv 2110.04181)
 memories of all steps so far, and scored on all classes seen so far without being told which step an image belongs to.
 """
 
+import contextlib
+import io
 import shlex
 import shutil
 from argparse import ArgumentTypeError
@@ -80,6 +82,11 @@ class Continual:
                            group=_GROUP)
 
 
+def needs_pools(labels):
+    """Whether a labelling of these names takes the pools of the memories."""
+    return any(LABELLINGS[name].needs == "pools" for name in labels)
+
+
 def class_order(index, num_classes):
     """Order `index` of the classes, a list of labels: that of the published code, which sets NumPy's seed to the index."""
     return np.random.RandomState(index).permutation(num_classes).tolist()
@@ -124,6 +131,8 @@ class Memory:
                                         "&& between them")
             for word in (word for word in words if word.split("=")[0] in taken):
                 raise ArgumentTypeError(f"{name}: {word} is the same for all memories: give it to continual.py itself")
+        if any(word.split("=")[0] == "--weight" for _, *words in commands[1:] for word in words):
+            raise ArgumentTypeError(f"{name}: a command after && starts from the run before it: leave out its --weight")
         return cls(tag(name), tuple((scripts[script], words) for script, *words in commands), text)
 
     def __str__(self):
@@ -146,9 +155,13 @@ class Memory:
                 words += [] if value is None else [flag, value]
             words = [str(word) for word in words]
             try:
-                options = script.parse_args(words)
+                with contextlib.redirect_stderr(io.StringIO()) as said:
+                    options = script.parse_args(words)
             except UserError as error:
                 raise UserError(f"--memory {self.name}: {error}")
+            except SystemExit:
+                reason = said.getvalue().partition("error: ")[2].strip()
+                raise UserError(f"--memory {self.name}: {reason or 'its command makes nothing'}") from None
             yield script, [*words, *(["--ipc", str(args.ipc)] if _stores(options) else [])], options, folder
             weight = ["--weight", folder]
 
@@ -156,7 +169,7 @@ class Memory:
         """Whether it stores images. Raises UserError, before anything is made, for commands that cannot make what is asked."""
         *_, (_, _, options, _) = self._runs(args, "check", [0], args.seed)
         row = override(METHODS[options.method], options) if "method" in options else None
-        if "pool" in args.labels and (row is None or row.pool_training != "pretrained" or row.match == "none"):
+        if needs_pools(args.labels) and (row is None or row.pool_training != "pretrained" or row.match == "none"):
             raise UserError(f"--labels pool: memory '{self.name}' is matched with no pretrained pool: add --pool-training "
                             "pretrained to a method of pixels, or && pool_match.py --steps 0 to a generator")
         return _stores(options)

@@ -8,7 +8,7 @@ from gendistil.common.flags import option
 from gendistil.common.loop import any_process
 from gendistil.evaluation.students import evaluate, protocol_for
 from gendistil.sources import PIXELS
-from pools import one_classifier
+from pools import check_classifiers, one_classifier, usual_classifier
 
 _GROUP = "length and reports"
 
@@ -18,8 +18,8 @@ class Judging:
     """How often, and by what student, a run is scored while it learns."""
 
     eval_interval: int = option("steps between held-out scores", 250, type=COUNT, group=_GROUP)
-    eval_model: str = option("student that is scored, named as for validate.py --eval-model", "convnet", type=one_classifier,
-                             metavar="NAME", group=_GROUP)
+    eval_model: str | None = option("student that is scored, named, and by default, as of validate.py --eval-model", None,
+                                    type=one_classifier, metavar="NAME", group=_GROUP)
     eval_ipc: int | None = option("fresh images of each class in an epoch of that student (default: 10, or all stored pixels)",
                                   None, type=COUNT, group=_GROUP)
     eval_epochs: int = option("epochs of that student", 60, type=COUNT, group=_GROUP)
@@ -35,6 +35,13 @@ class Stopping(Judging):
                            group=_GROUP)
 
 
+def check_student(judging, spec):
+    """The kind of the student that a `Judging` scores images of a `Spec` by. UserError for one that does not suit them."""
+    kind = judging.eval_model or usual_classifier(spec.size)
+    check_classifiers([kind], spec, "--eval-model")
+    return kind
+
+
 class Judge:
     """Scores a source on the held-out images and keeps it in the run's folder: the best so far, or the latest.
 
@@ -46,7 +53,8 @@ class Judge:
     def __init__(self, run, engine, dataset, judging, seed, keep, summary):
         self.run, self.engine, self.dataset, self.judging = run, engine, dataset, judging
         self.seed, self.keep, self.summary = seed, keep, summary
-        protocol = protocol_for("default", dataset.spec.name, judging.eval_model)
+        self.student = check_student(judging, dataset.spec)
+        protocol = protocol_for("default", dataset.spec.name, self.student)
         self.protocol = replace(protocol, epochs=judging.eval_epochs, min_steps=0)
 
     def score(self, learner, step):
@@ -54,7 +62,7 @@ class Judge:
         if self.run.is_main:
             source, stored = learner.source, learner.source.max_ipc or math.inf
             ipc = min(self.judging.eval_ipc or (stored if learner.folder == PIXELS else 10), stored)
-            score = evaluate(source, self.dataset, self.judging.eval_model, ipc, "fresh", num_eval=1, seed=self.seed,
+            score = evaluate(source, self.dataset, self.student, ipc, "fresh", num_eval=1, seed=self.seed,
                              protocol=self.protocol, scored_on="held_out", engine=self.engine).mean
             self.run.log({"held_out_accuracy": score}, step)
             if self.keep == "last" or score >= self.summary["held_out_accuracy"]:

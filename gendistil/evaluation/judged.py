@@ -8,13 +8,15 @@ from pathlib import Path
 
 from gendistil.common.cli import say
 from gendistil.common.errors import UserError
-from gendistil.common.flags import fields, given
+from gendistil.common.flags import fields, given, override
 from gendistil.common.hub import is_hub
 from gendistil.common.run import CONFIG, check_classes, check_held_out, check_options, check_outside, made_by, read_json
+from gendistil.data import Augment
 from gendistil.evaluation.rows import LEARNED, PLAIN, REPORT, SCORED, read_report, row_key, unique
-from gendistil.evaluation.students import PROTOCOLS, Result, replayed, steps_per_epoch
-from gendistil.evaluation.teachers import Labels, fits, named_teacher, open_teacher
-from gendistil.sources import RealImages, Refined, Refinement, check_fits, load_source, refine
+from gendistil.evaluation.students import PROTOCOLS, Result, protocol_for, replayed, steps_per_epoch
+from gendistil.evaluation.teachers import Labels, fits, named_teacher, open_pool
+from gendistil.sources import RealImages, Refined, Refinement, check_fits, load_source, refine, weights_digest
+from pools import check_classifiers, usual_classifier
 
 REAL, WHOLE, TRAIN = "random real images", "whole training set", "training set without its held-out images"
 
@@ -77,7 +79,7 @@ def named_paths(args):
         splits = [("", text), *((text[:place], text[place + 1:]) for place, letter in enumerate(text) if letter == "=")]
         name, path = next((pair for pair in splits if Path(pair[1]).exists() or is_hub(pair[1])), splits[-1])
         path = Path(path)
-        name = name or path.resolve().name
+        name = (name or path.resolve().name).encode("utf-8", "backslashreplace").decode()  # of a file: any bytes
         if name in paths or name in (REAL, WHOLE, TRAIN):
             raise UserError(f"--pretrain-weight: two sources are called '{name}': name them apart, NAME=PATH")
         check_outside(args, "--pretrain-weight", path)
@@ -85,6 +87,18 @@ def named_paths(args):
     if args.teacher:
         check_outside(args, "--teacher", args.teacher)
     return paths
+
+
+def check_students(args, spec):
+    """The protocols of the students that validate.py trains, by their kinds, --eval-model, which this fills in.
+
+    Raises UserError for kinds and augmentations that do not suit the images of `spec`.
+    """
+    args.eval_model = args.eval_model or [usual_classifier(spec.size)]
+    protocols = {kind: override(protocol_for(args.protocol, spec.name, kind), args) for kind in args.eval_model}
+    Augment(protocols[args.eval_model[0]].aug_type, spec)
+    check_classifiers(args.eval_model, spec, "--eval-model")
+    return protocols
 
 
 def load_sources(args, paths, dataset, real):
@@ -95,12 +109,12 @@ def load_sources(args, paths, dataset, real):
     """
     for flag in given(Refinement, args) if not paths else ():
         raise UserError(f"--{flag.replace('_', '-')} is for generators, not for real images: give --pretrain-weight")
-    device, sources, named = dataset.train.images.device, {}, {}
+    device, sources, named, learned = dataset.train.images.device, {}, {}, False
     for name, path in paths.items():
         source = load_source(path, device).fitted(dataset.spec)
         check_fits(source, dataset.spec, f"--pretrain-weight {path}")
-        check_classes(path, "--pretrain-weight", args, "judged: judge them apart")
-        if args.scored_on == "held_out":
+        check_classes(path, "--pretrain-weight", dataset.spec, "judged: judge them apart")
+        if args.scored_on == "held_out" or args.teacher_snapshots == "auto":
             check_held_out(path, "--pretrain-weight", args.held_out)
         if source.max_ipc is not None and PROTOCOLS[args.protocol].random_labels:
             raise UserError(f"--protocol {args.protocol} draws new images at every step, and those of --pretrain-weight {path} "
@@ -108,11 +122,12 @@ def load_sources(args, paths, dataset, real):
         if args.push_to_hub and not hasattr(source, "save_pretrained"):
             raise UserError(f"--push-to-hub uploads models of this suite, and --pretrain-weight {path} is a pipeline")
         name += f", {source.remark}" if source.remark else ""
+        learned = learned or source.soft or source.step_size is not None
         if not args.own and source.soft:
             source.rows = None
         if not args.own or args.lr is not None:
             source.step_size = None
-        source = refine(source, path, args, functools.partial(open_teacher, dataset=dataset), device)
+        source = refine(source, path, args, functools.partial(open_pool, dataset=dataset), device)
         name += f", {source.refinement.words}" if isinstance(source, Refined) else ""
         sources[name], named[name] = source, path
         if args.ranking and (source.soft or source.step_size is not None):
@@ -122,6 +137,8 @@ def load_sources(args, paths, dataset, real):
             raise UserError(f"--ipc {args.ipc[0]}: {name} has {source.max_ipc} images of a class: lower it")
         for ipc in args.ipc if PROTOCOLS[args.protocol].replay else ():
             replayed(source, ipc, PROTOCOLS[args.protocol])
+    if not args.own and not learned and not args.resume:
+        raise UserError("--no-own: no run of --pretrain-weight has learned labels or a step size of its own: leave it out")
     if args.compare is None:
         # Labels of a teacher help any images, so random ones stand beside.
         beside = args.labels != ("hard",) and not PROTOCOLS[args.protocol].replay
@@ -154,8 +171,10 @@ def compared(args):
 
 
 def data_words(args, spec):
-    """What a report calls the data set that `spec` describes, or those of its classes that --classes names."""
-    return spec.title + (f", classes {' '.join(map(str, args.classes))}" if args.classes else "")
+    """What a report calls the data set that `spec` describes, with the size that --image-size and the classes that --classes
+    gave it."""
+    size = f", {spec.size} pixels" if args.image_size else ""
+    return spec.title + size + (f", classes {' '.join(map(str, args.classes))}" if args.classes else "")
 
 
 def add_scored_on(parser):
@@ -176,12 +195,10 @@ def _spare_held_out(args):
 def full_protocol(args, protocol, spec, real, plan, sources, earlier=None):
     """The protocol of all real images: that of the students of an `earlier` row, or --full-epochs, else as many steps as the
     largest set of `plan`, the rows of `list_rows`, takes."""
-    if earlier:
-        return replace(protocol, epochs=earlier["epochs"])
     shown = max((sources[row["source"]].decoded(row["ipc"]) for row in plan if row["ipc"]), default=args.ipc[-1])
-    steps = protocol.epochs * steps_per_epoch(spec.num_classes * shown, protocol.batch_size)
-    epochs = args.full_epochs or math.ceil(steps / steps_per_epoch(len(real), protocol.batch_size))
-    return replace(protocol, epochs=epochs)
+    steps = max(protocol.epochs * steps_per_epoch(spec.num_classes * shown, protocol), protocol.min_steps)
+    once = steps_per_epoch(len(real), replace(protocol, random_labels=False))
+    return replace(protocol, epochs=earlier["epochs"] if earlier else args.full_epochs or math.ceil(steps / once), min_steps=0)
 
 
 def count_pixels(args, plan, protocols, spec):
@@ -189,17 +206,26 @@ def count_pixels(args, plan, protocols, spec):
     images = 0
     for row in plan:
         protocol = protocols[row["model"]]
-        steps = protocol.epochs * steps_per_epoch(spec.num_classes * (row["ipc"] or 0), protocol.batch_size)
+        steps = protocol.epochs * steps_per_epoch(spec.num_classes * (row["ipc"] or 0), protocol)
         images += protocol.batch_size * max(steps, protocol.min_steps)
     return args.num_eval * images * spec.size**2
 
 
-def learned_with(paths):
-    """The classifiers in whose eyes the runs at `paths`, a dict, matched their images: lists by the same names, empty where
-    there were none."""
-    made = {name: made_by(path).get("method_values") or {} for name, path in paths.items()}
-    return {name: list(values.get("pool", ())) if values.get("match") != "none" and values.get("steps") != 0 else []
-            for name, values in made.items()}
+def made_as(paths, rows):
+    """What rows say of how the runs at `paths`, a dict, were made, dicts by the same names: `weights`, a name of these, and
+    `learned_with`, the classifiers in whose eyes the images were matched, a list that is empty where there were none.
+
+    Raises UserError where a row that is there, of `rows`, is of other weights.
+    """
+    found = {}
+    for name, path in paths.items():
+        values = made_by(path).get("method_values") or {}
+        matched = values.get("match") != "none" and values.get("steps") != 0
+        found[name] = {"weights": weights_digest(path), "learned_with": list(values.get("pool", ())) if matched else []}
+        if any(row["source"] == name and row.get("weights", found[name]["weights"]) != found[name]["weights"] for row in rows):
+            raise UserError(f"--resume: {path} holds another model than '{name}' was when the evaluation was started: give it "
+                            "another name, NAME=PATH, or another --tag")
+    return found
 
 
 def kept_bytes(row, source):

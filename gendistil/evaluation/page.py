@@ -95,14 +95,14 @@ def find_sheets(rows, folder):
     return sheets
 
 
-def page(title, command, grids, legend, plots, sheets, facts):
+def page(title, commands, grids, legend, plots, sheets, facts):
     """The page as text.
 
-    Args: title; command, a line; grids, the tables as (heading, header, lines) with cells of text; legend, what their words
-    mean; plots and sheets, lists of `Picture`; facts, a dict of text by what it is about. In headings, captions and the legend
-    `code` and **strong** words are marked as in markdown; nothing else is markup.
+    Args: title; commands, text of a line each; grids, the tables as (heading, header, lines) with cells of text; legend, what
+    their words mean; plots and sheets, lists of `Picture`; facts, a dict of text by what it is about. In headings, captions and
+    the legend `code` and **strong** words are marked as in markdown; nothing else is markup.
     """
-    parts = [f"<pre><code>{escape(command)}</code></pre>", "<h2>Accuracy</h2>"]
+    parts = [f"<pre><code>{escape(commands)}</code></pre>", "<h2>Accuracy</h2>"]
     parts += [f"<p>{_inline(heading)}</p>\n{_table(header, lines)}" for heading, header, lines in grids]
     parts += [f"<p>{_inline(legend)}</p>", *(_figure(picture, "plot") for picture in plots)]
     if sheets:

@@ -49,6 +49,8 @@ def complete(args):
     if args.ranking:
         if not {"fixed"} <= set(args.sampling) <= set(CHOICES):
             raise UserError("--ranking scores sets beside random ones: use --sampling fixed, or fixed representative")
+        if "none" in (args.compare or ()):
+            raise UserError("--ranking compares with random images and with all real ones: leave out --compare none")
         args.compare, args.labels = ["random", "whole"], tuple(dict.fromkeys(("hard", *args.labels)))
 
 
@@ -68,11 +70,11 @@ def rankings(rows):
         name, sampling, labels = _origin(row), row["sampling"], row["labels"]
         if name == REAL or sampling not in CHOICES or row["augmentation"]:
             continue
-        places = {"real": _place(row, None, "all", "hard"), "hard": _place(row, name, sampling, "hard"),
-                  "own": _place(row, name, sampling, labels), "random": _place(row, REAL, "fixed", labels),
-                  "plain": _place(row, name, sampling, labels, PLAIN),
-                  "random_plain": _place(row, REAL, "fixed", labels, PLAIN)}
-        needed = {part: beside.get((row.get("report"), place), anywhere.get(place)) for part, place in places.items()}
+        parts = {"real": _place(row, None, "all", "hard"), "hard": _place(row, name, sampling, "hard"),
+                 "own": _place(row, name, sampling, labels), "random": _place(row, REAL, "fixed", labels),
+                 "plain": _place(row, name, sampling, labels, PLAIN),
+                 "random_plain": _place(row, REAL, "fixed", labels, PLAIN)}
+        needed = {part: beside.get((row.get("report"), place), anywhere.get(place)) for part, place in parts.items()}
         if all(needed.values()):
             facts = {key: row.get(key) for key in (*_SHARED, "source", "sampling", "ipc", "labels", "teacher")}
             found[(*facts.values(),)] = {**facts, **_scores(needed)}

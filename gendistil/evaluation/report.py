@@ -35,6 +35,7 @@ from gendistil.evaluation.rows import (
     students_of,
     unique,
 )
+from gendistil.evaluation.students import PROTOCOLS
 
 LEGEND = """\
 Mean ± standard deviation over students with different seeds (± half the width of the mean's 95 % interval, Student's t).
@@ -48,7 +49,11 @@ _FACTS = {"data set": "data", "students": "model", "protocol": "protocol", "scor
           "torch": "torch"}
 """What a page says below its tables, by the row's key for it."""
 
+_NUMBERS = {2: "two", 3: "three", 4: "four", 5: "five"}
 _PUBLISHED = {"dc": "DC", "dsa": "DSA and DM", "idc": "IDC and DREAM"}
+RANKING = "ranking.json"
+"""The file of a report's folder that holds the scores of DD-Ranking."""
+
 _KEPT = {"rows": "; a row is kept with every image", "teacher": "; it is kept with the images"}
 _COLUMNS = {"ipc": ("students", "IPC {}"), "classes": ("orders", "{} classes")}  # what a cell counts, and a column's name
 
@@ -82,8 +87,10 @@ def _how(protocol, scored_on, labels="hard", teacher=None, augmentation=None):
     if labels != "hard":
         return f"**labels of a teacher** ({teacher}{_KEPT.get(labels, '')}), {_how(protocol, scored_on)}"
     scored = SCORED[scored_on]
-    if protocol == "dim":  # the only one whose scores are not those of the last step
-        return f"published DiM protocol: best accuracy seen in five looks at the {scored}, in per cent"
+    looks = PROTOCOLS[protocol].looks if protocol in PROTOCOLS else 1
+    if looks > 1:
+        name = "published DiM protocol" if protocol == "dim" else f"`--protocol {protocol}`"
+        return f"{name}: best accuracy seen in {_NUMBERS.get(looks, looks)} looks at the {scored}, in per cent"
     how = f"accuracy on the {scored} in per cent, "
     if protocol in _PUBLISHED:
         how += f"students trained as {_PUBLISHED[protocol]} published (`--protocol {protocol}`), "
@@ -121,25 +128,30 @@ def grids(rows, against=()):
     for (data, *how), found in across_students(rows).items():
         yield _across(data, how, found)
     yield from ranking_grids(rows)
-    for data in unique(row["data"] for row in rows if row.get("bytes") is not None):
-        kept = {(row["source"], row["ipc"], row.get("labels", "hard"), row.get("teacher")): row for row in rows
-                if row["data"] == data and row.get("bytes") is not None}
-        sizes = {}  # of which a source with several teachers may have several
-        for (*name, _), row in kept.items():
-            sizes.setdefault(tuple(name), set()).add(row["bytes"])
-        lines = {}  # of one source, with every IPC for which they are the same
-        for (source, ipc, labels, teacher), row in kept.items():
-            facts = (f"{row['bytes']:,}", "" if row.get("diversity") is None else f"{row['diversity']:.3f}",
-                     f"{fmean(row['draw_seconds']):.1f}" if "draw_seconds" in row else "")
-            name = source if labels == "hard" else f"{source}, labels: {labels}"
-            name += f" ({teacher})" if len(sizes[source, ipc, labels]) > 1 else ""
-            lines.setdefault((name, *facts), []).append(str(ipc))
-        lines = [[name, ", ".join(unique(ipcs)), *facts] for (name, *facts), ipcs in lines.items()]
-        header = ["source", "IPC", "bytes", "diversity", "seconds for 10,000 images"]
-        columns = [place for place in range(len(header)) if place < 3 or any(line[place] for line in lines)]
-        apart = ", and how far apart two images of a class are" if 3 in columns else ""
-        yield (f"What the sources of {data} keep{apart}",
-               [header[place] for place in columns], [[line[place] for place in columns] for line in lines])
+    known = [row for row in rows if row.get("bytes") is not None]
+    for data in unique(row["data"] for row in known):
+        yield _kept([row for row in known if row["data"] == data], data)
+
+
+def _kept(rows, data):
+    """The table of what the sources of a data set keep, by their rows, as `grids` yields it."""
+    kept = {(row["source"], row["ipc"], row.get("labels", "hard"), row.get("teacher")): row for row in rows}
+    sizes = {}  # of which a source with several teachers may have several
+    for (*name, _), row in kept.items():
+        sizes.setdefault(tuple(name), set()).add(row["bytes"])
+    lines = {}  # of one source, with every IPC for which they are the same
+    for (source, ipc, labels, teacher), row in kept.items():
+        facts = (f"{row['bytes']:,}", "" if row.get("diversity") is None else f"{row['diversity']:.3f}",
+                 f"{fmean(row['draw_seconds']):.1f}" if "draw_seconds" in row else "")
+        name = source if labels == "hard" else f"{source}, labels: {labels}"
+        name += f" ({teacher})" if len(sizes[source, ipc, labels]) > 1 else ""
+        lines.setdefault((name, *facts), []).append(str(ipc))
+    lines = [[name, ", ".join(unique(ipcs)), *facts] for (name, *facts), ipcs in lines.items()]
+    header = ["source", "IPC", "bytes", "diversity", "seconds for 10,000 images"]
+    columns = [place for place in range(len(header)) if place < 3 or any(line[place] for line in lines)]
+    apart = ", and how far apart two images of a class are" if 3 in columns else ""
+    return (f"What the sources of {data} keep{apart}",
+            [header[place] for place in columns], [[line[place] for place in columns] for line in lines])
 
 
 def _differences(rows, against, over, header, values):
@@ -195,17 +207,20 @@ def markdown(rows, against=()):
     return f"{tables(rows, against)}\n{LEGEND}"
 
 
-def write_report(rows, folder, command, sheets, against=()):
+def write_report(rows, folder, commands, sheets, against=()):
     """report.json, report.md, report.html and the plots in `folder`, of the rows so far.
 
-    Args: command, a list of words; sheets, those of `find_sheets`; against, as `grids` has it. Without a row that says its
-    bytes there is no bytes.png, without several kinds of students no students.png, and without what DD-Ranking's scores need no
-    ranking.json.
+    Args: commands, which have measured them, lists of words; sheets, those of `find_sheets`; against, as `grids` has it.
+    Without a row that says its bytes there is no bytes.png, without several kinds of students no students.png, and without what
+    DD-Ranking's scores need no ranking.json.
     """
+    for name in (RANKING, ACROSS, *(name for name, _ in PLOTS.values())):
+        (folder / name).unlink(missing_ok=True)  # of earlier rows
     write_json(folder / REPORT, rows)
     if scores := rankings(rows):
-        write_json(folder / "ranking.json", scores)
-    (folder / "report.md").write_text(f"{markdown(rows, against)}\n`{shlex.join(command)}`\n", encoding="utf-8",
+        write_json(folder / RANKING, scores)
+    commands = "\n".join(map(shlex.join, commands))
+    (folder / "report.md").write_text(f"{markdown(rows, against)}\n```\n{commands}\n```\n", encoding="utf-8",
                                      errors="backslashreplace")
     plots = []
     for over, (name, axis) in PLOTS.items():
@@ -220,7 +235,7 @@ def write_report(rows, folder, command, sheets, against=()):
                              "with this one."))
     data = ", ".join(unique(row["data"] for row in rows))
     facts = {words: "; ".join(unique(str(row[key]) for row in rows if key in row)) for words, key in _FACTS.items()}
-    text = page(f"Accuracy of students on {data}", shlex.join(command), grids(rows, against), LEGEND, plots, sheets.values(),
+    text = page(f"Accuracy of students on {data}", commands, grids(rows, against), LEGEND, plots, sheets.values(),
                 facts)
     (folder / "report.html").write_text(text, encoding="utf-8", errors="backslashreplace")
 
@@ -282,7 +297,7 @@ def rewrite_document(path, sections=None):
         raise UserError(f"--document {path}: {error}")
 
 
-def _join(reports, rows, folder, command, against):
+def _join(reports, rows, folder, commands, against):
     """Write the report of several in a folder that is no run's, with the sheets that lie beside each of them."""
     if (folder / CONFIG).exists() or folder.resolve() in [path.resolve().parent for path in reports]:
         raise UserError(f"--output-dir {folder} holds a run or one of the reports: name another folder")
@@ -291,7 +306,7 @@ def _join(reports, rows, folder, command, against):
         sheets |= find_sheets(part, path.parent)
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        write_report(rows, folder, command, sheets, against)
+        write_report(rows, folder, commands, sheets, against)
     except OSError as error:
         raise UserError(f"--output-dir {folder} cannot be written ({error.strerror}): name another folder")
     print(f"\nreport: {folder / 'report.html'}")
@@ -337,7 +352,7 @@ def main():
         _check_against(rows, args.against, "--against")
         print(markdown(rows, args.against), end="")
         if args.output_dir:
-            _join(reports, rows, args.output_dir, [*shlex.split(parser.prog), *sys.argv[1:]], args.against)
+            _join(reports, rows, args.output_dir, [[*shlex.split(parser.prog), *sys.argv[1:]]], args.against)
     written = {path: rewrite_document(path) for path in args.document}  # all are read before the first is changed
     for path, text in written.items():
         try:

@@ -17,7 +17,7 @@ from gendistil.common.rng import stream
 from gendistil.data import Augment, to_uint8
 from gendistil.sources import CHOICES, check_fits, draw_set
 from pools import SCHEDULES, SideBySide, accuracy, base_name, build_classifier, epoch_batches, train_classifier
-from pools.training import prepare_batch, split_batches
+from pools.training import count_batches, prepare_batch
 
 SAMPLINGS = (*CHOICES, "fresh")
 """fixed: a student sees one set of IPC images of every class; representative: one too, chosen among 500 images of a class,
@@ -187,7 +187,7 @@ def evaluate(source, dataset, model_name="convnet", ipc=50, sampling="fresh", *,
         return batches
 
     if protocol.random_labels:
-        steps = max(1, spec.num_classes * ipc // protocol.batch_size)
+        steps = steps_per_epoch(spec.num_classes * ipc, protocol)
         images, make_batches = steps * protocol.batch_size, random_batches_of
     else:
         images, make_batches = spec.num_classes * (1 if protocol.replay else source.decoded(ipc)), batches_of
@@ -243,7 +243,7 @@ def _evaluate(make_batches, images, dataset, model_name, num_eval, seed, protoco
         scores += train_students(models, batches, scored, spec, protocol, engine=engine, temperature=temperature,
                                  on_epoch=on_epoch).tolist()
         student = models[0] if student is None else student
-    steps = protocol.epochs * steps_per_epoch(images, protocol.batch_size)
+    steps = protocol.epochs * steps_per_epoch(images, protocol)
     return Result(tuple(scores), images, protocol.epochs, steps, time.perf_counter() - start, student)
 
 
@@ -331,12 +331,14 @@ def _epoch_stream(seed, epoch):
     return stream(seed, "student's epoch", epoch)
 
 
-def steps_per_epoch(images, batch_size):
-    """Steps in which `pools.epoch_batches` passes over so many images: at least one."""
-    return len(split_batches(torch.empty(images), batch_size))
+def steps_per_epoch(images, protocol):
+    """Steps in which a student passes over so many images: at least one."""
+    if protocol.random_labels:
+        return max(1, images // protocol.batch_size)
+    return count_batches(images, protocol.batch_size)
 
 
 def long_enough(protocol, images):
     """The protocol with as many epochs as its `min_steps` asks for, where an epoch has so many images."""
-    epochs = math.ceil(protocol.min_steps / steps_per_epoch(images, protocol.batch_size))
+    epochs = math.ceil(protocol.min_steps / steps_per_epoch(images, protocol))
     return replace(protocol, epochs=max(protocol.epochs, epochs))

@@ -20,7 +20,7 @@ SNAPSHOTS = ("last", "auto")
 """last: the mean logits of a pool's members at the end of their training; auto: for each IPC and sampling the one snapshot
 whose students score best on held-out images, because few images want a teacher that knows less."""
 
-_TRIAL_EPOCHS = 60  # at most, of the student that tries a snapshot
+_TRIAL_EPOCHS = 60  # of the student that tries a snapshot, unless the protocol has fewer or asks for more steps
 _GROUP = "labels"
 
 
@@ -61,7 +61,7 @@ def fits(kind, sampling):
     return kind != "rows" or sampling in CHOICES
 
 
-def open_teacher(path, dataset):
+def open_pool(path, dataset):
     """The pool, or the student as a pool of one, in the folder `path`, on the device of a `Dataset`.
 
     Raises UserError unless there is one that has learned from the training images alone. One that has also seen held-out images
@@ -114,7 +114,7 @@ class Teachers:
         if path is None:
             raise UserError("--labels: no run of --pretrain-weight names a pool of pretrained classifiers: give --teacher, the "
                             "folder of one (results/pools/...)")
-        self.pool = open_teacher(path, dataset)
+        self.pool = open_pool(path, dataset)
 
     def teach(self, source, kind, ipc, sampling, asked=SAMPLINGS):
         """`source` with labels of a kind, as students of `ipc` images of a class see it.
@@ -135,7 +135,10 @@ class Teachers:
         else:
             networks = tuple(teacher.weights)
             if networks not in self._scores:
-                self._scores[networks] = teacher.accuracy(self.dataset.held_out)
+                kept = (rows for rows in (source.rows for source in self.sources if self._keeps_rows(source))
+                        if rows.name == teacher.name)  # one teacher has one score, and measured again it may be another decimal
+                rows = next(kept, None)
+                self._scores[networks] = rows.held_out_accuracy if rows else teacher.accuracy(self.dataset.held_out)
             score = self._scores[networks]
         words = f"{teacher.name}, {score:.1f} % of the held-out images, temperature {self.labels.temperature:g}"
         return words if source.stored else f"{words}, asked about images as students see them"

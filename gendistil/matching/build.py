@@ -60,11 +60,18 @@ class Start:
 
 
 def train_alike(args):
-    """Fill what decides how a control is trained and kept, where no flag says it, from the run that it is the control of."""
+    """Fill what decides how a control is trained and kept, where no flag says it, from the run that it is the control of.
+
+    Raises UserError for a run that has learned no generator.
+    """
     config = made_by(args.control_of)
     values = config.get("method_values") or {}
+    if values.get("learn", GENERATOR) != GENERATOR:
+        raise UserError(f"--control-of {args.control_of} has learned {values['learn']}, which need no control: name a run of a "
+                        "method that learns a generator")
+    used = config.get("recipe_values") or {}  # a method may name a rate that the generator's recipe has not
     for name in _CONTROLLED:
-        if getattr(args, name) is None:
+        if getattr(args, name) is None and (name in used or name == "keep" or not used):
             setattr(args, name, values.get(name))
     if args.weight is None and config.get("weight"):
         args.weight = Path(config["weight"])
@@ -77,7 +84,6 @@ def check_paths(args):
             check_outside(args, flag, path)
     if args.weight:
         check_held_out(args.weight, "--weight", args.held_out)
-        check_classes(args.weight, "--weight", args, "learned: give the same --classes")
 
 
 def read_weight(args):
@@ -156,7 +162,7 @@ def make_pool(method, folder, seed, dataset, engine, run=None):
 @dataclass(frozen=True)
 class Learned:
     """A kind of what is learned: in words; what builds its learner, called as `build(begin)` with a `Begin`; whose flags it
-    takes (one of GENERATOR, PIXELS, LATENTS); and whether it starts from the generator that --weight names."""
+    takes (one of GENERATOR, PIXELS, LATENTS, DRAWN); and whether it starts from the generator that --weight names."""
 
     words: str
     build: Callable
@@ -258,7 +264,12 @@ LEARNED = {
 
 
 def make_learner(begin):
-    """What is learned, as it is before the first step, or as the run that is resumed left it."""
+    """What is learned, as it is before the first step, or as the run that is resumed left it.
+
+    Raises UserError for a --weight that has learned other classes of the data set.
+    """
+    if begin.start.weight:
+        check_classes(begin.start.weight, "--weight", begin.dataset.spec, "learned: give the same --classes")
     learner = LEARNED[begin.method.learn].build(begin)
     if begin.state and begin.method.learn != GENERATOR:
         learner.load_state_dict(begin.state, begin.file)

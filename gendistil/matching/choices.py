@@ -47,6 +47,8 @@ def check_match(args, match, pool):
         useless -= {"paired_weight", "calibrate"}  # of which more is said below
     if row and row.per == "training":
         useless |= {*_OF_CLASSES, *(_OF_SELECTORS if row.expert else ())}
+    if row and row.paired == "real":  # whose images are those that the latents stand for
+        useless |= {*_OF_SELECTORS}
     if match == "none" and METHODS[args.method].learn == DRAWN:  # of a generator the steps without it are a control's
         useless |= {*_OF_CLASSES, *_OF_SELECTORS, *_OF_MATCHING}
     elif METHODS[args.method].learn == DRAWN:

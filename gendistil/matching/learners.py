@@ -15,7 +15,7 @@ from dataclasses import asdict
 import torch
 
 from gendistil.common.device import own_rows, process_first, send
-from gendistil.common.engine import Engine
+from gendistil.common.engine import Engine, resume_optimizer
 from gendistil.common.errors import UserError
 from gendistil.common.rng import Shuffle, stream
 from gendistil.data import Whitened, take, to_signed
@@ -148,7 +148,7 @@ class StoredLearner:
     def load_state_dict(self, state, path):
         try:
             self.source.load_state_dict(state[self.folder])
-            self.optimizer.load_state_dict({**self.optimizer.state_dict(), "state": state["optimizer"]["state"]})
+            resume_optimizer(self.optimizer, state["optimizer"])
             if state.get("scaler"):  # empty unless it was written under float16
                 self.scaler.load_state_dict(state["scaler"])
         except (KeyError, ValueError, RuntimeError, TypeError, AttributeError) as error:

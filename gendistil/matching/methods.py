@@ -4,6 +4,7 @@ from dataclasses import asdict, dataclass, replace
 
 from gendistil.common.cli import COUNT, FRACTION, NATURAL, POSITIVE, WEIGHT, number
 from gendistil.common.flags import Joined, option
+from gendistil.data.augment import augmentations
 from gendistil.matching import initial
 from gendistil.matching.learners import SPACES
 from gendistil.matching.matcher import SETTINGS
@@ -13,7 +14,7 @@ from gendistil.matching.trained import ORDERS
 from gendistil.matching.unroll import OPTIMIZERS
 from gendistil.sources import DECODERS, LATENT_SPACES
 from generators.trainer import TUNED
-from pools import some_classifiers
+from pools import some_classifiers, usual_classifier
 
 GENERATOR, PIXELS, LATENTS, DRAWN = "generator", "pixels", "latents", "drawn"
 """What the published methods learn; `build.LEARNED` says how."""
@@ -64,7 +65,8 @@ class Method:
     match_aug: bool = option("compare through siamese augmentation: the same for real and synthetic images", True,
                              group=_METHOD)
     aug_type: str = option("augmentations, joined by _, or none", "color_crop_cutout", group=_METHOD)
-    aug_single: bool = option("apply one of them at a time (DSA, DM), else all but two of crop, scale and rotate", False,
+    aug_single: bool = option("apply one of them at a time (DSA, DM), else all but two of crop, scale and rotate, there "
+                              "and where experts and online networks are trained", False,
                               group=_METHOD)
     aug_setting: str = option("one setting of them for each pair of a real and a synthetic image, or for each class", "class",
                               choices=SETTINGS, group=_METHOD)
@@ -173,7 +175,8 @@ class Method:
     pool_momentum: float = option("momentum of its training", 0.0, type=number(float, 0, 0.999), group="pool",
                                   pools=("expert", *ONLINE))
     pool_decay: float = option("weight decay of its training", 0.0, type=WEIGHT, group="pool", pools=("expert", *ONLINE))
-    pool_aug: str | None = option("augmentation of its training, or of the pretraining", None, group="pool", pools=TRAINED)
+    pool_aug: str | None = option("augmentation of its training, or of the pretraining", None, type=augmentations, group="pool",
+                                  pools=TRAINED)
     pool_cutmix: float = option("probability that CutMix mixes a batch of its training", 0.0, type=FRACTION, group="pool",
                                 pools=ONLINE)
     pool_mix: bool = option("networks between two snapshots of a member, by interpolated weights (NCFM)", False, group="pool",
@@ -301,7 +304,6 @@ PUBLISHED_BY_IPC = {
 PUBLISHED_IN_PARTS = {(name, "mnist"): {"aug_type": "color_crop", "pool_cutmix": 0.0} for name in ("idc", "dream", "dream+")}
 """And for images that hold several smaller ones."""
 
-_DEEPER, _DEEPER_POOL = 64, ("convnet4",)  # images from so many pixels on ask a ConvNet that is alone for a block more
 _BASE_SIZE = {"mnist": 28}  # else 32
 _INNER = {1: 1, 10: 50, 20: 25, 30: 20, 40: 15, 50: 10}
 
@@ -322,8 +324,8 @@ def method_for(name, data, ipc, size=32, factor=None):
             method = replace(method, **values)
     if (factor or method.factor) > 1:
         method = replace(method, **PUBLISHED_IN_PARTS.get((name, data), {}))
-    if method.pool == ("convnet",) and size >= _DEEPER:
-        method = replace(method, pool=_DEEPER_POOL)
+    if method.pool == ("convnet",):
+        method = replace(method, pool=(usual_classifier(size),))
     # IDC's and DREAM's rate is for 10 images of a class, and a loss that is a mean over images; Adam's is the same for all.
     if method.space == "unit" and method.optimizer == "sgd":
         method = replace(method, lr=method.lr * ipc / 10 * (size / _BASE_SIZE.get(data, 32)) ** 2)

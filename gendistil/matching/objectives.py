@@ -132,6 +132,8 @@ def distance(x, y, metric):
 
 METRICS = ("l1", "mse", "cos", "dc", "l1_mean")
 
+_HALF_SCALE = 256  # of a loss whose gradient is taken in float16, where the small entries of a batch's mean would become 0
+
 
 def gradients(classifier, images, labels, engine=EAGER):
     """The classifier's gradient of the mean cross-entropy, per class: a list of [k, *parameter], images [k, n, C, H, W].
@@ -140,19 +142,22 @@ def gradients(classifier, images, labels, engine=EAGER):
     batch by itself: real images are many, and side by side they need k times the memory and, on a CPU, twice the time.
     """
     parameters = {name: value.detach() for name, value in classifier.named_parameters()}
+    scale = _HALF_SCALE if engine.precision == "fp16" else 1
 
     if images.requires_grad:  # not compiled, which takes as long: its own gradient is taken
         def loss(parameters, batch, label):
             with engine.autocast(), twice_differentiable():
-                return _class_loss(classifier, parameters, batch, label)
+                return scale * _class_loss(classifier, parameters, batch, label)
 
-        return list(vmap(grad(loss), in_dims=(None, 0, 0))(parameters, images, labels).values())
+        found = vmap(grad(loss), in_dims=(None, 0, 0))(parameters, images, labels).values()
+        return [value / scale for value in found] if scale != 1 else list(found)
     with torch.enable_grad():
         for value in parameters.values():
             value.requires_grad_()
-        each = [torch.autograd.grad(engine.run(_class_loss, classifier, parameters, *pair), parameters.values())
+        each = [torch.autograd.grad(scale * engine.run(_class_loss, classifier, parameters, *pair), parameters.values())
                 for pair in zip(images, labels)]
-    return [torch.stack(same) for same in zip(*each)]
+    found = [torch.stack(same) for same in zip(*each)]
+    return [value / scale for value in found] if scale != 1 else found
 
 
 def _class_loss(classifier, parameters, images, label):

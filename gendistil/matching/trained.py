@@ -12,6 +12,7 @@ from torch.func import functional_call
 from torch.nn import functional as F
 
 from gendistil.common.device import own_rows, process_first, process_sums, send
+from gendistil.common.engine import resume_optimizer
 from gendistil.common.errors import UserError
 from gendistil.common.rng import Shuffle
 from gendistil.data import standardise, to_signed
@@ -222,8 +223,8 @@ class TrainingMatcher(Matcher):
     def load_state_dict(self, state):
         super().load_state_dict(state)
         self.rates.copy_(state["rates"])
-        self.learning.load_state_dict({**self.learning.state_dict(), "state": state["learning"]["state"]})
+        resume_optimizer(self.learning, state["learning"])
         if self.logits is not None:
             self.logits.copy_(state["logits"])
-            self.labelling.load_state_dict({**self.labelling.state_dict(), "state": state["labelling"]["state"]})
+            resume_optimizer(self.labelling, state["labelling"])
         self.length.copy_(state["length"])

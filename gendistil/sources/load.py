@@ -1,5 +1,6 @@
 """Sources from where they are kept: a run, a saved model, a checkpoint of the published code, a model on a hub."""
 
+import hashlib
 import json
 from pathlib import Path
 
@@ -9,6 +10,7 @@ from safetensors import SafetensorError
 from gendistil.common.errors import UserError
 from gendistil.common.hub import is_hub, local_copy
 from gendistil.common.run import load_checkpoint
+from gendistil.common.source import ROWS
 from gendistil.sources.latents import LatentSet
 from gendistil.sources.pipeline import INDEX, PipelineSource
 from gendistil.sources.pixels import PixelSet
@@ -34,8 +36,7 @@ def load_source(path, device="cpu"):
         return load_published(load_checkpoint(place), place).to(device)
     if (place / INDEX).exists():
         return PipelineSource.load(place, device, use_safetensors=is_hub(path) or None)
-    places = (place / MODEL, place / PIXELS, place / LATENTS, place)
-    folder = next((folder for folder in places if (folder / "config.json").exists()), None)
+    folder = _model_folder(place)
     if not place.exists() and not is_hub(path):
         raise UserError(f"{path} does not exist: name a run's folder, a saved model's folder or a checkpoint file")
     kinds = STORED | {network.__name__: network for network, _ in NETWORKS.values()}
@@ -59,6 +60,24 @@ def load_source(path, device="cpu"):
             module.to(memory_format=torch.channels_last)
     source.rows = Rows.load(folder, source, device)
     return source.eval().to(device)
+
+
+def _model_folder(place):
+    """The folder of the saved model in that of a run, or this one itself; None where there is none."""
+    places = (place / MODEL, place / PIXELS, place / LATENTS, place)
+    return next((folder for folder in places if (folder / "config.json").exists()), None)
+
+
+def weights_digest(path):
+    """A name, text, for the weights kept at `path`, which `load_source` takes; the rows of a teacher are no part of it."""
+    place, found = local_copy(path), hashlib.blake2b(digest_size=16)
+    folder = place if (place / INDEX).exists() else _model_folder(place) or place
+    weights = (file for kind in ("*.safetensors", "*.bin") for file in folder.rglob(kind) if file.name != ROWS)
+    for file in [place] if place.is_file() else sorted(weights):
+        with open(file, "rb") as opened:
+            while part := opened.read(2**24):
+                found.update(part)
+    return found.hexdigest()
 
 
 def check_fits(source, spec, name, remedy="choose the --data (and --image-size) that it was distilled from"):

@@ -58,6 +58,15 @@ class PipelineSource(Source):
         except (OSError, ValueError, TypeError, RuntimeError, AttributeError) as error:
             raise UserError(f"{folder} holds a damaged {name} ({type(error).__name__}): save it again") from None
         pipeline.set_progress_bar_config(disable=True)
+        source = cls._of(pipeline, folder)
+        if (folder / CLASS_MAP).exists():
+            source.classes = source._numbers(folder / CLASS_MAP)
+            source.num_classes = len(source.classes)
+        return source
+
+    @classmethod
+    def _of(cls, pipeline, folder):
+        """All classes of a pipeline."""
         if hasattr(pipeline, "transformer"):  # whose scheduler is given no random stream: a deterministic one
             pipeline.scheduler = diffusers.DDIMScheduler.from_config(pipeline.scheduler.config)
             shape = pipeline.transformer.config
@@ -66,7 +75,8 @@ class PipelineSource(Source):
         shape = pipeline.unet.config
         count = pipeline.config.get("classes", shape.num_class_embeds)
         if count is None:
-            raise UserError(f"{folder} holds a {name} that knows no classes: name one that was trained with them")
+            raise UserError(f"{folder} holds a {type(pipeline).__name__} that knows no classes: name one that was trained with "
+                            "them")
         return cls(pipeline, folder, count, shape.in_channels, pipeline.config.get("size", shape.sample_size))
 
     def fitted(self, spec):
@@ -75,23 +85,26 @@ class PipelineSource(Source):
         Which classes these are, class_map.json in the pipeline's folder says: a list of its number of each class of the data
         set. Without that, they are all of them, or those of the same names. Raises UserError where neither is so.
         """
-        try:
-            file = self.name / CLASS_MAP
-            numbers = json.loads(file.read_text()) if file.exists() else self._by_name(spec)
-            classes = torch.tensor([int(number) for number in numbers])
-            if len(classes) != spec.num_classes or not 0 <= int(classes.min()) <= int(classes.max()) < self.num_classes:
-                raise ValueError
-        except (OSError, ValueError, TypeError, KeyError):
-            raise UserError(f"{self.name} draws {self.num_classes} classes, not those of {spec.name}: write {CLASS_MAP} there, "
-                            f"a list of {spec.num_classes} of its class numbers, one for each of "
-                            f"{', '.join(spec.classes[:3])}, ...") from None
+        classes = self.classes
+        if self.num_classes != spec.num_classes:
+            known = getattr(self.pipeline, "labels", {}) if classes is None else {}
+            if not {*spec.classes} <= {*known}:
+                raise UserError(f"{self.name} draws {self.num_classes} classes, not those of {spec.name}: write {CLASS_MAP} "
+                                f"there, a list of {spec.num_classes} of its class numbers, one for each of "
+                                f"{', '.join(spec.classes[:3])}, ...")
+            classes = torch.tensor([int(known[name]) for name in spec.classes])
         return PipelineSource(self.pipeline, self.name, spec.num_classes, spec.channels, spec.size, classes)
 
-    def _by_name(self, spec):
-        if self.num_classes == spec.num_classes:
-            return range(self.num_classes)
-        known = getattr(self.pipeline, "labels", {})
-        return [known[name] for name in spec.classes]
+    def _numbers(self, file):
+        """The list of the pipeline's class numbers in `file`: int64 [K]."""
+        try:
+            classes = torch.tensor([int(number) for number in json.loads(file.read_text())])
+            if not 0 <= int(classes.min()) <= int(classes.max()) < self.num_classes:
+                raise ValueError
+        except (OSError, ValueError, TypeError, RuntimeError):
+            raise UserError(f"{file} is no list of class numbers below {self.num_classes}, those that {self.name} draws: write "
+                            "one for each class of the data set") from None
+        return classes
 
     def stored_bytes(self, ipc):
         """Those of all parts of the pipeline, whatever the number of images."""
@@ -102,6 +115,8 @@ class PipelineSource(Source):
         if self.unguided and sampling.get("guidance", 1.0) > 1:
             raise UserError(f"--guidance: a {type(self.pipeline).__name__} guides by class {_IMAGENET}, which that of "
                             f"{self.name} has not: leave it out")
+        if not self.pipeline.config.get("guidable", True) and sampling.get("guidance", 1.0) != 1:
+            raise UserError(f"--guidance: the flow of {self.name} knows no image without a class: leave it out")
         for name in sampling:
             if _OPTIONS[name] not in self.parameters:
                 flag = name.replace("_", "-")

@@ -152,11 +152,11 @@ def refine(source, path, args, open_pool, device="cpu"):
     kept = {} if values else made.get("refinement") or {}
     known = {field.name for field in fields(Refinement)}
     refinement = Refinement(**(values or {name: value for name, value in kept.items() if name in known}))
+    if refinement == Refinement():
+        return source
     if values and not hasattr(source, "images_at"):
         flag = next(iter(values)).replace("_", "-")
         raise UserError(f"--{flag} is for generators, and the images of --pretrain-weight {path} are stored: leave it out")
-    if refinement == Refinement():
-        return source
     if kept:
         say(f"{path} is refined as its config keeps: {refinement.words} (--noise-std 1 takes it as it is)")
     source.check_sampling(**refinement.sampling)
@@ -168,6 +168,9 @@ def refine(source, path, args, open_pool, device="cpu"):
         if not folder:
             raise UserError(f"--keep-above: no pool of pretrained classifiers is named by --pretrain-weight {path}: give "
                             "--teacher, the folder of one (results/pools/...)")
+        if kept and not args.teacher and not Path(folder).exists():
+            raise UserError(f"{path} is refined by the classifiers in {folder}, which are not there: give --keep-above "
+                            f"{refinement.keep_above:g} --teacher FOLDER for others")
         pool = open_pool(folder)
         check_fits(source, pool.spec, f"--pretrain-weight {path}", "name another --teacher")
         teacher = Teacher.of(pool)
