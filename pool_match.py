@@ -98,6 +98,9 @@ def main(argv=None):
     if not args.resume:
         check_folder(vars(args))  # before hours of work
     for name, tag in runs:
+        if tag != args.tag and args.resume and (args.output_dir / args.tag / CHECKPOINT).exists():
+            weight = args.output_dir / tag  # from which the second has started
+            continue
         # Of two runs, the second may not have come to a checkpoint when the first was interrupted.
         resume = args.resume and (len(runs) == 1 or (args.output_dir / tag / CHECKPOINT).exists())
         unused = {field.name: None for field in fields(Method) if not takes(args, name, field)}

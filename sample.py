@@ -122,7 +122,7 @@ def main():
     if isinstance(source, Refined):
         facts["refined"] = source.refinement.words
     if args.ipc > (source.max_ipc or args.ipc):
-        raise UserError(f"--ipc {args.ipc}: {args.pretrain_weight} has {source.max_ipc} images of a class: lower it")
+        raise UserError(f"{args.pretrain_weight} has {source.max_ipc} images of a class, fewer than {args.ipc}: lower --ipc")
     prepare(args.output_dir, (args.pretrain_weight, args.teacher))
     drawn = Taught(source, teacher, None, stored=True) if teacher else source
     images, targets = draw_set(drawn, args.ipc, args.seed, choice=args.sampling)

@@ -251,6 +251,17 @@ def test_itgan_resumes_within_its_inversion(command, runs):
     command(pool_match, *shared, "--tag", "late", "--method", "itgan", "--steps", 3, "--match-batch", 4, "--resume")
     assert load_checkpoint(second)["step"] == 3
     assert inversion.stat().st_mtime_ns == before
+    words = ("--tag", "late", "--method", "itgan", "--match-batch", 4, "--resume")
+    kept = shutil.copytree(runs / "late", runs / "kept")
+    command(pool_match, *shared, *words, "--steps", 5)
+    ends = [load_checkpoint(second)["latents"]["vectors"]]
+    shutil.rmtree(runs / "late")
+    shutil.rmtree(runs / "late-inversion")  # once the second has a checkpoint, nothing needs it
+    shutil.move(kept, runs / "late")
+    command(pool_match, *shared, *words, "--steps", 5)
+    ends.append(load_checkpoint(second)["latents"]["vectors"])
+    torch.testing.assert_close(*ends)
+    assert not (runs / "late-inversion").exists()
 
 
 @pytest.mark.parametrize(("words", "said"), [

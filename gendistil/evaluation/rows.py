@@ -10,7 +10,11 @@ from gendistil.common.errors import UserError
 
 KEYS = ("source", "data", "sampling", "ipc", "model", "mean", "std", "ci95", "n", "seconds")
 """What every row has at least. Accuracies are in per cent, seconds those of all n students together. Rows may also say how many
-bytes their source keeps, its `diversity`, and the classifiers that it was `learned_with`."""
+bytes their source keeps, its `diversity`, the classifiers that it was `learned_with`, and a name of its `weights`."""
+
+_VALUES = {"ipc": int | None, "mean": int | float, "std": int | float | None, "ci95": int | float | None, "n": int,
+           "seconds": int | float}
+"""What the values of `KEYS` are where they are no text."""
 
 KIND = ("data", "model", "protocol", "scored_on", "labels", "teacher", "augmentation", "task")
 """What tells one table from another; rows of one table differ in source, sampling and IPC. Rows of continual learning have a
@@ -99,4 +103,8 @@ def read_report(path):
         raise UserError(f"{path} cannot be read as a report.json of validate.py: {error}")
     if not isinstance(rows, list) or not rows or not all(isinstance(row, dict) and set(KEYS) <= set(row) for row in rows):
         raise UserError(f"{path} is not a report.json of validate.py: it must be a list of rows with {', '.join(KEYS)}")
+    for place, row in enumerate(rows):
+        for key in KEYS:
+            if not isinstance(row[key], _VALUES.get(key, str)):
+                raise UserError(f"{path} is not a report.json of validate.py: {key} of row {place} is {row[key]!r}")
     return rows

@@ -1,5 +1,6 @@
 """Students: classifiers trained on IPC images of every class and scored on real images that nothing has learned from."""
 
+import functools
 import math
 import time
 from dataclasses import dataclass, replace
@@ -152,47 +153,56 @@ def evaluate(source, dataset, model_name="convnet", ipc=50, sampling="fresh", *,
     if protocol.replay:
         protocol = replayed(source, ipc, protocol)
     protocol = replace(protocol, lr=rate_of(source, protocol))
-    answers, temperature = source.answers, source.temperature
+    images = spec.num_classes * source.decoded(ipc)
+    make_batches = _set_batches
+    if protocol.replay:
+        images, make_batches = spec.num_classes, _replayed_batches
+    elif protocol.random_labels:
+        images = protocol.batch_size * steps_per_epoch(spec.num_classes * ipc, protocol)
+        make_batches = _random_batches
+    batches_of = functools.partial(make_batches, source, ipc, sampling, spec, protocol, engine, device)
+    return _evaluate(batches_of, images, dataset, model_name, num_eval, seed, protocol, scored_on, engine, together, on_epoch,
+                     source.temperature)
 
-    def batches_of(seed):
-        chosen = sampling if sampling in CHOICES else "fixed"
-        once = draw_set(source, ipc, seed, device, chosen) if sampling in CHOICES or not source.varies else None
-        if protocol.replay:
-            images, targets = (x.unflatten(0, (spec.num_classes, -1)) for x in once)
-            count = images.shape[1]
-            return lambda step: [_answered(prepare_batch(images[:, step % count], targets[:, step % count], spec, None, None),
-                                           answers, spec)]
 
-        def images_of(epoch):
-            if once:
-                return once
-            with engine.autocast():  # nobody else has the set of this epoch, so it need not be what another machine draws
-                return draw_set(source, ipc, _epoch_stream(seed, epoch).initial_seed(), device)
+def _set_batches(source, ipc, sampling, spec, protocol, engine, device, seed):
+    """Of the student of a seed: one set, or where it is fresh a new one every epoch."""
+    once = None
+    if sampling in CHOICES or not source.varies:
+        once = draw_set(source, ipc, seed, device, sampling if sampling in CHOICES else "fixed")
 
-        return student_batches(images_of, spec, protocol, seed, answers)
+    def images_of(epoch):
+        if once:
+            return once
+        with engine.autocast():  # nobody else has the set of this epoch, so it need not be what another machine draws
+            return draw_set(source, ipc, _epoch_stream(seed, epoch).initial_seed(), device)
 
-    def random_batches_of(seed):
-        augment = Augment(protocol.aug_type, spec, protocol.aug_single)
+    return student_batches(images_of, spec, protocol, seed, source.answers)
 
-        def batches(epoch):
-            generator = _epoch_stream(seed, epoch)
-            for step in range(steps):
-                labels = send(torch.randint(spec.num_classes, (protocol.batch_size,), generator=generator), device)
-                drawn = stream(seed, "step", epoch, step).initial_seed()
-                with engine.autocast():
-                    images = to_uint8(source.sample(labels, drawn))
-                targets = source.targets(labels, drawn, images)
-                yield _answered(prepare_batch(images, targets, spec, augment, generator, protocol.cutmix), answers, spec)
 
-        return batches
+def _replayed_batches(source, ipc, sampling, spec, protocol, engine, device, seed):
+    """Step i takes the i-th image of every class, modulo their number, as it is."""
+    images, targets = (x.unflatten(0, (spec.num_classes, -1)) for x in draw_set(source, ipc, seed, device))
+    place = lambda step: (slice(None), step % images.shape[1])
+    return lambda step: [_answered(prepare_batch(images[place(step)], targets[place(step)], spec, None, None), source.answers,
+                                   spec)]
 
-    if protocol.random_labels:
-        steps = steps_per_epoch(spec.num_classes * ipc, protocol)
-        images, make_batches = steps * protocol.batch_size, random_batches_of
-    else:
-        images, make_batches = spec.num_classes * (1 if protocol.replay else source.decoded(ipc)), batches_of
-    return _evaluate(make_batches, images, dataset, model_name, num_eval, seed, protocol, scored_on, engine, together, on_epoch,
-                     temperature)
+
+def _random_batches(source, ipc, sampling, spec, protocol, engine, device, seed):
+    """Whole batches of random labels, each of new images."""
+    augment = Augment(protocol.aug_type, spec, protocol.aug_single)
+
+    def batches(epoch):
+        generator = _epoch_stream(seed, epoch)
+        for step in range(steps_per_epoch(spec.num_classes * ipc, protocol)):
+            labels = send(torch.randint(spec.num_classes, (protocol.batch_size,), generator=generator), device)
+            drawn = stream(seed, "step", epoch, step).initial_seed()
+            with engine.autocast():
+                images = to_uint8(source.sample(labels, drawn))
+            targets = source.targets(labels, drawn, images)
+            yield _answered(prepare_batch(images, targets, spec, augment, generator, protocol.cutmix), source.answers, spec)
+
+    return batches
 
 
 def rate_of(source, protocol):
