@@ -150,7 +150,8 @@ def match(args, options):
     begun = resumed["step"] if resumed else 0
     run = Run(options, accelerator, begun, method_values=dataclasses.asdict(method), dataset=dataclasses.asdict(spec),
               compiled=engine.compiled, pool_folder=getattr(pool, "dir", None),
-              recipe_values=dataclasses.asdict(learner.trainer.recipe) if method.learn == GENERATOR else None)
+              recipe_values=dataclasses.asdict(learner.trainer.recipe) if method.learn == GENERATOR else None,
+              kin=build.kin_of(start.weight) if method.learn == GENERATOR else None)
     judge = Judge(run, engine, dataset, judging, args.seed, method.keep, summary)
 
     def save(step):

@@ -152,7 +152,7 @@ def main():
         words = {} if taught is source else {"teacher": teachers.describe(taught)}
         return {**result.row(), **kept(row, first, result), **words, **kept_bytes(row, taught),
                 "lr": rate_of(source, protocol), "diversity": spread(row["source"], ipc),
-                **made.get(row["source"], {"learned_with": []})}
+                **made[row["source"]]}
 
     def kept(row, first, result):
         if not args.keep_students or first:

@@ -133,7 +133,8 @@ def main():
             return None
         rows.append({"source": refinement.words + again, "model": "convnet", "scored_on": "held_out", "protocol": "default",
                      **settings, "torch": torch.__version__, "device": device_name(accelerator.device),
-                     "refinement": asdict(refinement), **result.row()})
+                     "refinement": asdict(refinement), "kin": settings["generator"] + again,
+                     **result.row()})
         print(f"{refinement.words}{again}: {result.mean:.2f}", flush=True)
         write_json(output, rows)
         return result.mean

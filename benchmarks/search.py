@@ -105,6 +105,7 @@ def search(args, variants, engine, dataset, train_one, **facts):
             rows.append({"source": name, "sampling": sampling, "ipc": ipc, "model": "convnet", "scored_on": "held_out",
                          "protocol": "default", "torch": torch.__version__, **settings,
                          "variant": _values(variants[name]), "bytes": trained[0][0].stored_bytes(ipc), **each,
+                         **({"kin": facts["generator"]} if "generator" in facts else {}),  # of variants with one start
                          **together.row()})
         write_json(args.output, rows)
     print(tables(sorted(rows, key=lambda row: -row["mean"])))

@@ -210,3 +210,19 @@ def test_snapshots_are_not_chosen_by_what_a_source_has_learned_from(call, tmp_pa
         call(validate, "--pretrain-weight", run, "--ipc", 1, "--sampling", "fixed", "--labels", "rows", "--teacher", pool,
              "--teacher-snapshots", "auto", "--held-out", 0.2, *QUICK)
     assert "has learned from images that --held-out 0.2 holds out" in capsys.readouterr().err
+
+
+def test_a_generator_its_stage_2_and_their_control_are_kin(call, tmp_path):
+    small = ("--batch-size", 4, "--eval-epochs", 1, "--eval-ipc", 1, "--match-batch", 4, "--select", "random", "--steps", 1,
+             "--pool-members", 1, "--pool-epochs", 1, "--pool-snapshots", 1, "--pool", "convnet:depth=1,width=8")
+    call(gen_condense, "--tag", "gan", "--width", 8, "--batch-size", 4, "--steps", 1)
+    call(gen_condense, "--tag", "other", "--width", 8, "--batch-size", 4, "--steps", 1, "--seed", 1)
+    results = tmp_path / "results"
+    call(pool_match, "--tag", "match", "--weight", results / "gan", *small)
+    call(pool_match, "--tag", "again", "--weight", results / "match", *small)
+    call(pool_match, "--tag", "control", "--control-of", results / "match", "--eval-epochs", 1, "--eval-ipc", 1)
+    names = ("gan", "match", "again", "control", "other")
+    call(validate, "--pretrain-weight", *(results / name for name in names), "--compare", "random", "--ipc", 1, *QUICK)
+    kin = {row["source"]: row["kin"] for row in read_report(results / "test" / "report.json")}
+    assert kin["gan"] == kin["match"] == kin["again"] == kin["control"]
+    assert len({kin["gan"], kin["other"], kin["random real images"]}) == 3

@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from scipy.stats import ttest_ind
+from scipy.stats import ttest_ind, ttest_rel
 
 from gendistil.common.errors import UserError
 from gendistil.evaluation import PROTOCOLS, Result
@@ -96,6 +96,18 @@ def test_a_difference_has_the_interval_of_welch():
     assert difference(*rows) == pytest.approx((rows[0]["mean"] - rows[1]["mean"], *interval))
     assert difference(rows[0], make_row(n=1, std=None)) is None
     assert difference(make_row(mean=92.0, std=0.0), make_row(std=0.0)) == (1.0, 1.0, 1.0)
+
+
+def test_students_of_one_seed_are_pairs_where_their_sources_are_kin():
+    scores = [(90.0, 92.0, 91.0, 94.0), (88.0, 90.5, 89.0, 91.0), (88.0, 89.5, 86.0)]
+    one, other, fewer = [Result(each, images=100, epochs=1, steps=1, seconds=1.0).row() | {"kin": "stage 1"} for each in scores]
+    assert difference(one, other) == pytest.approx((2.125, *ttest_rel(*scores[:2]).confidence_interval()))
+    for unlike in (other | {"kin": "another"}, other | {"kin": None}):
+        interval = ttest_ind(*scores[:2], equal_var=False).confidence_interval()
+        assert difference(one, unlike) == pytest.approx((2.125, *interval))
+    interval = ttest_ind(scores[0], scores[2], equal_var=False).confidence_interval()
+    assert difference(one, fewer)[1:] == pytest.approx(interval)
+    assert difference(one, one) == (0.0, 0.0, 0.0)
 
 
 def test_sources_are_compared_with_a_reference(project, monkeypatch, capsys):

@@ -212,17 +212,20 @@ def count_pixels(args, plan, protocols, spec):
 
 
 def made_as(paths, rows):
-    """What rows say of how the runs at `paths`, a dict, were made, dicts by the same names: `weights`, a name of these, and
-    `learned_with`, the classifiers in whose eyes the images were matched, a list that is empty where there were none.
+    """What rows say of how the runs at `paths`, a dict, were made, and of real images: dicts by the names of the sources.
+
+    They have `weights`, a name of these; `kin`, see `KEYS`; and `learned_with`, the classifiers in whose eyes the images were
+    matched, a list that is empty where there were none.
 
     Raises UserError where a row that is there, of `rows`, is of other weights.
     """
-    found = {}
+    found = {REAL: {"kin": REAL, "learned_with": []}}
     for name, path in paths.items():
-        values = made_by(path).get("method_values") or {}
+        values, weights = made_by(path).get("method_values") or {}, weights_digest(path)
         matched = values.get("match") != "none" and values.get("steps") != 0
-        found[name] = {"weights": weights_digest(path), "learned_with": list(values.get("pool", ())) if matched else []}
-        if any(row["source"] == name and row.get("weights", found[name]["weights"]) != found[name]["weights"] for row in rows):
+        found[name] = {"weights": weights, "kin": made_by(path).get("kin") or weights,
+                       "learned_with": list(values.get("pool", ())) if matched else []}
+        if any(row["source"] == name and row.get("weights", weights) != weights for row in rows):
             raise UserError(f"--resume: {path} holds another model than '{name}' was when the evaluation was started: give it "
                             "another name, NAME=PATH, or another --tag")
     return found

@@ -42,6 +42,8 @@ Mean ± standard deviation over students with different seeds (± half the width
 IPC: images per class. Sampling fixed: one set per student; representative: one chosen among 20 or more times as many,
 where there are so many; fresh: a new set every epoch; all: every training image. A heading names the protocol by which
 students were trained where it is not the default of `validate.py`; what flags changed of it, the command or the text says.
+Differences of sources that give a seed images that are alike, as a generator and its control, are of pairs of students of one
+seed; the intervals of others are by Welch's t.
 """
 """What the words and numbers of a table mean, as markdown: once for all tables of a document."""
 
@@ -164,7 +166,7 @@ def _differences(rows, against, over, header, values):
             if row["source"] != name and place(row) in others:
                 lines.setdefault(line_of(row), {})[row[over]] = _difference_cell(row, others[place(row)])
         if lines:
-            yield (f"Points above {name} (95 % interval of the difference, Welch's t)", header,
+            yield (f"Points above {name} (95 % interval of the difference)", header,
                    [[*line, *(cells.get(value, "") for value in values)] for line, cells in lines.items()])
 
 

@@ -2,7 +2,9 @@
 
 import json
 import math
+import operator
 from pathlib import Path
+from statistics import stdev
 
 from scipy.special import stdtrit
 
@@ -10,7 +12,8 @@ from gendistil.common.errors import UserError
 
 KEYS = ("source", "data", "sampling", "ipc", "model", "mean", "std", "ci95", "n", "seconds")
 """What every row has at least. Accuracies are in per cent, seconds those of all n students together. Rows may also say how many
-bytes their source keeps, its `diversity`, the classifiers that it was `learned_with`, and a name of its `weights`."""
+bytes their source keeps, its `diversity`, the classifiers that it was `learned_with`, a name of its `weights`, and its `kin`: a
+name that sources share which give a seed images that are alike, as a generator, what stage 2 made of it, and its control."""
 
 _VALUES = {"ipc": int | None, "mean": int | float, "std": int | float | None, "ci95": int | float | None, "n": int,
            "seconds": int | float}
@@ -83,15 +86,20 @@ def line_of(row):
 def difference(row, other):
     """By how much the mean of `row` is above that of `other`: (points, low, high), or None where either has a single student.
 
-    The ends are those of the 95 % interval of the difference, by Welch's t, which lets the two spread differently.
+    The ends are those of the 95 % interval of the difference. Students of one seed are pairs where their rows are of one `kin`,
+    because then their images of a seed are alike; else it is by Welch's t, which lets the two spread differently.
     """
     if row["std"] is None or other["std"] is None:
         return None
-    points, (a, b) = row["mean"] - other["mean"], [each["std"] ** 2 / each["n"] for each in (row, other)]
-    if a + b == 0:
-        return points, points, points
-    freedom = (a + b) ** 2 / (a**2 / (row["n"] - 1) + b**2 / (other["n"] - 1))
-    half = float(stdtrit(freedom, 0.975)) * math.sqrt(a + b)
+    points = row["mean"] - other["mean"]
+    if row.get("kin") and row["kin"] == other.get("kin") and row["n"] == other["n"]:
+        spread = stdev(map(operator.sub, row["accuracies"], other["accuracies"]))
+        variance, freedom = spread**2 / row["n"], row["n"] - 1
+    else:
+        a, b = [each["std"] ** 2 / each["n"] for each in (row, other)]
+        variance = a + b
+        freedom = variance**2 / (a**2 / (row["n"] - 1) + b**2 / (other["n"] - 1)) if variance else 1
+    half = float(stdtrit(freedom, 0.975)) * math.sqrt(variance)
     return points, points - half, points + half
 
 

@@ -32,7 +32,7 @@ from gendistil.matching.methods import DRAWN, GENERATOR, LATENTS, PIXELS, STORED
 from gendistil.matching.objectives import OBJECTIVES
 from gendistil.matching.trained import TrainingMatcher
 from gendistil.sources import LATENTS as LATENTS_FOLDER
-from gendistil.sources import LatentSet, PixelSet, check_fits, load_source
+from gendistil.sources import LatentSet, PixelSet, check_fits, load_source, weights_digest
 from generators import TRAINERS, make_trainer, recipe_of
 from generators.unet import FlowGenerator
 from pools import ClassifierPool, OnlinePool, RandomPool
@@ -103,6 +103,11 @@ def read_weight(args):
     if not whole or len(state["generator"]) < 3:
         raise UserError(f"--weight {path}: {file.name} is not a checkpoint of this suite or of the published DiM code")
     return state, file
+
+
+def kin_of(weight):
+    """The name that the generator of --weight shares with all that stage 2 makes of it: they draw the same noise for a seed."""
+    return made_by(weight).get("kin") or weights_digest(weight)
 
 
 def steps_taken(state):
