@@ -8,7 +8,7 @@ RUN := $(BIN)/accelerate launch --num_processes 1 --num_machines 1 --mixed_preci
     --num_cpu_threads_per_process $(CORES)
 FLAGS = --data digits --output-dir $(OUT) --overwrite
 
-.PHONY: demo cifar10 cifar10-methods sets mnist baselines combinations itgan searches curves continual unrolled terms flows test \
+.PHONY: demo cifar10 cifar10-methods architectures sets mnist baselines combinations itgan searches curves continual unrolled terms flows test \
     lint clean
 
 $(BIN)/.installed: pyproject.toml requirements.txt requirements-dev.txt
@@ -31,13 +31,13 @@ demo: $(BIN)/.installed
 	@echo "sample sheet:  $(OUT)/ipc10/sheet.png"
 
 # CIFAR-10, as docs/results.md reports it: hours on a GPU, days on two CPU cores. Run again, it goes on where it was stopped.
-cifar10 cifar10-methods searches: OUT = cifar10-results
-cifar10 cifar10-methods searches: DATA = cifar10
-cifar10 cifar10-methods searches: STARTED = $(OUT)/$1/checkpoint.pt -o -e $(OUT)/$1/report.json
-cifar10 cifar10-methods searches: GO = --data $(DATA) --output-dir $(OUT) --tag $1 $$(test -e $(STARTED) && echo --resume || echo --overwrite)
+cifar10 cifar10-methods architectures searches: OUT = cifar10-results
+cifar10 cifar10-methods architectures searches: DATA = cifar10
+cifar10 cifar10-methods architectures searches: STARTED = $(OUT)/$1/checkpoint.pt -o -e $(OUT)/$1/report.json
+cifar10 cifar10-methods architectures searches: GO = --data $(DATA) --output-dir $(OUT) --tag $1 $$(test -e $(STARTED) && echo --resume || echo --overwrite)
 cifar10 cifar10-methods: POOL = --pool-members 1 --pool-epochs 12 --pool-lr 0.05 --pool-aug crop_flip
 cifar10: TAUGHT = --ipc 50 --labels teacher --temperature 4 --lr 0.02 --aug-type crop_flip --epochs 1200 --teacher $(OUT)/teacher/students/*
-cifar10 searches: MATCHED = $$(sed -n 's/.*"pool_folder": "\(.*\)".*/\1/p' $(OUT)/match/config.json)
+cifar10 architectures searches: MATCHED = $$(sed -n 's/.*"pool_folder": "\(.*\)".*/\1/p' $(OUT)/match/config.json)
 cifar10: HARD = --ipc 50 --epochs 600
 cifar10: STAGES = --pretrain-weight stage1=$(OUT)/gan control=$(OUT)/control stage2=$(OUT)/match
 cifar10: WHOLE = --compare whole --ipc 50 --num-eval 1 --keep-students
@@ -80,6 +80,26 @@ cifar10-methods: $(BIN)/.installed
 	    --pretrain-weight $(foreach name,dm herding inversion itgan,$(name)=$(OUT)/$(name))
 	$(RUN) validate.py $(call GO,methods-factor) --ipc 10 --sampling fixed --epochs 86 \
 	    --pretrain-weight $(foreach name,ncfm dream idc,$(name)=$(OUT)/$(name)) "random real images, four in one"=$(OUT)/random4
+
+# Students of seven architectures on sets of ten images of a class, from the runs of `make cifar10` and `make cifar10-methods`: 300
+# steps each, at the learning rate that was best for each on held-out images.
+architectures: EACH = --ipc 10 --compare none
+architectures: FEW = $(EACH) --lr 0.01 --eval-model convnet convnet_bn mlp
+architectures: DEEP = $(EACH) --num-eval 1 --lr 0.01 --eval-model vgg11 resnet18_full densenet
+architectures: ALEX = $(EACH) --num-eval 1 --eval-model alexnet
+ACROSS = $(RUN) validate.py $(call GO,across-$1-few) $(FEW) $2 && $(RUN) validate.py $(call GO,across-$1-alex) $(ALEX) $2 && \
+    $(RUN) validate.py $(call GO,across-$1-deep) $(DEEP) $2
+architectures: SAMPLED = --epochs 150 --pretrain-weight stage2=$(OUT)/match --sampling
+architectures: $(BIN)/.installed
+	$(call ACROSS,random,--epochs 150 --sampling fixed --compare random)
+	$(call ACROSS,stored,--epochs 150 --sampling fixed --pretrain-weight $(foreach name,dm herding,$(name)=$(OUT)/$(name)))
+	$(call ACROSS,parts,--epochs 43 --sampling fixed --pretrain-weight $(foreach name,idc dream,$(name)=$(OUT)/$(name)))
+	$(foreach sampling,fixed representative fresh,$(call ACROSS,$(sampling),$(SAMPLED) $(sampling)) &&) true
+	$(RUN) validate.py $(call GO,across-rows) $(FEW) --epochs 150 --labels rows --teacher $(MATCHED) --sampling fixed \
+	    --compare random --pretrain-weight $(foreach name,dm herding,$(name)=$(OUT)/$(name)) stage2=$(OUT)/match
+	$(RUN) validate.py $(call GO,across-rows-parts) $(FEW) --epochs 43 --labels rows --teacher $(MATCHED) --sampling fixed \
+	    --pretrain-weight $(foreach name,idc dream,$(name)=$(OUT)/$(name))
+	$(RUN) validate.py $(call GO,across-rows-representative) $(FEW) --labels rows --teacher $(MATCHED) $(SAMPLED) representative
 
 # The three stages on Fashion-MNIST and SVHN with the settings of CIFAR-10, as docs/results.md reports them: on a CPU core with AMX,
 # 25 minutes of stage 1 and as many of students. SVHN=DIR names the folder of another SVHN than torchvision's.
@@ -262,6 +282,7 @@ searches: ONE = --pool '{"pool_members": 1, "pool_epochs": 1, "pool_snapshots": 
 searches: POOL = '{"pool_members": 1, "pool_epochs": 12, "pool_lr": 0.05, "pool_aug": "crop_flip"}'
 searches: OBJECTIVES = $(BIN)/python benchmarks/objectives.py
 searches: JUDGE = $(RUN) validate.py --scored-on held_out --num-eval $(if $1,$1,1)
+searches: RATE = --compare random --ipc 10 --sampling fixed --epochs 150
 searches: GAN = --ipc 50 --pretrain-weight stage1=$(OUT)/gan
 searches: $(BIN)/.installed
 	mkdir -p search-results
@@ -286,6 +307,10 @@ searches: $(BIN)/.installed
 	    --temperature $$2 --lr $$3 $(call GO,taught-$$1-$$2-$$3) || exit 1; done
 	for lr in 0.05 0.02 0.01 0.005 0.002; do $(call JUDGE,5) --compare random --ipc 10 --sampling fixed --eval-model mlp --lr $$lr \
 	    $(call GO,mlp-$$lr) || exit 1; done
+	for lr in 0.05 0.02 0.01; do $(call JUDGE,3) $(RATE) --eval-model convnet convnet_bn mlp --lr $$lr $(call GO,rates-few-$$lr) && \
+	    $(call JUDGE,2) $(RATE) --eval-model alexnet --lr $$lr $(call GO,rates-alex-$$lr) || exit 1; done
+	for lr in 0.05 0.02 0.01 0.005; do $(call JUDGE,2) $(RATE) --eval-model vgg11 --lr $$lr $(call GO,rates-vgg-$$lr) || exit 1; done
+	for lr in 0.05 0.01; do $(call JUDGE) $(RATE) --eval-model resnet18_full densenet --lr $$lr $(call GO,rates-deep-$$lr) || exit 1; done
 
 lint: $(BIN)/.installed
 	$(BIN)/ruff check .
