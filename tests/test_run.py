@@ -19,6 +19,7 @@ from gendistil.common.run import (
     FORMAT,
     METRICS,
     Run,
+    check_options,
     load_checkpoint,
     replacing,
     save_checkpoint,
@@ -49,6 +50,16 @@ def test_resuming_forgets_what_was_written_after_the_checkpoint(tmp_path, torn):
     again.log({"loss": 1.0}, 6)
     again.close()
     assert steps_of(tmp_path) == [2, 4, 6]
+
+
+def test_a_folder_may_be_spelled_otherwise(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "gan").mkdir()
+    Run(options(tmp_path, weight="gan", data="digits"), Accelerator(cpu=True)).close()
+    check_options(options(tmp_path, resume=True, weight=tmp_path / "gan", data="digits"))
+    for change in ({"weight": tmp_path / "other"}, {"weight": None}, {"data": "mnist"}):
+        with pytest.raises(UserError, match="is not what the run was started with"):
+            check_options({**options(tmp_path, resume=True, weight="gan", data="digits"), **change})
 
 
 def test_a_model_is_replaced_whole(tmp_path, monkeypatch):

@@ -124,6 +124,7 @@ def save_model(model, folder):
 _MAY_CHANGE = {"resume", "overwrite", "output_dir", "tag", "data_dir", "steps", "epochs", "precision", "compile", "lr",
                "lr_critic", "log_interval", "sample_interval", "save_interval", "eval_interval", "auto_stop", "patience",
                "teacher"}
+_PATHS = ("weight", "control_of", "data")
 
 
 def check_folder(options):
@@ -147,8 +148,13 @@ def check_options(options, may_change=_MAY_CHANGE):
     config = read_json(check_folder(options) / CONFIG)
     now = json.loads(json.dumps(options, default=str))
     for name in now:
-        if name not in may_change and config.get(name) != now[name]:
+        if name not in may_change and config.get(name) != now[name] and not _same_place(name, config.get(name), now[name]):
             raise UserError(f"--resume: --{name.replace('_', '-')} is not what the run was started with ({config.get(name)})")
+
+
+def _same_place(name, *paths):
+    """Whether two values of a flag are one folder or file, spelled otherwise."""
+    return name in _PATHS and None not in paths and len({Path(path).resolve() for path in paths}) == 1
 
 
 def inherit_settings(args, folder):
