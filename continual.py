@@ -16,8 +16,9 @@ from gendistil.common.device import make_accelerator
 from gendistil.common.engine import Engine
 from gendistil.common.errors import UserError
 from gendistil.common.flags import add_flags, from_flags, override
+from gendistil.common.inherit import inherit_data, parse_flags
 from gendistil.common.rng import stream
-from gendistil.common.run import Run, beside, check_folder, device_name, inherit_data, made_by
+from gendistil.common.run import Run, beside, check_folder, device_name, made_by
 from gendistil.data import Augment, load_dataset
 from gendistil.evaluation import PROTOCOLS, Protocol, protocol_for
 from gendistil.evaluation.continual import (
@@ -57,7 +58,7 @@ def parse_args(argv=None):
     add_flags(parser, Continual, told=True)
     add_scored_on(parser)
     parser.add_argument("--resume", action="store_true", help="continue the evaluation of this tag: what is there stays, and "
-                        "what is missing is added, such as more --orders, --memory or --labels")
+                        "what is missing is added: more --orders, --memory, --labels; flags left out are as it began")
     students = parser.add_argument_group(GROUP)
     students.add_argument("--eval-model", type=one_classifier, metavar="NAME",
                           help="kind of the students, named as for validate.py --eval-model")
@@ -66,7 +67,7 @@ def parse_args(argv=None):
     usual = [name for name, row in PROTOCOLS.items() if row.looks == 1 and not row.replay]
     students.add_argument("--protocol", choices=usual, default="default", help="how they are trained; dsa: as DM published it")
     add_flags(parser, Protocol)
-    args = parser.parse_args(argv)
+    args = parse_flags(parser, argv)
     vars(args).update(dataclasses.asdict(from_flags(Continual, args)))
     args.labels = tuple(dict.fromkeys(args.labels))
     names = [memory.name for memory in args.memory]

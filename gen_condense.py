@@ -11,9 +11,10 @@ from gendistil.common.device import make_accelerator, own_rows
 from gendistil.common.engine import Engine, compiles
 from gendistil.common.errors import UserError
 from gendistil.common.flags import add_flags, add_listing, columns, from_flags, override, refuse
+from gendistil.common.inherit import LENGTH, as_begun, inherit_data, inherit_settings, parse_flags, resume_state
 from gendistil.common.loop import Loop
 from gendistil.common.rng import Shuffle
-from gendistil.common.run import CHECKPOINT, Run, as_begun, inherit_data, inherit_settings, resume_state
+from gendistil.common.run import CHECKPOINT, Run
 from gendistil.data import load_dataset, to_signed
 from gendistil.evaluation.judge import Stopping, StoppingJudge, check_student
 from gendistil.matching import GeneratorLearner
@@ -37,8 +38,9 @@ def parse_args(argv=None):
     length.add_argument("--sample-interval", type=COUNT, default=500, help="steps between image grids")
     length.add_argument("--save-interval", type=COUNT, default=500, help="steps between checkpoints")
     add_flags(parser, Stopping, told=True)
-    length.add_argument("--resume", action="store_true", help="continue the run of this tag from its last checkpoint")
-    args = parser.parse_args(argv)
+    length.add_argument("--resume", action="store_true", help="continue the run of this tag from its last checkpoint, by "
+                        "the flags that it was started with")
+    args = parse_flags(parser, argv, but=LENGTH)
     if args.epochs and args.steps:
         parser.error("--epochs and --steps exclude each other: give one")
     if args.resume:

@@ -13,8 +13,9 @@ from gendistil.common.device import make_accelerator
 from gendistil.common.engine import Engine
 from gendistil.common.errors import UserError
 from gendistil.common.flags import add_flags, add_listing, fields, from_flags, override, refuse
+from gendistil.common.inherit import LENGTH, inherit_data, inherit_settings, parse_flags, resume_state
 from gendistil.common.loop import Loop
-from gendistil.common.run import CHECKPOINT, CONFIG, Run, check_folder, inherit_data, inherit_settings, resume_state, write_json
+from gendistil.common.run import CHECKPOINT, CONFIG, Run, check_folder, write_json
 from gendistil.data import Augment, load_dataset
 from gendistil.evaluation.judge import Judge, Judging, check_student
 from gendistil.evaluation.teachers import keep_rows, open_pool
@@ -35,8 +36,9 @@ def parse_args(argv=None):
     add_flags(parser, Judging, told=True)
     length = next(group for group in parser._action_groups if group.title == methods.LENGTH)
     length.add_argument("--log-interval", type=COUNT, default=50, help="steps between log entries")
-    length.add_argument("--resume", action="store_true", help="continue the run of this tag from its last checkpoint")
-    args = parser.parse_args(argv)
+    length.add_argument("--resume", action="store_true", help="continue the run of this tag from its last checkpoint, by "
+                        "the flags that it was started with")
+    args = parse_flags(parser, argv, but=LENGTH)
     if args.resume and has_begun(args, args.tag):
         inherit_settings(args, args.output_dir / args.tag)
     vars(args).update(dataclasses.asdict(from_flags(Judging, args)))

@@ -15,7 +15,8 @@ from gendistil.common.device import make_accelerator
 from gendistil.common.engine import Engine
 from gendistil.common.flags import Joined, add_flags, add_listing, columns, from_flags, given, override
 from gendistil.common.hub import facts_of, make_repository, push, repository
-from gendistil.common.run import Run, check_folder, device_name, inherit_data, made_by
+from gendistil.common.inherit import inherit_data, parse_flags
+from gendistil.common.run import Run, check_folder, device_name, made_by
 from gendistil.data import load_dataset
 from gendistil.evaluation import PROTOCOLS, SAMPLINGS, Protocol, evaluate, evaluate_full, protocol_for
 from gendistil.evaluation.card import card
@@ -65,7 +66,7 @@ def parse_args(argv=None):
                            "clustering, among 500 of its class or more; fresh: a new one every epoch")
     add_scored_on(what)
     what.add_argument("--resume", action="store_true", help="continue the evaluation of this tag: what is there stays, "
-                      "and what is missing is added, such as more --num-eval, --ipc or sources")
+                      "and what is missing is added: more --num-eval, --ipc, sources, ...; flags left out are as it began")
     what.add_argument("--push-to-hub", type=repository, metavar="OWNER/NAME",
                       help="then upload the one model of --pretrain-weight there, with the report as its card")
     add_flags(parser, Labels, Refinement)
@@ -86,7 +87,7 @@ def parse_args(argv=None):
                           "what --compare shows has no held-out images, because a teacher must not have seen them")
     add_listing(students, "--list-protocols", functools.partial(columns, PROTOCOLS))
     add_flags(parser, Protocol)
-    args = parser.parse_args(argv)
+    args = parse_flags(parser, argv)
     args.ipc, args.sampling = (list(dict.fromkeys(values)) for values in (sorted(args.ipc), args.sampling))
     vars(args).update(dataclasses.asdict(labels_of(args)))
     complete(args)

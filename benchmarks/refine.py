@@ -24,7 +24,8 @@ from gendistil.common.cli import COUNT, FRACTION, POSITIVE, SEED, WEIGHT, Parser
 from gendistil.common.device import make_accelerator
 from gendistil.common.engine import Engine
 from gendistil.common.errors import UserError
-from gendistil.common.run import CONFIG, amend, beside, device_name, find_run, inherit_data, made_by, write_json
+from gendistil.common.inherit import inherit_data
+from gendistil.common.run import CONFIG, amend, beside, device_name, find_run, made_by, write_json
 from gendistil.data import load_dataset
 from gendistil.evaluation import SAMPLINGS, evaluate
 from gendistil.evaluation.report import tables

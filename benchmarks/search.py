@@ -18,7 +18,8 @@ from gendistil.common.cli import COUNT, POSITIVE, add_data_arguments
 from gendistil.common.device import make_accelerator
 from gendistil.common.engine import Engine
 from gendistil.common.errors import UserError
-from gendistil.common.run import device_name, inherit_data, write_json
+from gendistil.common.inherit import inherit_data
+from gendistil.common.run import device_name, write_json
 from gendistil.data import load_dataset
 from gendistil.evaluation import PROTOCOLS, SAMPLINGS, Result, evaluate
 from gendistil.evaluation.report import tables

@@ -13,13 +13,13 @@ from safetensors.torch import load_file
 import gen_condense
 from gendistil.common import loop as loops
 from gendistil.common.errors import UserError
+from gendistil.common.inherit import check_options
 from gendistil.common.loop import Clock, Loop
 from gendistil.common.run import (
     CHECKPOINT,
     FORMAT,
     METRICS,
     Run,
-    check_options,
     load_checkpoint,
     replacing,
     save_checkpoint,

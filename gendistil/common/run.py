@@ -11,7 +11,6 @@ import shutil
 import subprocess
 import sys
 import time
-from dataclasses import fields, replace
 from pathlib import Path
 
 import torch
@@ -23,7 +22,6 @@ from gendistil.common.errors import UserError
 from gendistil.common.hub import read_facts
 
 CONFIG, CHECKPOINT, METRICS = "config.json", "checkpoint.pt", "metrics.jsonl"
-_NAMED = 20  # classes that a message names
 FORMAT = 1
 """Of a checkpoint; raise it when the same names come to hold something else. One without a number has this format."""
 
@@ -120,13 +118,6 @@ def save_model(model, folder):
         os.rename(draft, folder)
 
 
-# What --resume may be given anew; everything else decides the weights and stays as the run was started.
-_MAY_CHANGE = {"resume", "overwrite", "output_dir", "tag", "data_dir", "steps", "epochs", "precision", "compile", "lr",
-               "lr_critic", "log_interval", "sample_interval", "save_interval", "eval_interval", "auto_stop", "patience",
-               "teacher"}
-_PATHS = ("weight", "control_of", "data")
-
-
 def check_folder(options):
     """The folder of a run with these `options`. UserError unless `Run` may write to it: ask before long work starts."""
     folder = Path(options["output_dir"]) / options["tag"]
@@ -141,63 +132,6 @@ def check_folder(options):
     if started and not resumed and not options["overwrite"]:
         raise UserError(f"{folder} already holds a run: choose another --tag, or pass --overwrite to replace it")
     return folder
-
-
-def check_options(options, may_change=_MAY_CHANGE):
-    """Raise UserError if a flag, other than those of `may_change`, is not what the run that --resume continues began with."""
-    config = read_json(check_folder(options) / CONFIG)
-    now = json.loads(json.dumps(options, default=str))
-    for name in now:
-        if name not in may_change and config.get(name) != now[name] and not _same_place(name, config.get(name), now[name]):
-            raise UserError(f"--resume: --{name.replace('_', '-')} is not what the run was started with ({config.get(name)})")
-
-
-def _same_place(name, *paths):
-    """Whether two values of a flag are one folder or file, spelled otherwise."""
-    return name in _PATHS and None not in paths and len({Path(path).resolve() for path in paths}) == 1
-
-
-def inherit_settings(args, folder):
-    """Fill in what --resume may be given anew and was not, from the run in `folder`: its rates, its length, how it is judged.
-
-    Raises UserError for a run of --auto-stop that is to go on without it.
-    """
-    config, length = made_by(folder), ("steps", "epochs")
-    names = ["lr", "lr_critic", *(length if all(getattr(args, name) is None for name in length) else ())]
-    if "auto_stop" not in args:
-        names.append("eval_interval")
-    elif config.get("auto_stop"):
-        if args.auto_stop is False:
-            raise UserError("--resume: --no-auto-stop would lose what scored best so far: give more --patience")
-        args.auto_stop = True
-        names += ["eval_interval", "patience"]
-    for name in names:
-        if getattr(args, name) is None:
-            setattr(args, name, config.get(name))
-
-
-def as_begun(row, options, key):
-    """The dataclass `row` with the values that the run which --resume continues began with, as its config.json has them at
-    `key`, but for its length and what the flags, `options`, give anew: what a table's row says may have changed since."""
-    saved = made_by(Path(options["output_dir"]) / options["tag"]).get(key) if options["resume"] else None
-    anew = {"steps", "epochs", *(name for name in _MAY_CHANGE if options.get(name) is not None)}
-    values = {name: tuple(value) if isinstance(value, list) else value for name, value in (saved or {}).items()
-              if name not in anew}
-    return replace(row, **{field.name: values[field.name] for field in fields(row) if field.name in values})
-
-
-def resume_state(options):
-    """The checkpoint from which `--resume` continues, or None without that flag.
-
-    Raises UserError if there is none, or if a flag that decides the weights is not what the run was started with.
-    """
-    folder = check_folder(options)
-    if not options["resume"]:
-        return None
-    check_options(options)
-    if not (folder / CHECKPOINT).exists():
-        raise UserError(f"--resume: {folder} was stopped before its first checkpoint: start again with --overwrite")
-    return training_state(folder / CHECKPOINT)
 
 
 class Run:
@@ -340,56 +274,6 @@ def check_outside(args, flag, path):
         raise UserError(f"{flag} {path} lies in the folder that --tag {args.tag} writes: choose another --tag")
 
 
-def check_held_out(path, flag, held_out):
-    """Raise UserError if the model at `path`, of `flag`, has learned from images that the fraction `held_out` holds out.
-
-    The smaller of two fractions holds out a part of what the larger one does.
-    """
-    known = made_by(path).get("held_out", held_out)
-    if known < held_out:
-        raise UserError(f"{flag} {path} has learned from images that --held-out {held_out:g} holds out: give --held-out "
-                        f"{known:g}")
-
-
-def check_classes(path, flag, spec, remedy):
-    """Raise UserError if the run at `path` has learned other classes of the data set than those of `spec`, or in another
-    order."""
-    made = made_by(path).get("dataset") or {}
-    known, asked = (list(map(str, classes)) for classes in (made.get("classes", ()), spec.classes))
-    if known and known != asked and (made.get("name") == spec.name or sorted(known) == sorted(asked)):
-        raise UserError(f"{flag} {path} learned the classes {_some(known)}, and {_some(asked)} are {remedy}")
-
-
-def _some(names):
-    return " ".join(names[:_NAMED]) + (" ..." if len(names) > _NAMED else "")
-
-
 def amend(run, **facts):
     """Add `facts` to the config.json of a run's folder, which is replaced whole."""
     write_json(run / CONFIG, {**read_json(run / CONFIG), **facts})
-
-
-def inherit_data(args, weight=None, *others):
-    """Fill --data, --data-dir, --image-size, --classes, --held-out and --whiten where they were not given, from the run of
-    `weight`.
-
-    Raises UserError where no flag says whether images are whitened and the runs of `weight` and `others` differ in that.
-    """
-    config = made_by(weight)
-    if args.data is None:
-        args.data = config.get("data") or "digits"
-        if args.image_size is None:
-            args.image_size = config.get("image_size")
-        if args.classes is None:
-            args.classes = config.get("classes")
-        if args.data_dir is None and config.get("data_dir"):
-            args.data_dir = Path(config["data_dir"])
-    if args.held_out is None:
-        args.held_out = config.get("held_out", 0.1)
-    if "whiten" in args:
-        made = {run.get("whiten") == "zca" for run in (config, *map(made_by, others))}
-        if args.whiten is None and len(made) > 1:
-            raise UserError("--pretrain-weight: some were learned for whitened images and some were not: give --whiten zca or "
-                            "none, for all, or judge them apart")
-        whiten = args.whiten or config.get("whiten")
-        args.whiten = "zca" if whiten == "zca" else None  # as in the runs from before there was the flag

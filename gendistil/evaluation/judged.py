@@ -10,7 +10,8 @@ from gendistil.common.cli import say
 from gendistil.common.errors import UserError
 from gendistil.common.flags import fields, given, override
 from gendistil.common.hub import is_hub
-from gendistil.common.run import CONFIG, check_classes, check_held_out, check_options, check_outside, made_by, read_json
+from gendistil.common.inherit import check_classes, check_held_out, check_options
+from gendistil.common.run import CONFIG, check_outside, made_by, read_json
 from gendistil.data import Augment
 from gendistil.evaluation.rows import LEARNED, PLAIN, REPORT, SCORED, read_report, row_key, unique
 from gendistil.evaluation.students import PROTOCOLS, Result, protocol_for, replayed, steps_per_epoch

@@ -12,18 +12,8 @@ from gendistil.common.cli import COUNT
 from gendistil.common.device import process_first
 from gendistil.common.errors import UserError
 from gendistil.common.flags import option
-from gendistil.common.run import (
-    CHECKPOINT,
-    CONFIG,
-    beside,
-    check_classes,
-    check_held_out,
-    check_outside,
-    find_run,
-    made_by,
-    read_json,
-    training_state,
-)
+from gendistil.common.inherit import check_classes, check_held_out
+from gendistil.common.run import CHECKPOINT, CONFIG, beside, check_outside, find_run, made_by, read_json, training_state
 from gendistil.matching import initial
 from gendistil.matching.drawing import DrawingLearner, modes_of
 from gendistil.matching.learners import GeneratorLearner, LatentLearner, PixelLearner

@@ -4,7 +4,7 @@ import dataclasses
 
 from gendistil.common.errors import UserError
 from gendistil.common.flags import override, refuse
-from gendistil.common.run import as_begun
+from gendistil.common.inherit import as_begun
 from gendistil.matching.methods import DRAWN, METHODS, ONLINE, STORED, TRAINED, Method
 from gendistil.matching.objectives import OBJECTIVES
 
