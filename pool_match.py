@@ -38,7 +38,7 @@ def parse_args(argv=None):
     length.add_argument("--log-interval", type=COUNT, default=50, help="steps between log entries")
     length.add_argument("--resume", action="store_true", help="continue the run of this tag from its last checkpoint, by "
                         "the flags that it was started with")
-    args = parse_flags(parser, argv, but=LENGTH)
+    args = parse_flags(parser, argv, but=(*LENGTH, "teacher"))
     if args.resume and has_begun(args, args.tag):
         inherit_settings(args, args.output_dir / args.tag)
     vars(args).update(dataclasses.asdict(from_flags(Judging, args)))
