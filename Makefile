@@ -155,7 +155,8 @@ baselines: $(BIN)/.installed
 	    --pretrain-weight dm=$(OUT)/dm herding=$(OUT)/herding10
 
 # Held-out accuracy against steps: IDC on uniform and on DREAM's batches (MNIST), and DREAM+ by its two switches (digits).
-curves: SWITCH = --method dream+ --data digits --ipc 1 --factor 1 --match-batch 64 --outer 25 --steps 160 --eval-interval 16 --eval-ipc 1
+curves: SWITCH = --method dream+ --data digits --ipc 1 --factor 1 --match-batch 64 --outer 25 --steps 160 --eval-interval 16 --eval-ipc 1 \
+    --eval-epochs 150
 curves: PLUS = $(RUN) pool_match.py --output-dir $(OUT) --overwrite $(SWITCH) --seed $$seed
 curves: RUNS = $(foreach seed,0 1 2,$(OUT)/$1$(seed))
 curves: DRAW = $(BIN)/python benchmarks/curves.py

@@ -16,7 +16,7 @@ _MAY_CHANGE = {"resume", "overwrite", "output_dir", "tag", "data_dir", "steps", 
                "lr_critic", "log_interval", "sample_interval", "save_interval", "eval_interval", "auto_stop", "patience",
                "teacher"}
 _PATHS = ("weight", "control_of", "data")
-_OF_ONE_COMMAND = ("resume", "overwrite", "output_dir", "tag", "push_to_hub")
+_OF_ONE_COMMAND = ("resume", "overwrite", "output_dir", "tag", "push_to_hub", "plugin")  # the last is run before flags are made
 LENGTH = ("steps", "epochs")
 """Flags that say how long a run of stage 1 or 2 is, one in place of the other."""
 
