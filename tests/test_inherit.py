@@ -65,3 +65,6 @@ def test_what_the_flags_say_goes_first_and_what_decides_is_still_checked(call, t
     with pytest.raises(SystemExit):
         call(gen_condense, "--tag", "new", "--steps", 2, "--resume")
     assert "holds no run" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        call(gen_condense, "--resume", "--tag")
+    assert "--tag: expected one argument" in capsys.readouterr().err

@@ -43,7 +43,10 @@ def _kept_actions(parser, words):
     for flag, kind in (("--tag", str), ("--output-dir", Path)):
         first.add_argument(flag, type=kind, default=parser.get_default(flag[2:].replace("-", "_")))
     first.add_argument("--resume", action="store_true", default=False)
-    known, _ = first.parse_known_args([str(word) for word in words])
+    try:
+        known, _ = first.parse_known_args([str(word) for word in words])
+    except argparse.ArgumentError:  # of which `parser` has more to say
+        return []
     run = known.output_dir / known.tag
     given = made_by(run).get("given", {}) if known.resume and (run / CONFIG).exists() else {}
     found = [action for action in parser._actions if action.dest in given]
