@@ -19,7 +19,7 @@ from gendistil.common.run import CHECKPOINT, CONFIG, Run, check_folder, write_js
 from gendistil.data import Augment, load_dataset
 from gendistil.evaluation.judge import Judge, Judging, check_student
 from gendistil.evaluation.teachers import keep_rows, open_pool
-from gendistil.matching import METHODS, Method, build, choices, method_for, methods
+from gendistil.matching import METHODS, Method, build, choices, method_for, methods, objectives
 from gendistil.matching.build import LEARNED, SUMMARY, Start
 from gendistil.matching.methods import DEFAULT_IPC, DRAWN, GENERATOR, PIXELS
 from gendistil.sources import ROWS, Teacher
@@ -32,6 +32,7 @@ def parse_args(argv=None):
     add_data_arguments(parser, whiten=True)
     parser.add_argument("--method", choices=METHODS, default="default", help="published method: a named set of all the choices")
     add_listing(parser, "--list-methods", methods.table)
+    add_listing(parser, "--list-objectives", objectives.table)
     add_flags(parser, Method, Start)
     add_flags(parser, Judging, told=True)
     length = next(group for group in parser._action_groups if group.title == methods.LENGTH)

@@ -230,7 +230,8 @@ def test_the_table_of_sets_is_that_of_the_code():
     assert rows == SETS
 
 
-@pytest.mark.parametrize(("name", "script"), [("methods", pool_match), ("recipes", gen_condense), ("protocols", validate)])
+@pytest.mark.parametrize(("name", "script"), [("methods", pool_match), ("objectives", pool_match),
+                                              ("recipes", gen_condense), ("protocols", validate)])
 def test_the_tables_of_what_has_a_name_are_those_of_the_commands(command, capsys, name, script):
     with pytest.raises(SystemExit):
         command(script, f"--list-{name}")

@@ -257,7 +257,8 @@ class Objective:
     """A row of the table.
 
     function: what is called, see above. weight: of the term beside a generator's own loss, unless a flag says otherwise.
-    source: where it was published. options: the fields of a `Method` that the function takes as keywords.
+    source: what has to agree, and where that was published.
+    options: the fields of a `Method` that the function takes as keywords.
     per: "class", the function gives the mean over the classes that it is shown, and a step may show them in parts; "set", it is
     shown the classes of a whole step at once and gives one number for all of them; "training", it is called as
     `function(lesson, weights)` with the weights that training on the synthetic images of all classes leads to, see
@@ -294,16 +295,30 @@ def _embeddings(criterion, source, **facts):
 
 
 OBJECTIVES = {
-    "logit": Objective(_match_logit, 0.01, "DiM", pairwise=True),
-    "feature": Objective(_match_feature, 0.001, "DiM, IDC"),
-    "grad": Objective(_match_gradient, 0.001, "DiM, IDC", options=("metric", "mean_weight")),
-    "mean": _embeddings(class_means, "DM"),
-    "moments": _embeddings(moments, "mean and standard deviation of embeddings, per class"),
-    "energy": _embeddings(energy, "energy distance of embeddings, per class", spreads=True),
-    "cf": _embeddings(characteristic, "characteristic functions of embeddings, per class: NCFM", draws=True),
-    "trajectory": Objective(trajectory, 1.0, "MTT", options=_TRAINING + _EXPERT, per="training", expert=True),
-    "outcome": Objective(outcome, 1.0, "Dataset Distillation, RaT-BPTT", options=(*_TRAINING, "window"), per="training"),
-    "paired": Objective(_match_paired, 1.0, "GAN inversion: pixels and embeddings of each latent's paired real image",
+    "logit": Objective(_match_logit, 0.01, "log-probabilities, image by image (DiM)", pairwise=True),
+    "feature": Objective(_match_feature, 0.001, "mean maps of every layer of a class (DiM, IDC)"),
+    "grad": Objective(_match_gradient, 0.001, "gradients of a class's loss (DC, DSA, IDC, DREAM, DiM)",
+                      options=("metric", "mean_weight")),
+    "mean": _embeddings(class_means, "mean embeddings of a class (DM)"),
+    "moments": _embeddings(moments, "means and standard deviations of a class's embeddings"),
+    "energy": _embeddings(energy, "distributions of a class's embeddings, by their energy distance (Székely and Rizzo, 2013)",
+                          spreads=True),
+    "cf": _embeddings(characteristic, "distributions of a class's embeddings, by their characteristic functions (NCFM)",
+                      draws=True),
+    "trajectory": Objective(trajectory, 1.0, "weights that a training leads to, with an expert's (MTT, DATM)",
+                            options=_TRAINING + _EXPERT, per="training", expert=True),
+    "outcome": Objective(outcome, 1.0, "answers to real images after a training (Dataset Distillation, RaT-BPTT)",
+                         options=(*_TRAINING, "window"), per="training"),
+    "paired": Objective(_match_paired, 1.0, "pixels and embeddings, each latent's with those of its real image (GAN inversion)",
                         paired="real"),
 }
 """Every objective by the name that --match knows."""
+
+
+def table():
+    """The table as markdown: one line per objective."""
+    lines = ["| `--match` | what must agree | weight beside a generator's own loss | compares |", "|" + " --- |" * 4]
+    for name, row in OBJECTIVES.items():
+        per = {"class": "each class by itself", "set": "all classes together", "training": "a training on all images"}[row.per]
+        lines.append(f"| {name} | {row.source} | {row.weight:g} | {per} |")
+    return "\n".join(lines)
