@@ -148,6 +148,11 @@ def test_several_students_are_compared_line_by_line(tmp_path):
                          ["other", "fresh", "10", "50.00", "", "52.50 ± 1.50", "-2.50"],
                          ["third", "fresh", "10", "", "91.00 ± 1.50", "91.00 ± 1.50", ""]]
     assert tables(rows).count("Students of several") == 1
+    (tmp_path / "a.json").write_text(json.dumps(rows))
+    alone = rewrite("<!-- students: a.json -->\n<!-- /students -->\n", tmp_path)
+    assert text in alone
+    assert alone.count("| source") == 1
+    assert "Measured: `a.json`" in alone
     assert "†" not in tables(rows[3:])
     assert "Students of several" not in tables([make_row(), make_row(model="mlp", protocol="dc")])
     plot_across(rows, tmp_path / "students.png")

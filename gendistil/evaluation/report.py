@@ -8,9 +8,11 @@
 A document marks the place of a table, and the files that it is made from, by the lines `<!-- table: a.json b.json -->` and
 `<!-- /table -->`, and that of the legend by `<!-- legend -->` and `<!-- /legend -->`. Paths start at the root of the project,
 the document's nearest parent with a pyproject.toml. `<!-- table: a.json against control, random real images -->` is the same
-as `--against control "random real images"`.
+as `--against control "random real images"`. `<!-- students: a.json -->` and `<!-- /students -->` mark the place of those tables
+alone that have a column for each student.
 """
 
+import functools
 import re
 import shlex
 import sys
@@ -127,8 +129,7 @@ def grids(rows, against=()):
         heading = f"**{model} on {data}**, {'; '.join(filter(None, [_how(*how), task]))}"
         yield heading, ["source", "sampling", *facts, *columns], lines
         yield from _differences(chosen, against, over, ["source", "sampling", *columns], values)
-    for (data, *how), found in across_students(rows).items():
-        yield _across(data, how, found)
+    yield from students_grids(rows)
     yield from ranking_grids(rows)
     known = [row for row in rows if row.get("bytes") is not None]
     for data in unique(row["data"] for row in known):
@@ -175,6 +176,11 @@ def _difference_cell(row, other):
     return f"{points[0]:+.1f} ({points[1]:+.1f} to {points[2]:+.1f})" if points else f"{row['mean'] - other['mean']:+.1f}"
 
 
+def students_grids(rows):
+    """The tables of `grids` that have a column for each of several students."""
+    return [_across(data, how, found) for (data, *how), found in across_students(rows).items()]
+
+
 def _across(data, how, found):
     """A table of `across_students` as `grids` yields it."""
     students, lines = students_of(found), []
@@ -201,7 +207,12 @@ def controls(paths):
 
 def tables(rows, against=()):
     """The tables of the rows as markdown; `against` as `grids` has it."""
-    return "\n\n".join(f"{heading}\n\n{_grid(header, lines)}" for heading, header, lines in grids(rows, against)) + "\n"
+    return _text(grids(rows, against))
+
+
+def _text(found):
+    """Tables as `grids` yields them as markdown."""
+    return "\n\n".join(f"{heading}\n\n{_grid(header, lines)}" for heading, header, lines in found) + "\n"
 
 
 def markdown(rows, against=()):
@@ -250,7 +261,8 @@ def rewrite(text, root, sections=None):
 
     Raises UserError where a marker lacks its partner, none is there, or a file cannot be read.
     """
-    sections = sections or {"table": _section, "legend": lambda rest, root: LEGEND}
+    sections = sections or {"table": _section, "students": functools.partial(_section, choose=students_grids),
+                            "legend": lambda rest, root: LEGEND}
     names = "|".join(sections)
     markers = list(re.finditer(rf"^<!-- (/?)({names})(?:: ?(.*?))? -->$", text, re.MULTILINE))
     if not markers:
@@ -266,14 +278,15 @@ def rewrite(text, root, sections=None):
     return "".join([*parts, text[end:]])
 
 
-def _section(rest, root):
+def _section(rest, root, choose=None):
     files, _, against = (rest or "").partition(" against ")
     files, against = files.split(), [name.strip() for name in against.split(",") if name.strip()]
     if not files:
         raise UserError("a table names no file: write <!-- table: FILE ... -->")
     rows = [row for part in told_apart({root / file: read_report(root / file) for file in files}).values() for row in part]
     _check_against(rows, against, "against")
-    return f"{tables(rows, against)}\nMeasured: {', '.join(f'`{file}`' for file in files)}\n"
+    chosen = choose(rows) if choose else grids(rows, against)
+    return f"{_text(chosen)}\nMeasured: {', '.join(f'`{file}`' for file in files)}\n"
 
 
 def _check_against(rows, against, flag):
