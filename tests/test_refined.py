@@ -231,8 +231,11 @@ def test_a_search_is_kept_by_the_run_and_used(command, fails, capsys, run, pool,
     for gain, chosen in ((2.0, 2), (0.0, 0)):  # new students have to find the best of several above the generator as it is
         for number, row in enumerate(rows):
             row.update(mean=50.0 + number, std=0.1)
-        again = [{**rows[place], "source": f"{rows[place]['source']}, new students", "mean": 50.0 + (gain if place else 0)}
-                 for place in (2, 0)]
+        again = []
+        for place in (2, 0):
+            mean = 50.0 + (gain if place else 0)
+            again.append({**rows[place], "source": f"{rows[place]['source']}, new students", "mean": mean,
+                          "accuracies": [mean - 0.1, mean + 0.1]})
         (tmp_path / "rows.json").write_text(json.dumps(rows + again))
         command(search_script, "--pretrain-weight", run, "--noise-std", 1.2, "--keep-above", 0.5, "--ipc", 2, "--students", 2,
                 "--eval-epochs", 1, "--output", tmp_path / "rows.json")

@@ -12,7 +12,8 @@ from gendistil.common.flags import fields, given, override
 from gendistil.common.hub import is_hub
 from gendistil.common.inherit import check_classes, check_held_out, check_options
 from gendistil.common.run import CONFIG, check_outside, made_by, read_json
-from gendistil.data import Augment
+from gendistil.data import DATASETS, Augment
+from gendistil.evaluation.published import VARIANTS
 from gendistil.evaluation.rows import LEARNED, PLAIN, REPORT, SCORED, read_report, row_key, unique
 from gendistil.evaluation.students import PROTOCOLS, Result, protocol_for, replayed, steps_per_epoch
 from gendistil.evaluation.teachers import Labels, fits, named_teacher, open_pool
@@ -172,9 +173,9 @@ def compared(args):
 
 
 def data_words(args, spec):
-    """What a report calls the data set that `spec` describes, with the size that --image-size and the classes that --classes
-    gave it."""
-    size = f", {spec.size} pixels" if args.image_size else ""
+    """What a report calls the data set that `spec` describes, with the size that --image-size gave a data set of a size of its
+    own, and the classes that --classes gave it."""
+    size = f", {spec.size} pixels" if args.image_size and spec.name in {*DATASETS, *VARIANTS} else ""
     return spec.title + size + (f", classes {' '.join(map(str, args.classes))}" if args.classes else "")
 
 
