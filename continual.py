@@ -58,7 +58,7 @@ def parse_args(argv=None):
     add_flags(parser, Continual, told=True)
     add_scored_on(parser)
     parser.add_argument("--resume", action="store_true", help="continue the evaluation of this tag: what is there stays, and "
-                        "what is missing is added: more --orders, --memory, --labels; flags left out are as it began")
+                        "what is missing is added: more --orders, --memory, --labels; flags left out stay, but --scored-on")
     students = parser.add_argument_group(GROUP)
     students.add_argument("--eval-model", type=one_classifier, metavar="NAME",
                           help="kind of the students, named as for validate.py --eval-model")
@@ -67,7 +67,7 @@ def parse_args(argv=None):
     usual = [name for name, row in PROTOCOLS.items() if row.looks == 1 and not row.replay]
     students.add_argument("--protocol", choices=usual, default="default", help="how they are trained; dsa: as DM published it")
     add_flags(parser, Protocol)
-    args = parse_flags(parser, argv)
+    args = parse_flags(parser, argv, but=("scored_on",))
     vars(args).update(dataclasses.asdict(from_flags(Continual, args)))
     args.labels = tuple(dict.fromkeys(args.labels))
     names = [memory.name for memory in args.memory]

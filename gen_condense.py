@@ -16,11 +16,12 @@ from gendistil.common.loop import Loop
 from gendistil.common.rng import Shuffle
 from gendistil.common.run import CHECKPOINT, Run
 from gendistil.data import load_dataset, to_signed
-from gendistil.evaluation.judge import Stopping, StoppingJudge, check_student
+from gendistil.evaluation.judge import Stopping, StoppingJudge
 from gendistil.matching import GeneratorLearner
 from gendistil.sources import MODEL
 from generators import RECIPES, TRAINERS, make_trainer
 from generators.trainer import GROUP
+from pools import check_classifiers
 
 
 def parse_args(argv=None):
@@ -66,7 +67,7 @@ def main(argv=None):
                                accelerator.device)
     spec, real = dataset.spec, dataset.train
     if args.auto_stop:
-        check_student(from_flags(Stopping, args), spec)
+        check_classifiers([from_flags(Stopping, args).student(spec)], spec, "--eval-model")
     steps = args.steps or max(1, recipe.epochs * len(real) // recipe.batch_size)
     engine = Engine(accelerator)
     engine.choose(args.compile, steps * recipe.batch_size * spec.size**2)

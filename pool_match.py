@@ -17,7 +17,7 @@ from gendistil.common.inherit import LENGTH, inherit_data, inherit_settings, par
 from gendistil.common.loop import Loop
 from gendistil.common.run import CHECKPOINT, CONFIG, Run, check_folder, write_json
 from gendistil.data import Augment, load_dataset
-from gendistil.evaluation.judge import Judge, Judging, check_student
+from gendistil.evaluation.judge import Judge, Judging
 from gendistil.evaluation.teachers import keep_rows, open_pool
 from gendistil.matching import METHODS, Method, build, choices, method_for, methods, objectives
 from gendistil.matching.build import LEARNED, SUMMARY, Start
@@ -134,7 +134,7 @@ def match(args, options):
     check_classifiers(method.pool if method.match != "none" else (), spec, "--pool", maps=method.match == "feature",
                       kernels=method.match == "grad" and method.metric != "dc", alone=method.match == "trajectory")
     judging = from_flags(Judging, args)
-    check_student(judging, spec)
+    check_classifiers([judging.student(spec)], spec, "--eval-model")
     teacher = Teacher.of(open_pool(start.teacher, dataset), engine=engine) if start.teacher else None
 
     summary = {"train_seconds": 0.0, "held_out_accuracy": 0.0, "best_step": 0, "steps_before": build.steps_taken(state)}

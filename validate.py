@@ -66,7 +66,7 @@ def parse_args(argv=None):
                            "clustering, among 500 of its class or more; fresh: a new one every epoch")
     add_scored_on(what)
     what.add_argument("--resume", action="store_true", help="continue the evaluation of this tag: what is there stays, "
-                      "and what is missing is added: more --num-eval, --ipc, sources, ...; flags left out are as it began")
+                      "and what is missing is added: more --num-eval, --ipc, sources; flags left out stay, but --scored-on")
     what.add_argument("--push-to-hub", type=repository, metavar="OWNER/NAME",
                       help="then upload the one model of --pretrain-weight there, with the report as its card")
     add_flags(parser, Labels, Refinement)
@@ -87,7 +87,7 @@ def parse_args(argv=None):
                           "what --compare shows has no held-out images, because a teacher must not have seen them")
     add_listing(students, "--list-protocols", functools.partial(columns, PROTOCOLS))
     add_flags(parser, Protocol)
-    args = parse_flags(parser, argv)
+    args = parse_flags(parser, argv, but=("scored_on",))
     args.ipc, args.sampling = (list(dict.fromkeys(values)) for values in (sorted(args.ipc), args.sampling))
     vars(args).update(dataclasses.asdict(labels_of(args)))
     complete(args)

@@ -14,12 +14,12 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from benchmarks.search import add_arguments, begin, digest, search, train
+from benchmarks.search import add_arguments, begin, search, train
 from gendistil.common.cli import Parser, run_script
 from gendistil.common.errors import UserError
 from gendistil.data.datasets import Split
 from gendistil.matching import METHODS, build, choices
-from gendistil.sources import Teacher, draw_set
+from gendistil.sources import Teacher, draw_set, weights_digest
 
 KEPT = {"match_real": 1000, "select": "random", "match_aug": False}
 TRAINED = {"select": "random", "match_aug": False, "match_batch": 10, "unroll": 20, "step_size": 0.02}
@@ -115,7 +115,7 @@ def main():
         judges = build.make_pool(shared, pools, 0, dataset, engine)
         return learner.source, {"generator_steps": steps, "agreement": agreement(learner.source, judges)}
 
-    search(args, methods, engine, dataset, train_one, weight=str(args.weight), generator=digest(first["generator"]))
+    search(args, methods, engine, dataset, train_one, weight=str(args.weight), generator=weights_digest(args.weight))
 
 
 if __name__ == "__main__":

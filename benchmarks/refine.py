@@ -19,7 +19,7 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from benchmarks.search import digest, kept_rows, make_folder_of, student_protocol
+from benchmarks.search import kept_rows, make_folder_of, student_protocol
 from gendistil.common.cli import COUNT, FRACTION, POSITIVE, SEED, WEIGHT, Parser, add_data_arguments, number, run_script
 from gendistil.common.device import make_accelerator
 from gendistil.common.engine import Engine
@@ -31,7 +31,7 @@ from gendistil.evaluation import SAMPLINGS, evaluate
 from gendistil.evaluation.report import tables
 from gendistil.evaluation.rows import difference
 from gendistil.evaluation.teachers import open_pool
-from gendistil.sources import Refined, Refinement, Teacher, TooFewAccepted, check_fits, load_source
+from gendistil.sources import Refined, Refinement, Teacher, TooFewAccepted, check_fits, load_source, weights_digest
 from generators.unet import FlowGenerator
 
 _AGAIN = ", new students"
@@ -111,7 +111,7 @@ def main():
     settings = {"data": dataset.spec.name, "sampling": args.sampling, "ipc": args.ipc,
                 "refined_by": teacher.name if teacher else None, "students": args.students, "eval_epochs": args.eval_epochs,
                 "seed": args.seed, "image_size": dataset.spec.size, "held_out": args.held_out, "classes": args.classes,
-                "whiten": args.whiten, "generator": digest(source.state_dict()),
+                "whiten": args.whiten, "generator": weights_digest(run),
                 "classifiers": [*teacher.weights] if teacher else []}
     axes = axes_of(args, source, teacher)
     engine.choose(args.compile)

@@ -6,7 +6,6 @@ a variant that the file holds is not trained again, so a search that was stopped
 """
 
 import dataclasses
-import hashlib
 import json
 import time
 from pathlib import Path
@@ -55,14 +54,6 @@ def begin(args, weight=None):
     engine.choose(args.compile)
     return engine, load_dataset(args.data, args.data_dir, args.image_size, args.held_out, args.classes,
                                 engine.accelerator.device)
-
-
-def digest(weights):
-    """A name for the weights of a network, a state dict."""
-    found = hashlib.blake2b(digest_size=16)
-    for value in weights.values():
-        found.update(value.detach().cpu().numpy().tobytes())
-    return found.hexdigest()
 
 
 def student_protocol(epochs):

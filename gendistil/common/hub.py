@@ -51,13 +51,13 @@ def _list_of(kind):
     return lambda value: isinstance(value, list) and all(isinstance(entry, kind) for entry in value)
 
 
-_FACTS = {"command": _is(str), "argv": _list_of(str), "method": _is(str),
-          "data": lambda value: isinstance(value, str) and not Path(value).is_absolute() and ".." not in Path(value).parts,
-          "image_size": lambda value: isinstance(value, int) and 8 <= value <= LARGEST,
-          "classes": lambda value: _list_of(int)(value) and value and min(value) >= 0,
-          "held_out": lambda value: isinstance(value, float) and 0 < value < 1, "whiten": _is(str),
-          "dataset": lambda value: isinstance(value, dict) and _list_of(str)(value.get("classes")) and value.get("name"),
-          "versions": _is(dict), "commit": _is(str), "kind": _is(str)}
+_INHERITED = {"command": _is(str), "argv": _list_of(str), "method": _is(str),
+              "data": lambda value: isinstance(value, str) and not Path(value).is_absolute() and ".." not in Path(value).parts,
+              "image_size": lambda value: isinstance(value, int) and 8 <= value <= LARGEST,
+              "classes": lambda value: _list_of(int)(value) and value and min(value) >= 0,
+              "held_out": lambda value: isinstance(value, float) and 0 < value < 1, "whiten": _is(str),
+              "dataset": lambda value: isinstance(value, dict) and _list_of(str)(value.get("classes")) and value.get("name"),
+              "versions": _is(dict), "commit": _is(str), "kind": _is(str)}
 """What is uploaded beside a model, by the names that a run's config.json has for it, and whether a value may be one: never a
 folder of this machine."""
 
@@ -143,7 +143,7 @@ def read_facts(path):
         except (OSError, ValueError):
             continue
         if isinstance(facts, dict) and (name == FACTS or "command" in facts):
-            return {key: facts[key] for key, fits in _FACTS.items() if key in facts and fits(facts[key])}
+            return {key: facts[key] for key, fits in _INHERITED.items() if key in facts and fits(facts[key])}
     return {}
 
 

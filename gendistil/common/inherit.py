@@ -72,7 +72,8 @@ def _same_place(name, *paths):
 
 
 def inherit_settings(args, folder):
-    """Fill in what --resume may be given anew and was not, from the run in `folder`: its rates, its length, how it is judged.
+    """Fill in what --resume may be given anew and was not, from the run in `folder`: its length, and of a run that keeps
+    no `given` its rates and how it is judged.
 
     Raises UserError for a run of --auto-stop that is to go on without it.
     """

@@ -8,7 +8,7 @@ from gendistil.common.flags import option
 from gendistil.common.loop import any_process
 from gendistil.evaluation.students import evaluate, protocol_for
 from gendistil.sources import PIXELS
-from pools import check_classifiers, one_classifier, usual_classifier
+from pools import one_classifier, usual_classifier
 
 _GROUP = "length and reports"
 
@@ -24,6 +24,10 @@ class Judging:
                                   None, type=COUNT, group=_GROUP)
     eval_epochs: int = option("epochs of that student", 60, type=COUNT, group=_GROUP)
 
+    def student(self, spec):
+        """The kind of that student for images of a `Spec`."""
+        return self.eval_model or usual_classifier(spec.size)
+
 
 @dataclass(frozen=True)
 class Stopping(Judging):
@@ -33,13 +37,6 @@ class Stopping(Judging):
                              group=_GROUP)
     patience: int = option("scores in a row without a rise above the best, after which --auto-stop ends the run", 3, type=COUNT,
                            group=_GROUP)
-
-
-def check_student(judging, spec):
-    """The kind of the student that a `Judging` scores images of a `Spec` by. UserError for one that does not suit them."""
-    kind = judging.eval_model or usual_classifier(spec.size)
-    check_classifiers([kind], spec, "--eval-model")
-    return kind
 
 
 class Judge:
@@ -53,7 +50,7 @@ class Judge:
     def __init__(self, run, engine, dataset, judging, seed, keep, summary):
         self.run, self.engine, self.dataset, self.judging = run, engine, dataset, judging
         self.seed, self.keep, self.summary = seed, keep, summary
-        self.student = check_student(judging, dataset.spec)
+        self.student = judging.student(dataset.spec)
         protocol = protocol_for("default", dataset.spec.name, self.student)
         self.protocol = replace(protocol, epochs=judging.eval_epochs, min_steps=0)
 

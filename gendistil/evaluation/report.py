@@ -133,10 +133,10 @@ def grids(rows, against=()):
     yield from ranking_grids(rows)
     known = [row for row in rows if row.get("bytes") is not None]
     for data in unique(row["data"] for row in known):
-        yield _kept([row for row in known if row["data"] == data], data)
+        yield _storage([row for row in known if row["data"] == data], data)
 
 
-def _kept(rows, data):
+def _storage(rows, data):
     """The table of what the sources of a data set keep, by their rows, as `grids` yields it."""
     kept = {(row["source"], row["ipc"], row.get("labels", "hard"), row.get("teacher")): row for row in rows}
     sizes = {}  # of which a source with several teachers may have several
@@ -227,10 +227,9 @@ def write_report(rows, folder, commands, sheets, against=()):
     Without a row that says its bytes there is no bytes.png, without several kinds of students no students.png, and without what
     DD-Ranking's scores need no ranking.json.
     """
-    for name in (RANKING, ACROSS, *(name for name, _ in PLOTS.values())):
-        (folder / name).unlink(missing_ok=True)  # of earlier rows
     write_json(folder / REPORT, rows)
-    if scores := rankings(rows):
+    scores = rankings(rows)
+    if scores:
         write_json(folder / RANKING, scores)
     commands = "\n".join(map(shlex.join, commands))
     (folder / "report.md").write_text(f"{markdown(rows, against)}\n```\n{commands}\n```\n", encoding="utf-8",
@@ -246,6 +245,9 @@ def write_report(rows, folder, commands, sheets, against=()):
         plots.append(Picture(folder / ACROSS, "Accuracy by the student's architecture, as the tables have it",
                              "Accuracy by the student's architecture. Bars are 95 % intervals. A ring: the images were learned "
                              "with this one."))
+    made = {picture.path.name for picture in plots} | ({RANKING} if scores else set())
+    for name in {RANKING, ACROSS, *(name for name, _ in PLOTS.values())} - made:
+        (folder / name).unlink(missing_ok=True)  # of earlier rows
     data = ", ".join(unique(row["data"] for row in rows))
     facts = {words: "; ".join(unique(str(row[key]) for row in rows if key in row)) for words, key in _FACTS.items()}
     text = page(f"Accuracy of students on {data}", commands, grids(rows, against), LEGEND, plots, sheets.values(),
