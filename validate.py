@@ -131,7 +131,7 @@ def main():
               students={model: dataclasses.asdict(protocol) for model, protocol in protocols.items()}, sources=known)
     against = controls(known)
     facts = {"data": data_words(args, dataset.spec), "protocol": args.protocol, "scored_on": args.scored_on,
-             "device": device_name(device), "torch": torch.__version__}
+             "seed": args.seed, "device": device_name(device), "torch": torch.__version__}
 
     at_once = args.together or (args.num_eval if device.type == "cuda" else 1)
     units = [(row, first) for row in plan  # of work: some students of a row

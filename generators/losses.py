@@ -79,7 +79,10 @@ def zero_centred_penalty(critic, real, fake, labels, fake_labels, alpha):
 
 
 def both_penalties(critic, real, fake, labels, fake_labels, alpha):
-    """|gradient of the score|² at the real images plus that at the fake ones (R1 and R2 of R3GAN, arXiv 2501.05441)."""
+    """|gradient of the score|² at the real images plus that at the fake ones (R1 and R2 of R3GAN, arXiv 2501.05441).
+
+    At images as the critic sees them, augmented; R3GAN's code takes it at those before, and weighs each by half of its γ.
+    """
     both, labels = torch.cat([real, fake]), torch.cat([labels, fake_labels])
     return 2 * zero_centred_penalty(critic, both, None, labels, None, None)  # the sum of the two batches' means
 

@@ -1,5 +1,6 @@
 """What tests of several files use."""
 
+import os
 import sys
 
 import pytest
@@ -8,6 +9,9 @@ from accelerate.state import AcceleratorState
 
 from gendistil.common.cli import run_script
 from generators import NETWORKS
+
+# Most tests compare to the bit, and a GPU does not add in the same order twice. Those of tests/test_cuda.py use one.
+os.environ.setdefault("ACCELERATE_USE_CPU", "1")
 
 
 @pytest.fixture(scope="session")
@@ -25,7 +29,9 @@ def command():
 
 @pytest.fixture(autouse=True)
 def fresh_state():
-    """Accelerate keeps the precision of the first Accelerator for all later ones: no test inherits that of another."""
+    """No test inherits what another has drawn, nor its precision: Accelerate keeps that of the first Accelerator for all later
+    ones."""
+    torch.manual_seed(0)
     yield
     AcceleratorState._reset_state(reset_partial_state=True)
 

@@ -229,6 +229,7 @@ def test_one_line_and_nothing_touched(fails, assets, tmp_path, monkeypatch, scri
     error = fails(2, script, *fill(words, assets))
     assert message in error
     assert error.count("\n") == 1
+    assert ("unrecognized" in error) == ("unrecognized" in message)
     assert error.startswith(f"{script.__name__}.py: error: ")
     assert listing(assets) == before
     assert not list(tmp_path.iterdir())

@@ -16,6 +16,11 @@ from pools import RandomPool
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")
 
 
+@pytest.fixture(autouse=True)
+def on_the_gpu(monkeypatch):
+    monkeypatch.setenv("ACCELERATE_USE_CPU", "0")
+
+
 @pytest.fixture(scope="module", params=["device", "host"])
 def digits(request):
     """The digits on the device, or with images that stay in the host's memory."""

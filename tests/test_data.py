@@ -115,6 +115,13 @@ def test_held_out_split_is_stratified_and_the_same_every_time(fraction):
     assert len(data.full_train) == 1437
 
 
+def test_the_smaller_of_two_splits_holds_out_a_part_of_the_larger():
+    """So what has learned beside the larger has seen nothing of the smaller."""
+    splits = [load_dataset(held_out=fraction).held_out.images for fraction in (0.05, 0.1, 0.3)]
+    small, middle, large = ({*map(bytes, images.numpy())} for images in splits)
+    assert small < middle < large
+
+
 def test_held_out_split_does_not_depend_on_the_global_seed():
     torch.manual_seed(1)
     first = load_dataset().held_out

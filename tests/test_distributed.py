@@ -15,6 +15,7 @@ from safetensors.torch import load_file
 
 import gen_condense
 import pool_match
+import validate
 from gendistil.common.run import load_checkpoint, read_json
 from gendistil.data import load_dataset
 from generators import GAN, GANRecipe
@@ -26,7 +27,7 @@ STEPS = 2
 # every file and folder that it makes, renames or removes. Pixels start elsewhere in the others, as where GPUs round apart.
 WORKER = textwrap.dedent("""
     import json, os, sys
-    import gen_condense, pool_match
+    import gen_condense, pool_match, validate
     from accelerate.state import AcceleratorState
     from gendistil.common.cli import run_script
     from gendistil.data import Split
@@ -60,7 +61,7 @@ WORKER = textwrap.dedent("""
     for script, *words in commands:
         AcceleratorState._reset_state()
         sys.argv = [script + ".py", *words]
-        run_script({"gen_condense": gen_condense, "pool_match": pool_match}[script].main)
+        run_script({"gen_condense": gen_condense, "pool_match": pool_match, "validate": validate}[script].main)
     notes = json.dumps({"rows": rows, "noises": noises, "written": written})
     with open(os.path.join(folder, "rank" + os.environ["RANK"] + ".json"), "w") as file:
         file.write(notes)
@@ -128,6 +129,18 @@ def test_two_processes_learn_the_pixels_of_one(command, tmp_path, monkeypatch):
                                    atol=1e-3 * float(moved.abs().max()))
         torch.testing.assert_close(two["pixels"]["pixels"], one["pixels"]["pixels"], atol=1e-3, rtol=0)
         assert_same_losses(tmp_path, method)
+
+
+def test_two_processes_judge_as_one(command, gan, tmp_path):
+    words = ["--output-dir", str(tmp_path), "--pretrain-weight", f"a={gan}", f"b={gan}", "--ipc", "1", "--epochs", "1",
+             "--min-steps", "2", "--eval-model", "convnet:depth=1,width=8", "--num-eval", "3", "--sampling", "fixed", "fresh",
+             "--compare", "random", "--keep-students", "--tag"]
+    command(validate, *words, "judged1")
+    _, second = launch(tmp_path, [["validate", *words, "judged2"]])
+    one, two = (read_json(tmp_path / f"judged{count}" / "report.json") for count in (1, 2))
+    facts = ("source", "sampling", "ipc", "accuracies", "steps", "bytes", "student")
+    assert [[row[fact] for fact in facts] for row in one] == [[row[fact] for fact in facts] for row in two]
+    assert all("/students/" in path for path in second["written"])  # each process keeps those that it has trained
 
 
 def assert_same_losses(folder, name):

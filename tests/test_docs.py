@@ -76,12 +76,14 @@ def blocks(text):
     return [(found[1], found[2].splitlines()) for found in re.finditer(r"^```(\w*)\n(.*?)^```", text, re.M | re.S)]
 
 
-KNOWN = re.compile(r"(accelerate launch |python )?(gen_condense|pool_match|validate|continual|sample|growing)\b")
+KNOWN = re.compile(r"(accelerate launch |python )?(gen_condense|pool_match|validate|continual|sample|growing)\.py\b")
+OTHER = re.compile(r"make |pip install |python -m gendistil\.evaluation\.report ")
 
 
 def commands(text):
     """The command lines of a page, each a list of words."""
     lines = [line.split("#")[0].strip() for language, lines in blocks(text) if not language for line in lines]
+    assert all(KNOWN.match(line) or OTHER.match(line) for line in lines if line)
     return [shlex.split(line) for line in lines if KNOWN.match(line)]
 
 
@@ -249,8 +251,8 @@ def test_an_example_has_sixty_lines_at_most():
 
 
 def test_the_package_is_installed_with_its_commands(tmp_path):
-    names = {entry.name for entry in entry_points(group="console_scripts") if entry.value.endswith(":command")}
-    assert names >= set(SCRIPTS)
+    entries = {entry.name: entry.load() for entry in entry_points(group="console_scripts") if entry.name in SCRIPTS}
+    assert entries == {name: script.command for name, script in SCRIPTS.items()}
     code = "from gendistil import DistilledDataset, load_dataset; print(len(load_dataset().train))"
     done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=True)
     assert int(done.stdout) > 1000

@@ -7,13 +7,13 @@ from types import SimpleNamespace
 import pytest
 import torch
 from accelerate import Accelerator
+from checkpoints import assert_same_weights
 
 import gen_condense
 import pool_match
 import sample
 import validate
 from gendistil.common.errors import UserError
-from gendistil.common.run import load_checkpoint
 from gendistil.data import load_dataset, to_signed
 from gendistil.sources import LatentSet, Refined, Refinement, load_source
 from generators import RECIPES, make_trainer
@@ -193,15 +193,6 @@ def test_a_mirrored_image_is_learned_where_it_keeps_its_class(digits, batch, mon
     assert torch.equal(seen[0][~mirrored], batch[0][~mirrored])
 
 
-def same(one, other):
-    """Whether two checkpoints hold the same tensors of the generator, its average and its optimiser."""
-    one, other = (load_checkpoint(run / "checkpoint.pt") for run in (one, other))
-    pairs = [(one[part][name], other[part][name]) for part in ("generator", "ema") for name in one[part]]
-    pairs += [(value, other["optim_g"]["state"][index][name])
-              for index, values in one["optim_g"]["state"].items() for name, value in values.items()]
-    return all(torch.equal(*pair) for pair in pairs)
-
-
 @pytest.mark.parametrize("recipe", TINY)
 def test_a_flow_goes_through_every_stage_and_resumes_exactly(command, tmp_path, recipe):
     shared = ("--output-dir", tmp_path, "--tag")
@@ -209,13 +200,13 @@ def test_a_flow_goes_through_every_stage_and_resumes_exactly(command, tmp_path, 
     command(gen_condense, *shared, "whole", *words, "--steps", 4, "--warmup", 0, "--save-interval", 3)
     command(gen_condense, *shared, "cut", *words, "--steps", 3, "--warmup", 0)
     command(gen_condense, *shared, "cut", *words, "--steps", 4, "--warmup", 0, "--resume")
-    assert same(tmp_path / "whole", tmp_path / "cut")
+    assert_same_weights(tmp_path / "whole", tmp_path / "cut")
 
     words = ("--weight", tmp_path / "whole", *STAGE2, "--log-interval", 1)
     command(pool_match, *shared, "match", *words, "--steps", 3)
     command(pool_match, *shared, "part", *words, "--steps", 2)
     command(pool_match, *shared, "part", *words, "--steps", 3, "--resume")
-    assert same(tmp_path / "match", tmp_path / "part")
+    assert_same_weights(tmp_path / "match", tmp_path / "part")
     records = [json.loads(line) for line in (tmp_path / "match" / "metrics.jsonl").read_text().splitlines()]
     steps = [record for record in records if "flow" in record]
     assert len(steps) == 3

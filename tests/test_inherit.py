@@ -1,21 +1,17 @@
 """What a command with --resume need not be told again."""
 
 import pytest
+from checkpoints import assert_same_weights
 
 import continual
 import gen_condense
 import pool_match
 import validate
-from gendistil.common.run import load_checkpoint, read_json
+from gendistil.common.run import read_json
 from gendistil.evaluation.rows import read_report
 
 POOL = ("--pool", "convnet:depth=1,width=8", "--pool-members", 1, "--pool-epochs", 1, "--pool-snapshots", 2)
 QUICK = ("--epochs", 1, "--min-steps", 2, "--aug-type", "color_crop", "--eval-model", "convnet:depth=1,width=8", "mlp")
-
-
-def same(one, other):
-    a, b = (load_checkpoint(run / "checkpoint.pt")["generator"] for run in (one, other))
-    return all((x == y).all() for x, y in zip(a.values(), b.values(), strict=True))
 
 
 def test_all_stages_go_on_by_their_tags(call, tmp_path):
@@ -24,7 +20,7 @@ def test_all_stages_go_on_by_their_tags(call, tmp_path):
     call(gen_condense, "--tag", "whole", *words, "--steps", 3)
     call(gen_condense, "--tag", "gan", *words, "--steps", 2)
     call(gen_condense, "--tag", "gan", "--steps", 3, "--resume")
-    assert same(results / "whole", results / "gan")
+    assert_same_weights(results / "whole", results / "gan")
     assert read_json(results / "gan" / "config.json")["given"]["width"] == 8
 
     words = ("--weight", results / "gan", "--match", "mean", "--select", "random", "--match-batch", 4, "--seed", 6, *POOL,
@@ -33,7 +29,7 @@ def test_all_stages_go_on_by_their_tags(call, tmp_path):
     call(pool_match, "--tag", "match", *words, "--steps", 2)
     for _ in range(2):  # what the first resumption was not told, the second is not told either
         call(pool_match, "--tag", "match", "--steps", 3, "--resume")
-    assert same(results / "match-whole", results / "match")
+    assert_same_weights(results / "match-whole", results / "match")
     call(pool_match, "--tag", "control", "--control-of", results / "match", "--eval-epochs", 1, "--eval-ipc", 1)
     call(pool_match, "--tag", "control", "--resume")
 

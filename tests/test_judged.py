@@ -68,6 +68,7 @@ def test_real_images_and_teachers_are_those_of_the_first_part_of_an_evaluation(c
     pool = ("--pool-members", 1, "--pool-epochs", 1, "--pool-snapshots", 1, "--pool", "convnet:depth=1,width=8")
     for seed in (0, 1):
         call(pool_match, "--tag", f"h{seed}", "--method", "herding", "--seed", seed, *short, *pool)
+    assert len([*(tmp_path / "results" / "pools").iterdir()]) == 1  # runs of all seeds share it
     a, b = (tmp_path / "results" / f"h{seed}" for seed in (0, 1))
     words = ("--tag", "taught", "--ipc", 1, "--sampling", "fixed", "--labels", "teacher", *QUICK)
     call(validate, *words, "--pretrain-weight", a, "--num-eval", 1)

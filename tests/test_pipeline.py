@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from checkpoints import assert_same_weights, contents
 from picture_folders import write_folder
 from PIL import Image
 from safetensors.torch import load_file
@@ -53,26 +54,6 @@ def results(command, tmp_path_factory):
 
 def records(run):
     return [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-
-
-def contents(folder):
-    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
-
-
-def assert_same(a, b, path="checkpoint"):
-    """Two checkpoints hold the same to the last bit, but for the seconds that they took."""
-    assert type(a) is type(b), path
-    if isinstance(a, dict):
-        assert a.keys() == b.keys(), path
-        for key in a.keys() - {"train_seconds"}:
-            assert_same(a[key], b[key], f"{path}.{key}")
-    else:
-        assert torch.equal(a, b) if isinstance(a, torch.Tensor) else a == b, path
-
-
-def assert_same_weights(run, other):
-    assert_same(load_checkpoint(run / "checkpoint.pt"), load_checkpoint(other / "checkpoint.pt"))
-    assert contents(run / "generator") == contents(other / "generator")
 
 
 @pytest.mark.parametrize("tag", ["gan", "match", "control"])
@@ -143,10 +124,6 @@ def test_each_objective(command, results, match, select):
     assert record["step"] == 2
     assert ("matching" in record) == (match != "none")
     assert record.get("matching", 1) > 0
-
-
-def test_a_pool_is_pretrained_once(results):
-    assert len(list((results / "pools").iterdir())) == 1
 
 
 @pytest.mark.parametrize("recipe", ["pyramid", "dim"])

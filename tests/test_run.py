@@ -2,6 +2,9 @@
 
 import json
 import math
+import os
+import signal
+import subprocess
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -27,6 +30,8 @@ from gendistil.common.run import (
     training_state,
 )
 from generators.pyramid import PyramidGenerator
+
+ROOT = Path(__file__).parent.parent
 
 
 def options(folder, **more):
@@ -220,3 +225,20 @@ def test_a_loss_that_is_not_finite_stops_before_it_is_saved():
 
     with pytest.raises(UserError, match="NaN or infinite at step 2"):
         run()
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_waits_until_the_loop_asks(number):
+    before = signal.getsignal(number)
+    with loops.Interruptible(SimpleNamespace(num_processes=1)) as interruptible:
+        assert not interruptible.requested(1)
+        os.kill(os.getpid(), number)
+        assert interruptible.requested(1)
+    assert signal.getsignal(number) is before
+
+
+def test_a_run_keeps_the_commit_that_it_was_made_by(tmp_path):
+    Run(options(tmp_path, steps=7), Accelerator(cpu=True)).close()
+    config = json.loads((tmp_path / "run" / "config.json").read_text())
+    here = subprocess.run(["git", "rev-parse", "HEAD"], cwd=ROOT, capture_output=True, text=True, check=False).stdout.strip()
+    assert (config["commit"], config["steps"]) == (here or None, 7)

@@ -60,6 +60,13 @@ def test_a_representative_set_is_chosen_among_the_images_of_its_seed(digits, mon
         assert len(chosen.unique(dim=0)) == ipc
 
 
+@pytest.mark.parametrize(("ipc", "candidates"), [(2, 500), (25, 500), (50, 1000)])
+def test_a_generator_offers_20_images_for_each_of_a_set_and_500_at_least(ipc, candidates):
+    source = Prototypes()
+    draw_set(source, ipc, 0, choice="representative")
+    assert torch.cat([labels for labels, _ in source.asked]).bincount().tolist() == [candidates] * 10
+
+
 def test_more_representatives_than_there_are_images_are_refused(digits):
     latents = LatentSet("pyramid", {"size": 8, "channels": 1, "num_classes": 10, "dim_noise": 4, "width": 8}, ipc=2)
     for source in (RealImages(digits.train, 10), latents):

@@ -7,12 +7,13 @@ from types import SimpleNamespace
 import pytest
 import torch
 from accelerate import Accelerator
+from checkpoints import assert_same_weights, contents
 
 import gen_condense
 import pool_match
 from gendistil.common.loop import Interruptible
 from gendistil.common.run import load_checkpoint, read_json, save_checkpoint, write_json
-from gendistil.data import load_dataset, to_signed
+from gendistil.data import Split, load_dataset, to_signed
 from gendistil.evaluation import judge
 from generators import GAN, RECIPES, GANRecipe
 from generators.losses import PENALTIES
@@ -39,21 +40,6 @@ def on_the_cpu(monkeypatch):
 
 def trainer(spec, **values):
     return GAN(Accelerator(cpu=True), spec, replace(TINY, **values), seed=0)
-
-
-def weights(run):
-    """The tensors of a run's checkpoint that training moves, and the bytes of its model."""
-    state = load_checkpoint(run / "checkpoint.pt")
-    tensors = [value for name in ("generator", "ema", "discriminator") for value in state[name].values()]
-    moments = [values for name in ("optim_g", "optim_d") for values in state[name]["state"].values()]
-    tensors += [value for values in moments for value in values.values()]
-    return tensors, [path.read_bytes() for path in sorted((run / "generator").iterdir())]
-
-
-def assert_same(run, other):
-    (ours, model), (theirs, their_model) = weights(run), weights(other)
-    assert all(torch.equal(a, b) for a, b in zip(ours, theirs, strict=True))
-    assert model == their_model
 
 
 def scores(run):
@@ -140,7 +126,7 @@ def test_a_decay_resumes_exactly_and_stage_2_has_none(command, fails, tmp_path, 
         patch.setattr(Interruptible, "requested", lambda self, step: step == 4)
         fails(130, gen_condense, *words, "cut")
     command(gen_condense, *words, "cut", "--resume")
-    assert_same(tmp_path / "whole", tmp_path / "cut")
+    assert_same_weights(tmp_path / "whole", tmp_path / "cut")
     state = load_checkpoint(tmp_path / "cut" / "checkpoint.pt")
     rate = DECAYS[decay](2 * 5 / 6 - 1)
     assert state["optim_g"]["param_groups"][0]["lr"] == pytest.approx(RECIPES["pyramid"].lr * rate)
@@ -163,7 +149,7 @@ def test_checkpoints_without_the_newer_values_go_on(command, tmp_path):
     later = {*newer, *(field.name for field in fields(judge.Stopping))}
     write_json(tmp_path / "old" / "config.json", {name: value for name, value in config.items() if name not in later})
     command(gen_condense, *words, "old", "--steps", 4, "--resume")
-    assert_same(tmp_path / "whole", tmp_path / "old")
+    assert_same_weights(tmp_path / "whole", tmp_path / "old")
 
 
 @pytest.fixture
@@ -193,7 +179,7 @@ def test_a_run_ends_when_scores_no_longer_rise(command, fails, tmp_path, monkeyp
         patch.setattr(Interruptible, "requested", lambda self, step: step == 7)
         fails(130, gen_condense, *words, "cut")
     command(gen_condense, *words, "cut", "--resume")
-    assert_same(tmp_path / "whole", tmp_path / "cut")
+    assert_same_weights(tmp_path / "whole", tmp_path / "cut")
     assert scores(tmp_path / "cut") == scores(tmp_path / "whole")
 
     capsys.readouterr()
@@ -206,6 +192,32 @@ def test_a_run_ends_when_scores_no_longer_rise(command, fails, tmp_path, monkeyp
     assert "ended at step 14 (its length); the generator of step 12 is kept" in capsys.readouterr().out
 
     command(gen_condense, *SMALL, "--output-dir", tmp_path, "--steps", 8, "--tag", "unjudged")
-    assert weights(tmp_path / "unjudged")[1] == weights(tmp_path / "whole")[1]
+    assert contents(tmp_path / "unjudged" / "generator") == contents(tmp_path / "whole" / "generator")
     assert not scores(tmp_path / "unjudged")
     assert "summary" not in load_checkpoint(tmp_path / "unjudged" / "checkpoint.pt")
+
+
+@pytest.mark.parametrize("part", ["test", "held_out"])
+def test_no_stage_learns_from_images_that_are_kept_from_it(command, tmp_path, monkeypatch, part):
+    """Nor chooses by those of the test set: inverted, with other labels, they change nothing that is made."""
+
+    def load(*args, **options):
+        data = load_dataset(*args, **options)
+        split = getattr(data, part)
+        return replace(data, **{part: Split(255 - split.images, split.labels.roll(1))})
+
+    chosen = part == "test"
+    stop = ("--auto-stop", "--eval-interval", 1) if chosen else ()
+    matching = ("--weight", tmp_path / "plain", "--match-batch", 4, "--steps", 2, "--pool-members", 1, "--pool-epochs", 1,
+                "--pool-snapshots", 1, "--pool", "convnet:depth=1,width=8", "--eval-epochs", 1, "--eval-ipc", 1)
+    pixels = ("--ipc", 1, "--match-batch", 4, "--steps", 2, "--eval-interval", 1, "--eval-epochs", 1, "--keep",
+              "best" if chosen else "last")
+    for kind in ("plain", "other"):
+        if kind == "other":
+            for script in (gen_condense, pool_match):
+                monkeypatch.setattr(script, "load_dataset", load)
+        command(gen_condense, *SMALL, "--output-dir", tmp_path, "--steps", 2, *stop, "--tag", kind)
+        command(pool_match, "--output-dir", tmp_path, *matching, "--tag", f"{kind}-match")
+        command(pool_match, "--output-dir", tmp_path, "--method", "dream", *pixels, "--tag", f"{kind}-dream")
+    for run, model in (("", "generator"), ("-match", "generator"), ("-dream", "pixels")):
+        assert contents(tmp_path / f"plain{run}" / model) == contents(tmp_path / f"other{run}" / model)

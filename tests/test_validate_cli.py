@@ -303,6 +303,7 @@ def test_bad_input_gives_one_line_and_exit_code_2(call, gan, capsys, tmp_path, s
     error = capsys.readouterr().err
     assert message in error
     assert error.count("\n") == 1
+    assert ("unrecognized" in error) == ("unrecognized" in message)
     assert not (tmp_path / "results").exists()
 
 

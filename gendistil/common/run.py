@@ -137,7 +137,7 @@ def check_folder(options):
 class Run:
     """`<output-dir>/<tag>/`: config.json, metrics.jsonl, TensorBoard events, samples/*.png, checkpoint.pt and the model.
 
-    Every process makes one; only the main process touches the disk. An existing run is never overwritten unless
+    Every process makes one; only the main process writes to it. An existing run is never overwritten unless
     `--overwrite` asks for it; with `--resume` it is continued.
 
     Args: options, the flags by their names, and all that resuming must find the same; accelerator; step, the one that the run

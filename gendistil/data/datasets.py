@@ -171,7 +171,7 @@ DATASETS = {
     # The std widely copied for CIFAR-10 is the mean of the stds of single images.
     "cifar10": DataRow(partial(_load_torchvision, "CIFAR10"), flip=True, published_std=(0.2023, 0.1994, 0.2010)),
     "cifar100": DataRow(partial(_load_torchvision, "CIFAR100"), flip=True),
-    "tinyimagenet": DataRow(_load_tinyimagenet, flip=True),
+    "tinyimagenet": DataRow(_load_tinyimagenet, flip=True, published_std=(0.229, 0.224, 0.225)),  # ImageNet's
 }
 """Every data set by the name that --data knows, besides folders."""
 

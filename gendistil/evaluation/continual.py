@@ -130,7 +130,9 @@ class Memory:
                 raise ArgumentTypeError(f"{text}: write NAME=\"COMMAND\", a command of {' or '.join(scripts)}, or several with "
                                         "&& between them")
             for word in (word for word in words if word.split("=")[0] in taken):
-                raise ArgumentTypeError(f"{name}: {word} is the same for all memories: give it to continual.py itself")
+                remedy = "students see them as pictures: leave it out" if word.startswith("--whiten") else \
+                    "it is the same for all memories: give it to continual.py itself"
+                raise ArgumentTypeError(f"{name}: {word}: {remedy}")
         if any(word.split("=")[0] == "--weight" for _, *words in commands[1:] for word in words):
             raise ArgumentTypeError(f"{name}: a command after && starts from the run before it: leave out its --weight")
         return cls(tag(name), tuple((scripts[script], words) for script, *words in commands), text)

@@ -45,9 +45,9 @@ METHODS = {
                   weights=_DIM),
 }
 
-# Data set, method, student, and accuracy in per cent by images per class. DC, DSA and DM: as their common repository has them;
-# IDC: as its repository has them; NCFM: its tables 1 and 4, which hold those of MTT and of TinyImageNet too; DiM: its abstract,
-# whose ten images are new ones in every epoch.
+# Data set, method, student, and accuracy in per cent by images per class. DC and DSA: as their common repository has them;
+# IDC: as its repository has them; NCFM: its tables 1 and 4, which hold those of DM, of MTT, of DSA on CIFAR-100 and of
+# TinyImageNet too; DiM: its abstract, whose ten images are new ones in every epoch.
 _ROWS = (
     ("mnist", "DC", "convnet", {1: 91.7, 10: 97.4, 50: 98.8}),
     ("mnist", "DSA", "convnet", {1: 88.7, 10: 97.8, 50: 99.2}),

@@ -185,7 +185,7 @@ class RankingExport:
         torch.save(torch.tensor(self.rate), folder / "lr.pt")
         soft = {} if logits is None else {
             "soft_label_mode": "S", "soft_label_criterion": "kl",
-            "loss_fn_kwargs": {"temperature": 1.0 if learned else 2.0, "scale_loss": False},
+            "loss_fn_kwargs": {"temperature": 1.0 if learned else 2.0, "scale_loss": True},
             "use_aug_for_hard": True, "stu_use_torchvision": False, "tea_use_torchvision": False,
             "teacher_dir": "./teacher_models", "teacher_model_names": [data["model"]]}
         config = {

@@ -87,12 +87,13 @@ def difference(row, other):
     """By how much the mean of `row` is above that of `other`: (points, low, high), or None where either has a single student.
 
     The ends are those of the 95 % interval of the difference. Students of one seed are pairs where their rows are of one `kin`,
-    because then their images of a seed are alike; else it is by Welch's t, which lets the two spread differently.
+    because then their images of a seed are alike, and of one `seed`, the first student's; else it is by Welch's t, which lets
+    the two spread differently.
     """
     if row["std"] is None or other["std"] is None:
         return None
     points = row["mean"] - other["mean"]
-    if row.get("kin") and row["kin"] == other.get("kin") and row["n"] == other["n"]:
+    if row.get("kin") and all(row.get(key) == other.get(key) for key in ("kin", "seed", "n")):
         spread = stdev(map(operator.sub, row["accuracies"], other["accuracies"]))
         variance, freedom = spread**2 / row["n"], row["n"] - 1
     else:

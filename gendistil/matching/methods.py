@@ -252,7 +252,7 @@ METHODS = {
     # Its authors take a step by each of the two losses; here it is one by their sum, in which neither outweighs the other.
     "ncfm": replace(_IDC, source="NCFM, arXiv 2502.20653", match="cf", match_weight=300.0, calibrate=0.1, match_batch=1024,
                     syn_batch=0, pool_training="pretrained", pool_mix=True, pool_initial=True, pool_members=20, pool_epochs=60,
-                    pool_snapshots=1, optimizer="adam", lr=2e-3, steps=20_000),
+                    pool_batch=128, pool_snapshots=1, optimizer="adam", lr=2e-3, steps=20_000),
     "mgd3": _MGD3,
     "igd": replace(_MGD3, source="IGD, ICLR 2025", match="grad", metric="cos", steer=0.1, pull=0.0, match_batch=64,
                    match_aug=False, pool_training="pretrained"),
@@ -268,9 +268,9 @@ _MANY = {"pool_images": 2000}
 _IDC_DATA = {"mnist": _GREY, "fashion": _GREY, "cifar10": _MANY, "cifar100": _MANY}
 _DREAM_DATA = {**_IDC_DATA, "tinyimagenet": {"match_batch": 64, "pool_batch": 64, "pool_images": 1000}}
 PUBLISHED = {"idc": _IDC_DATA, "dream": _DREAM_DATA, "dream+": _DREAM_DATA,
-             # 5,000 real images in all, as for CIFAR-10.
-             "bptt": {"cifar100": {"match_batch": 50, "unroll": 130, "window": 90, "lr": 3e-4},
-                      "tinyimagenet": {"match_batch": 25, "unroll": 300, "window": 100, "lr": 3e-4}},
+             # As many real images in all as published, and as many of the learned ones in a step: 100, and one of 50 classes.
+             "bptt": {"cifar100": {"match_batch": 50, "unroll": 130, "unroll_batch": 100, "window": 90, "lr": 3e-4},
+                      "tinyimagenet": {"match_batch": 5, "unroll": 300, "unroll_batch": 50, "window": 100, "lr": 3e-4}},
              "mtt": {"cifar10": {"unroll": 50, "step_size_lr": 1e-7},
                      "cifar100": {"unroll": 20, "expert_epochs": 3, "max_start": 20, "pool_epochs": 25}},
              "datm": {"cifar10": {"max_start": 4, "first_max_start": 0, "skip_above": 1.1, "label_lr": 5.0,
