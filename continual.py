@@ -15,11 +15,11 @@ from gendistil.common.cli import COUNT, Parser, add_data_arguments, add_run_argu
 from gendistil.common.device import make_accelerator
 from gendistil.common.engine import Engine
 from gendistil.common.errors import UserError
-from gendistil.common.flags import add_flags, from_flags, override
+from gendistil.common.flags import Once, add_flags, from_flags, override
 from gendistil.common.inherit import inherit_data, parse_flags
 from gendistil.common.rng import stream
 from gendistil.common.run import Run, beside, check_folder, device_name, made_by
-from gendistil.data import Augment, load_dataset
+from gendistil.data import load_dataset
 from gendistil.evaluation import PROTOCOLS, Protocol, protocol_for
 from gendistil.evaluation.continual import (
     LABELLINGS,
@@ -51,10 +51,11 @@ def parse_args(argv=None):
     parser = Parser(description=__doc__.split("\n")[0])
     add_run_arguments(parser, "continual")
     add_data_arguments(parser)
-    parser.add_argument("--memory", type=functools.partial(Memory.parse, scripts=SCRIPTS), nargs="+", required=True,
-                        metavar='NAME="COMMAND"', help="what makes the memory of a step, from its new classes alone: a command "
-                        "of pool_match.py, one of gen_condense.py for a generator that replays them, or several with && "
-                        "between them, each of which starts from the run of the one before")
+    parser.add_argument("--memory", type=functools.partial(Memory.parse, scripts=SCRIPTS), action=Once, nargs="+",
+                        required=True, metavar='NAME="COMMAND"',
+                        help="what makes the memory of a step, from its new classes alone: a command of pool_match.py, one of "
+                        "gen_condense.py for a generator that replays them, or several with && between them, each of which "
+                        "starts from the run of the one before")
     add_flags(parser, Continual, told=True)
     add_scored_on(parser)
     parser.add_argument("--resume", action="store_true", help="continue the evaluation of this tag: what is there stays, and "
@@ -87,7 +88,6 @@ def main():
     args.eval_model = args.eval_model or usual_classifier(spec.size)
     protocol = override(protocol_for(args.protocol, spec.name, args.eval_model), args)
     orders = [steps_of(class_order(index, spec.num_classes), args.steps) for index in range(args.orders)]
-    Augment(protocol.aug_type, spec)  # a wrong name ends here, before the run's folder is made
     check_classifiers([args.eval_model], spec, "--eval-model")
     stored = {memory.name: memory.check(args) for memory in args.memory}
     check_folder(vars(args))

@@ -16,7 +16,7 @@ from gendistil.common.flags import add_flags, add_listing, fields, from_flags, o
 from gendistil.common.inherit import LENGTH, inherit_data, inherit_settings, parse_flags, resume_state
 from gendistil.common.loop import Loop
 from gendistil.common.run import CHECKPOINT, CONFIG, Run, check_folder, write_json
-from gendistil.data import Augment, load_dataset
+from gendistil.data import load_dataset
 from gendistil.evaluation.judge import Judge, Judging
 from gendistil.evaluation.teachers import keep_rows, open_pool
 from gendistil.matching import METHODS, Method, build, choices, method_for, methods, objectives
@@ -40,6 +40,7 @@ def parse_args(argv=None):
     length.add_argument("--resume", action="store_true", help="continue the run of this tag from its last checkpoint, by "
                         "the flags that it was started with")
     args = parse_flags(parser, argv, but=(*LENGTH, "teacher"))
+    build.check_given(args)
     if args.resume and has_begun(args, args.tag):
         inherit_settings(args, args.output_dir / args.tag)
     vars(args).update(dataclasses.asdict(from_flags(Judging, args)))
@@ -98,6 +99,7 @@ def has_begun(args, tag):
 def main(argv=None):
     args = parse_args(argv)
     runs, weight = plan(args), args.weight
+    build.check_runs(args, runs)
     if not args.resume:
         check_folder(vars(args))  # before hours of work
     for name, tag in runs:
@@ -130,7 +132,6 @@ def match(args, options):
     row = method_for(name, spec.name, args.ipc or 1, spec.size, args.factor)
     method = choices.settled(override(row, args, functools.partial(takes, args, name)), options)
     choices.check_online(args, method)
-    Augment(method.aug_type, spec)  # a wrong flag ends here, before a pool is pretrained
     check_classifiers(method.pool if method.match != "none" else (), spec, "--pool", maps=method.match == "feature",
                       kernels=method.match == "grad" and method.metric != "dc", alone=method.match == "trajectory")
     judging = from_flags(Judging, args)
@@ -154,7 +155,7 @@ def match(args, options):
     run = Run(options, accelerator, begun, method_values=dataclasses.asdict(method), dataset=dataclasses.asdict(spec),
               compiled=engine.compiled, pool_folder=getattr(pool, "dir", None),
               recipe_values=dataclasses.asdict(learner.trainer.recipe) if method.learn == GENERATOR else None,
-              kin=build.kin_of(start.weight) if method.learn == GENERATOR else None)
+              kin=build.kin_of(start.weight, earlier) if method.learn == GENERATOR else None)
     judge = Judge(run, engine, dataset, judging, args.seed, method.keep, summary)
 
     def save(step):

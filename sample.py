@@ -46,7 +46,7 @@ def parse_args(argv=None):
                         help="a run's folder, a saved model's folder, hub:OWNER/NAME, or a checkpoint file of the published "
                              "code")
     parser.add_argument("--ipc", type=COUNT, default=10, help="images per class")
-    parser.add_argument("--seed", type=SEED, default=0, help="name of the set: another seed, other images")
+    parser.add_argument("--seed", type=SEED, default=0, help="name of the set: another seed, other images, but of stored ones")
     parser.add_argument("--sampling", choices=CHOICES, default="fixed",
                         help="representative: chosen among 500 or more of each class by clustering them")
     parser.add_argument("--teacher", type=Path, metavar="FOLDER",

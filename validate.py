@@ -13,12 +13,12 @@ from tqdm import tqdm
 from gendistil.common.cli import COUNT, Parser, add_data_arguments, add_run_arguments, run_script
 from gendistil.common.device import make_accelerator
 from gendistil.common.engine import Engine
-from gendistil.common.flags import Joined, add_flags, add_listing, columns, from_flags, given, override
+from gendistil.common.flags import Flattened, Once, add_flags, add_listing, columns, given
 from gendistil.common.hub import facts_of, make_repository, push, repository
 from gendistil.common.inherit import inherit_data, parse_flags
 from gendistil.common.run import Run, check_folder, device_name, made_by
 from gendistil.data import load_dataset
-from gendistil.evaluation import PROTOCOLS, SAMPLINGS, Protocol, evaluate, evaluate_full, protocol_for
+from gendistil.evaluation import PROTOCOLS, SAMPLINGS, Protocol, evaluate, evaluate_full
 from gendistil.evaluation.card import card
 from gendistil.evaluation.judged import (
     REAL,
@@ -34,6 +34,7 @@ from gendistil.evaluation.judged import (
     list_rows,
     load_sources,
     made_as,
+    make_teachers,
     named_paths,
     real_images,
     resumed,
@@ -43,7 +44,7 @@ from gendistil.evaluation.ranking import complete
 from gendistil.evaluation.report import controls, markdown, write_report
 from gendistil.evaluation.rows import PLAIN, row_key
 from gendistil.evaluation.students import GROUP, rate_of
-from gendistil.evaluation.teachers import Labels, Teachers, distilled_from, keep_student, labels_of
+from gendistil.evaluation.teachers import Labels, distilled_from, keep_student, labels_of
 from gendistil.sources import Refinement, diversity, load_source
 from pools import CLASSIFIERS, SETS, some_classifiers
 
@@ -53,7 +54,7 @@ def parse_args(argv=None):
     add_run_arguments(parser, "test")
     add_data_arguments(parser, whiten=True)
     what = parser.add_argument_group("what is judged")
-    what.add_argument("--pretrain-weight", nargs="+", default=[], metavar="[NAME=]PATH",
+    what.add_argument("--pretrain-weight", action=Once, nargs="+", default=[], metavar="[NAME=]PATH",
                       help="runs' folders, saved models' folders, hub:OWNER/NAME, or checkpoint files of the published code; "
                            "NAME is what the report calls one, else its own name")
     what.add_argument("--compare", nargs="*", choices=("random", "whole", "none"), default=None,
@@ -71,7 +72,7 @@ def parse_args(argv=None):
                       help="then upload the one model of --pretrain-weight there, with the report as its card")
     add_flags(parser, Labels, Refinement)
     students = parser.add_argument_group(GROUP)
-    students.add_argument("--eval-model", type=some_classifiers, action=Joined, nargs="+", metavar="NAME",
+    students.add_argument("--eval-model", type=some_classifiers, action=Flattened, nargs="+", metavar="NAME",
                           help=f"kinds of students: {', '.join(CLASSIFIERS)}, torchvision:NAME or timm:NAME, each with options "
                                f"if need be (convnet:width=256,norm=batch), or sets of them: {', '.join(SETS)} (default: "
                                "convnet, from 64 pixels on convnet4)")
@@ -113,17 +114,14 @@ def main():
     with accelerator.local_main_process_first():  # one process downloads and decodes, the others find its cache
         dataset = load_dataset(args.data, args.data_dir, args.image_size, args.held_out, args.classes, device, args.whiten)
     protocols = check_students(args, dataset.spec)  # wrong names end here, before the run's folder is made
-    real = real_images(args, dataset)
+    real = functools.cache(functools.partial(real_images, args, dataset))  # a copy of all of them where held-out ones are in it
     sources, paths = load_sources(args, paths, dataset, real)
     check_folder(vars(args))
     rows, known = resumed(args, paths)
     made = made_as(paths, rows.values())
     plan, engine = list_rows(args, sources), Engine(accelerator)
     engine.choose(args.compile, count_pixels(args, plan, protocols, dataset.spec))
-    teachers = None
-    if args.labels != ("hard",):
-        teachers = Teachers(from_flags(Labels, args), known.values(), sources.values(), dataset, engine=engine,
-                            protocol=override(protocol_for(args.protocol, dataset.spec.name), args), seed=args.seed)
+    teachers = make_teachers(args, known.values(), sources.values(), dataset, engine)
     if args.push_to_hub and accelerator.is_main_process:
         make_repository(args.push_to_hub)  # a refusal comes before the work, and after everything else that may be refused
     seen = max((row["ipc"] or 0 for row in rows.values()), default=0)  # entries of the log go by IPC
@@ -144,8 +142,8 @@ def main():
         if row.get("augmentation"):
             protocol = dataclasses.replace(protocol, aug_type=PLAIN, cutmix=0.0)
         if row["ipc"] is None:
-            whole = full_protocol(args, protocol, dataset.spec, real, plan, sources, rows.get(row_key(row)))
-            result = evaluate_full(dataset, row["model"], split=real, protocol=whole, **settings)
+            whole = full_protocol(args, protocol, dataset.spec, real(), plan, sources, rows.get(row_key(row)))
+            result = evaluate_full(dataset, row["model"], split=real(), protocol=whole, **settings)
             return {**result.row(), **kept(row, first, result)}
         source, ipc = sources[row["source"]], row["ipc"]
         taught = teachers.teach(source, row["labels"], ipc, row["sampling"], args.sampling) if teachers else source
@@ -159,7 +157,7 @@ def main():
         if not args.keep_students or first:
             return {}
         path = paths.get(row["source"])
-        learned = distilled_from(path, dataset, args.held_out) if path else real
+        learned = distilled_from(path, dataset, args.held_out) if path else real()
         return {"student": keep_student(run.dir / "students", plan.index(row), row, result, dataset, learned, seed=args.seed,
                                         engine=engine)}
 

@@ -123,13 +123,13 @@ def test_every_size_and_channel_count(name, size, channels):
         assert all(maps.shape[0] == 2 and maps.dim() == 4 for maps in model.features(images))
 
 
-@torch.no_grad()
 @pytest.mark.parametrize("size", [2, 3, 64])
 def test_batches_are_counted_as_they_are_cut(size):
     for images in (*range(1, 14), 63, 64, 65, 129, 191):
         assert count_batches(images, size) == len(split_batches(torch.arange(images), size))
 
 
+@torch.no_grad()
 @pytest.mark.parametrize("name", ["convnet:width=4", "convnet4", "convnet_bn", "resnet10", "resnet18", "resnet18_ap",
                                   "resnet18_full_in:width=8", "densenet", "mlp", "lenet", "alexnet", "vgg11"])
 def test_the_largest_images(name):

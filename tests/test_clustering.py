@@ -15,9 +15,8 @@ def test_clustering_from_given_starts_and_inertia_of_random_ones(k):
     points = torch.from_numpy(KMEANS.arrays["features"])[None]
     cases = {c["id"]: c for c in KMEANS.json["cases"]}
     inertia = lambda centroids: float(torch.cdist(points[0].double(), centroids[0].double()).min(1).values.square().sum())
-    if f"first_k_init_k{k}" in cases:
-        centroids, _ = kmeans(points, k, centroids=points[:, :k])
-        assert inertia(centroids) == pytest.approx(cases[f"first_k_init_k{k}"]["inertia"], rel=1e-5)
+    centroids, _ = kmeans(points, k, centroids=points[:, :k])
+    assert inertia(centroids) == pytest.approx(cases[f"first_k_init_k{k}"]["inertia"], rel=1e-5)
     runs = sorted(inertia(kmeans(points, k, stream(seed, "k"))[0]) for seed in range(20))
     assert runs[10] <= cases[f"random_init_k{k}"]["quantiles_200_more_seeds"]["75"]
 

@@ -206,6 +206,7 @@ def test_two_processes_judge_what_one_does(command, tmp_path):
     (("--memory", f"{DM} --eval-epochs x"), "--memory dm: argument --eval-epochs: 'x' is not a whole number"),
     (("--memory", "a=pool_match.py --list-methods"), "--memory a: its command makes nothing"),
     (("--memory", f"a={GAN} && pool_match.py --weight b"), "a: a command after && starts from the run before it"),
+    (("--memory", DM, "--memory", DM), "--memory is given twice: write all its values behind one"),
     (("--memory", DM, DM), "two memories of dm, dm have one name"),
     (("--memory", "gan=pool_match.py"), "starts from a generator: give --weight"),
     (("--memory", DM, "--steps", 3), "--steps 3 cannot share 10 classes evenly: give one of 1, 2, 5, 10"),

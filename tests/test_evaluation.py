@@ -365,7 +365,7 @@ def test_an_evaluation_of_students_side_by_side(digits):
 
 
 def test_models_are_trained_one_after_the_other_on_growing_sets(digits):
-    """An evaluation that the suite does not have, class after class: its caller holds no loop of a training."""
+    """Class after class, as an evaluation of one's own may want it: its caller holds no loop of a training."""
     images, labels = draw_set(Prototypes(), 5, seed=0)
     real, truth = draw_set(Prototypes(), 20, seed=1)
     protocol, scores = Protocol(epochs=30, min_steps=0, aug_type="none"), []

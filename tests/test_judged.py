@@ -9,6 +9,7 @@ import gen_condense
 import pool_match
 import validate
 from gendistil.common.errors import UserError
+from gendistil.common.run import amend, read_json
 from gendistil.evaluation import Result, students
 from gendistil.evaluation.judged import joined
 from gendistil.evaluation.rows import read_report
@@ -44,15 +45,15 @@ def test_an_evaluation_that_was_stopped_goes_on_student_by_student(call, gan, tm
 
 
 def test_an_evaluation_is_not_continued_with_what_would_not_fit_its_rows(call, gan, tmp_path, capsys):
-    words = ("--tag", "t", "--pretrain-weight", f"g={gan}", "--ipc", 1, *QUICK)
-    call(validate, *words)
+    words, source = ("--tag", "t", "--ipc", 1, *QUICK), ("--pretrain-weight", f"g={gan}")
+    call(validate, *words, *source)
     other = shutil.copytree(gan, tmp_path / "other")
     for change, message in ((("--lr", 0.01), "--lr is not what the run was started with"),
                             (("--seed", 4), "--seed is not what the run was started with"),
                             (("--no-own",), "--own is not what the run was started with"),
                             (("--pretrain-weight", f"g={other}"), "give .*other another name")):
         with pytest.raises(SystemExit) as error:
-            call(validate, *words, *change, "--resume")
+            call(validate, *words, *(() if change[0] in source else source), *change, "--resume")
         assert error.value.code == 2
         assert re.search(message, capsys.readouterr().err)
 
@@ -227,3 +228,26 @@ def test_a_generator_its_stage_2_and_their_control_are_kin(call, tmp_path):
     kin = {row["source"]: row["kin"] for row in read_report(results / "test" / "report.json")}
     assert kin["gan"] == kin["match"] == kin["again"] == kin["control"]
     assert len({kin["gan"], kin["other"], kin["random real images"]}) == 3
+    shutil.rmtree(results / "gan")
+    shutil.move(results / "other", results / "gan")  # another generator lies there by now
+    call(pool_match, "--tag", "match", "--resume", "--steps", 2)
+    assert read_json(results / "match" / "config.json")["kin"] == kin["gan"]
+
+
+def test_a_teacher_that_a_run_names_is_not_overwritten(call, tmp_path, capsys):
+    results = tmp_path / "results"
+    call(validate, "--tag", "taught", "--compare", "random", "--ipc", 1, *QUICK, "--num-eval", 1, "--keep-students")
+    (student,) = (results / "taught" / "students").iterdir()
+    call(pool_match, "--tag", "set", "--method", "random", "--ipc", 1, "--eval-epochs", 1, "--teacher", student)
+    with pytest.raises(SystemExit) as leaving:
+        call(validate, "--tag", "taught", "--overwrite", "--pretrain-weight", results / "set", "--labels", "teacher", *QUICK)
+    assert leaving.value.code == 2
+    assert "lies in the folder that --tag taught writes" in capsys.readouterr().err
+    assert student.is_dir()
+
+
+def test_another_data_set_than_a_run_learned_is_named(call, gan, tmp_path, capsys):
+    call(gen_condense, "--tag", "pets", "--width", 8, "--batch-size", 4, "--steps", 1)
+    amend(tmp_path / "results" / "pets", dataset={"name": "pets", "classes": [f"pet {index}" for index in range(10)]})
+    call(validate, "--data", "digits", "--pretrain-weight", tmp_path / "results" / "pets", "--ipc", 1, *QUICK)
+    assert "pets learned pets, and this is digits: give --data if that is not meant" in capsys.readouterr().err

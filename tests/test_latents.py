@@ -264,6 +264,20 @@ def test_itgan_resumes_within_its_inversion(command, runs):
     assert not (runs / "late-inversion").exists()
 
 
+def test_two_runs_neither_begin_by_resume_nor_replace_another(command, fails, runs):
+    words = ("--output-dir", runs, "--method", "itgan", "--weight", runs / "gan", "--ipc", 2, "--chunk-steps", 1, "--steps", 1,
+             "--eval-epochs", 1, "--match-batch", 4)
+    assert "typo hold no checkpoint: check --tag" in fails(2, pool_match, *words, "--tag", "typo", "--resume")
+    assert not (runs / "typo-inversion").exists()
+    for tag in ("coreset", "other-inversion"):
+        command(pool_match, "--output-dir", runs, "--tag", tag, "--method", "random", "--ipc", 1, "--eval-epochs", 1)
+    assert "coreset is another run" in fails(2, pool_match, *words, "--tag", "coreset", "--resume")
+    assert "other-inversion is another run" in fails(2, pool_match, *words, "--tag", "other", "--overwrite")
+    command(pool_match, *words, "--tag", "cut-inversion", "--method", "inversion", "--steps", 0)
+    error = fails(2, pool_match, "--output-dir", runs, "--tag", "cut", "--resume")
+    assert "cut was stopped in cut-inversion: repeat the flags" in error
+
+
 @pytest.mark.parametrize(("words", "said"), [
     (("--method", "itgan"), "--weight"),
     (("--method", "itgan", "--weight", "{gan}", "--ipc", 999), "--ipc"),

@@ -5,6 +5,7 @@ import math
 import os
 import signal
 import subprocess
+import sys
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -15,6 +16,7 @@ from safetensors.torch import load_file
 
 import gen_condense
 from gendistil.common import loop as loops
+from gendistil.common.cli import run_script
 from gendistil.common.errors import UserError
 from gendistil.common.inherit import check_options
 from gendistil.common.loop import Clock, Loop
@@ -22,6 +24,7 @@ from gendistil.common.run import (
     CHECKPOINT,
     FORMAT,
     METRICS,
+    SAMPLES,
     Run,
     load_checkpoint,
     replacing,
@@ -242,3 +245,35 @@ def test_a_run_keeps_the_commit_that_it_was_made_by(tmp_path):
     config = json.loads((tmp_path / "run" / "config.json").read_text())
     here = subprocess.run(["git", "rev-parse", "HEAD"], cwd=ROOT, capture_output=True, text=True, check=False).stdout.strip()
     assert (config["commit"], config["steps"]) == (here or None, 7)
+
+
+def test_what_is_no_run_is_not_replaced(tmp_path):
+    """A folder of pictures, a saved model or anything else that happens to lie where a run of this tag would."""
+    (tmp_path / "run" / "train").mkdir(parents=True)
+    for files in ((), ("config.json",)):
+        for name in files:
+            (tmp_path / "run" / name).write_text("{}")
+        with pytest.raises(UserError, match="holds files, and no run that could be replaced"):
+            Run(options(tmp_path, overwrite=True), Accelerator(cpu=True))
+    assert (tmp_path / "run" / "train").is_dir()
+    (tmp_path / "half" / SAMPLES).mkdir(parents=True)  # a run that was killed before its config.json
+    Run(options(tmp_path, tag="half"), Accelerator(cpu=True)).close()
+
+
+def test_resuming_removes_what_a_kill_left_half_written(tmp_path):
+    Run(options(tmp_path), Accelerator(cpu=True)).close()
+    (tmp_path / "run" / ".checkpoint.7.partial.pt").write_bytes(b"half")
+    (tmp_path / "run" / ".generator.partial").mkdir()
+    Run(options(tmp_path, resume=True), Accelerator(cpu=True)).close()
+    assert not [*(tmp_path / "run").glob(".*")]
+
+
+def test_a_file_that_cannot_be_used_is_one_line(capsys, monkeypatch):
+    def main():
+        raise PermissionError(13, "Permission denied", "/data/pictures")
+
+    monkeypatch.setattr(sys, "argv", ["validate.py"])
+    with pytest.raises(SystemExit) as leaving:
+        run_script(main)
+    assert leaving.value.code == 2
+    assert capsys.readouterr().err.startswith("validate.py: error: /data/pictures: Permission denied: check the path")

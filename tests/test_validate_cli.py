@@ -259,6 +259,7 @@ BAD = [
     (validate, ["--compare", "random", "--ipc", "5000"], "--ipc 5000: the smallest class has"),
     (validate, ["--pretrain-weight", "{gan}", "--full-epochs", "3"], "--full-epochs is for all real images"),
     (validate, ["--pretrain-weight", "nowhere"], "nowhere does not exist"),
+    (validate, ["--pretrain-weight", "{gan}", "--pretrain-weight", "nowhere"], "--pretrain-weight is given twice"),
     (validate, ["--pretrain-weight", "{gan}", "--ipc", "0"], "--ipc: 0 is out of range"),
     (validate, ["--pretrain-weight", "{gan}", "--ipc", "2.5"], "'2.5' is not a whole number"),
     (validate, ["--pretrain-weight", "{gan}", "--num-eval", "0"], "--num-eval"),

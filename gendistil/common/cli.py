@@ -86,6 +86,8 @@ def tag(text):
     """An argparse type: the name of a run, which becomes one folder."""
     if not text or text in (".", "..") or any(c in text for c in "/\\\0"):
         raise argparse.ArgumentTypeError(f"'{text}' must be the name of one folder, without slashes")
+    if text == "pools":
+        raise argparse.ArgumentTypeError("'pools' is the folder that classifiers are kept in: choose another name")
     if len(os.fsencode(text)) > LONGEST:
         raise argparse.ArgumentTypeError(f"a name of more than {LONGEST} bytes makes no folder")
     return text
@@ -144,7 +146,8 @@ def _run_plugins(words):
 
 
 def run_script(main):
-    """Call `main()`; a UserError becomes one line on standard error and exit code 2, Ctrl-C exit code 130."""
+    """Call `main()`; a UserError, or one of files and folders, becomes one line on standard error and exit code 2, Ctrl-C exit
+    code 130."""
     warnings.filterwarnings("ignore", module="torch.utils.tensorboard")
     logging.getLogger("torch.distributed").setLevel(logging.ERROR)
     name = Path(sys.argv[0]).name
@@ -154,7 +157,12 @@ def run_script(main):
         _run_plugins(sys.argv)
         main()
     except UserError as error:
-        say(f"{name}: error: {' '.join(str(error).split())}", everyone=True)  # it may be the only one that has met it
+        say(f"{name}: error: {' '.join(str(error).split())}", everyone=True)  # others may not have failed
+        sys.exit(2)
+    except OSError as error:
+        where = f"{error.filename}: " if error.filename else ""
+        say(f"{name}: error: {where}{error.strerror or error}: check the path, its permissions and the room there",
+            everyone=True)
         sys.exit(2)
     except KeyboardInterrupt:
         say(f"{name}: interrupted")

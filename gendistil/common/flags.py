@@ -19,7 +19,19 @@ def option(help, default=dataclasses.MISSING, **facts):
 _PASSED = ("help", "type", "choices", "nargs", "metavar", "action")  # to argparse, as they are
 
 
-class Joined(argparse.Action):
+class Once(argparse._StoreAction):
+    """Keeps the values of a flag, which is refused if it is given twice: those behind the first would be forgotten."""
+
+    _seen = False  # an action is of one parser, and a parser of one command line
+
+    def __call__(self, parser, namespace, values, option_string=None):
+        if self._seen:
+            parser.error(f"{option_string} is given twice: write all its values behind one")
+        self._seen = True
+        super().__call__(parser, namespace, values, option_string)
+
+
+class Flattened(argparse.Action):
     """Keeps the different values of the tuples that a flag's `type` makes of its words, in order, as one list."""
 
     def __call__(self, parser, namespace, values, option_string=None):

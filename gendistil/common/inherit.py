@@ -6,6 +6,7 @@ import sys
 from dataclasses import fields, replace
 from pathlib import Path
 
+from gendistil.common.cli import say
 from gendistil.common.errors import UserError
 from gendistil.common.run import CHECKPOINT, CONFIG, check_folder, made_by, read_json, training_state
 
@@ -153,12 +154,16 @@ def check_held_out(path, flag, held_out):
 
 
 def check_classes(path, flag, spec, remedy):
-    """Raise UserError if the run at `path` has learned other classes of the data set than those of `spec`, or in another
-    order."""
+    """Raise UserError if the run at `path` has learned other classes of the data set than those of `spec`, or in another order.
+
+    Of another data set with other classes it says so.
+    """
     made = made_by(path).get("dataset") or {}
     known, asked = (list(map(str, classes)) for classes in (made.get("classes", ()), spec.classes))
     if known and known != asked and (made.get("name") == spec.name or sorted(known) == sorted(asked)):
         raise UserError(f"{flag} {path} learned the classes {_some(known)}, and {_some(asked)} are {remedy}")
+    if known and known != asked:
+        say(f"{flag} {path} learned {made['name']}, and this is {spec.name}: give --data if that is not meant")
 
 
 def _some(names):

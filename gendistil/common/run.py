@@ -21,7 +21,7 @@ from gendistil.common.cli import LONGEST
 from gendistil.common.errors import UserError
 from gendistil.common.hub import read_facts
 
-CONFIG, CHECKPOINT, METRICS = "config.json", "checkpoint.pt", "metrics.jsonl"
+CONFIG, CHECKPOINT, METRICS, SAMPLES = "config.json", "checkpoint.pt", "metrics.jsonl", "samples"
 FORMAT = 1
 """Of a checkpoint; raise it when the same names come to hold something else. One without a number has this format."""
 
@@ -119,9 +119,12 @@ def save_model(model, folder):
 
 
 def check_folder(options):
-    """The folder of a run with these `options`. UserError unless `Run` may write to it: ask before long work starts."""
+    """The folder of a run with these `options`. UserError unless `Run` may write to it: ask before long work starts.
+
+    What holds files and is no run stays as it is, whatever --overwrite says.
+    """
     folder = Path(options["output_dir"]) / options["tag"]
-    started, resumed = (folder / CONFIG).exists(), options.get("resume", False)
+    started, resumed = (folder / CONFIG).exists() and (folder / SAMPLES).is_dir(), options.get("resume", False)
     if resumed and options["overwrite"]:
         raise UserError("--resume goes on with a run, and --overwrite replaces it: give one of them")
     parent = next((path for path in (folder, *folder.parents) if path.exists()), folder)
@@ -129,8 +132,12 @@ def check_folder(options):
         raise UserError(f"--output-dir: {parent} is a file: choose another --output-dir or --tag")
     if resumed and not started:
         raise UserError(f"--resume: {folder} holds no run: check --tag and --output-dir")
+    if not started and folder.is_dir() and any(path.name != SAMPLES for path in folder.iterdir()):
+        raise UserError(f"{folder} holds files, and no run that could be replaced: choose another --tag or --output-dir")
     if started and not resumed and not options["overwrite"]:
         raise UserError(f"{folder} already holds a run: choose another --tag, or pass --overwrite to replace it")
+    if not os.access(parent, os.W_OK | os.X_OK):
+        raise UserError(f"--output-dir: {parent} cannot be written: choose another")
     return folder
 
 
@@ -153,11 +160,13 @@ class Run:
             try:
                 if (self.dir / CONFIG).exists() and not resumed:
                     shutil.rmtree(self.dir)
-                (self.dir / "samples").mkdir(parents=True, exist_ok=True)
+                (self.dir / SAMPLES).mkdir(parents=True, exist_ok=True)
             except OSError as error:
-                raise UserError(f"--output-dir: {self.dir} cannot be written ({error.strerror})") from None
+                raise UserError(f"--output-dir: {self.dir} cannot be written ({error.strerror or error}): choose another")
             if resumed:
                 _forget(self.dir / METRICS, step)
+                for draft in self.dir.glob(".*.partial*"):  # which a kill has left
+                    shutil.rmtree(draft) if draft.is_dir() else draft.unlink()
             kept = made_by(self.dir) if resumed else {}  # such as a refinement that was found for it
             before = kept.get("commands") or ([[kept["command"], *kept["argv"]]] if kept else [])
             self.commands = [*(words for words in before if words != self.commands[0]), *self.commands]
@@ -211,7 +220,7 @@ class Run:
 
 def sample_path(folder, name, step):
     """Where the run in `folder` keeps the images called `name` of a step; a slash in a name becomes a minus."""
-    return Path(folder) / "samples" / f"{short(name.replace('/', '-'))}-{step:06d}.png"
+    return Path(folder) / SAMPLES / f"{short(name.replace('/', '-'))}-{step:06d}.png"
 
 
 def short(name):

@@ -25,10 +25,15 @@ _FLIP, _BRIGHTNESS, _SATURATION, _CONTRAST, _GEOMETRY_Y, _GEOMETRY_X, _CUTOUT_Y,
 
 def augmentations(text):
     """An argparse type: names of `AUGMENTATIONS` joined by _, or none."""
-    if unknown := _named(text).difference(AUGMENTATIONS):
-        raise argparse.ArgumentTypeError(f"unknown augmentation '{min(unknown)}': join some of {', '.join(AUGMENTATIONS)} "
-                                         "by _, or give none")
+    if complaint := _complaint(text):
+        raise argparse.ArgumentTypeError(complaint)
     return text
+
+
+def _complaint(strategy):
+    """What is wrong with the names of a strategy, or None."""
+    if unknown := _named(strategy).difference(AUGMENTATIONS):
+        return f"unknown augmentation '{min(unknown)}': join some of {', '.join(AUGMENTATIONS)} by _, or give none"
 
 
 def _named(strategy):
@@ -57,12 +62,9 @@ class Augment:
     """
 
     def __init__(self, strategy, spec, single=False):
+        if complaint := _complaint(strategy):
+            raise UserError(complaint)
         names = _named(strategy)
-        if unknown := names.difference(AUGMENTATIONS):
-            raise UserError(
-                f"--aug-type {strategy}: unknown augmentation '{min(unknown)}': join some of {', '.join(AUGMENTATIONS)} by _, "
-                "or give none"
-            )
         self.names = frozenset(names if spec.flip else names - {"flip"})
         self.exclusive = tuple(name for name in (AUGMENTATIONS if single else _GEOMETRIC) if name in self.names)
 

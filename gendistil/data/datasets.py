@@ -97,10 +97,12 @@ class DataRow:
     """What is true of a data set and not measured on its images; see `Spec` for flip and published_std.
 
     `load(data_dir, image_size)` returns (class names, train, test); a split is uint8 images [N, C, H, W] and int64 labels [N].
+    `size` is the side of its images as they are, in pixels, where that is known.
     """
 
     load: Callable
     flip: bool
+    size: int | None = None
     published_std: tuple[float, ...] | None = None
 
 
@@ -164,14 +166,14 @@ def _load_tinyimagenet(data_dir, image_size):
 
 
 DATASETS = {
-    "digits": DataRow(_load_digits, flip=False),
-    "mnist": DataRow(partial(_load_torchvision, "MNIST", classes=_DIGITS), flip=False),
-    "fashion": DataRow(partial(_load_torchvision, "FashionMNIST"), flip=True),
-    "svhn": DataRow(partial(_load_torchvision, "SVHN", classes=_DIGITS), flip=False),
+    "digits": DataRow(_load_digits, flip=False, size=8),
+    "mnist": DataRow(partial(_load_torchvision, "MNIST", classes=_DIGITS), flip=False, size=28),
+    "fashion": DataRow(partial(_load_torchvision, "FashionMNIST"), flip=True, size=28),
+    "svhn": DataRow(partial(_load_torchvision, "SVHN", classes=_DIGITS), flip=False, size=32),
     # The std widely copied for CIFAR-10 is the mean of the stds of single images.
-    "cifar10": DataRow(partial(_load_torchvision, "CIFAR10"), flip=True, published_std=(0.2023, 0.1994, 0.2010)),
-    "cifar100": DataRow(partial(_load_torchvision, "CIFAR100"), flip=True),
-    "tinyimagenet": DataRow(_load_tinyimagenet, flip=True, published_std=(0.229, 0.224, 0.225)),  # ImageNet's
+    "cifar10": DataRow(partial(_load_torchvision, "CIFAR10"), flip=True, size=32, published_std=(0.2023, 0.1994, 0.2010)),
+    "cifar100": DataRow(partial(_load_torchvision, "CIFAR100"), flip=True, size=32),
+    "tinyimagenet": DataRow(_load_tinyimagenet, flip=True, size=64, published_std=(0.229, 0.224, 0.225)),  # ImageNet's
 }
 """Every data set by the name that --data knows, besides folders."""
 
@@ -187,9 +189,9 @@ def load_dataset(name="digits", data_dir=None, image_size=None, held_out=0.1, cl
     """The data set called `name` (one of `DATASETS`, or a folder in ImageFolder layout), decoded, split and on `device`.
 
     Args: data_dir, where downloads and caches go (default: `default_data_dir()`); image_size, the side in pixels (default: the
-    data set's own, 32 for a folder); held_out, the fraction of each class's training images that are held out, at least one
-    image and at most all but one. The split depends on the labels alone: runs with other seeds select by the same images;
-    classes, the labels of those that are wanted, in their new order, see `Dataset.of` (default: all); whiten, "zca" for
+    data set's own, of a folder see `load_folder`); held_out, the fraction of each class's training images that are held out, at
+    least one image and at most all but one. The split depends on the labels alone: runs with other seeds select by the same
+    images; classes, the labels of those that are wanted, in their new order, see `Dataset.of` (default: all); whiten, "zca" for
     networks that see whitened images, see `Whitened`.
     Returns a `Dataset`. Raises UserError for whatever is missing, damaged or unusable.
     """

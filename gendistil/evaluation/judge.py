@@ -17,7 +17,8 @@ _GROUP = "length and reports"
 class Judging:
     """How often, and by what student, a run is scored while it learns."""
 
-    eval_interval: int = option("steps between held-out scores", 250, type=COUNT, group=_GROUP)
+    eval_interval: int = option("steps between held-out scores, and of stage 2 between checkpoints", 250, type=COUNT,
+                                group=_GROUP)
     eval_model: str | None = option("student that is scored, named, and by default, as of validate.py --eval-model", None,
                                     type=one_classifier, metavar="NAME", group=_GROUP)
     eval_ipc: int | None = option("fresh images of each class in an epoch of that student (default: 10, or all stored pixels)",

@@ -8,15 +8,15 @@ from pathlib import Path
 
 from gendistil.common.cli import say
 from gendistil.common.errors import UserError
-from gendistil.common.flags import fields, given, override
+from gendistil.common.flags import fields, from_flags, given, override
 from gendistil.common.hub import is_hub
 from gendistil.common.inherit import check_classes, check_held_out, check_options
 from gendistil.common.run import CONFIG, check_outside, made_by, read_json
-from gendistil.data import DATASETS, Augment
+from gendistil.data import DATASETS
 from gendistil.evaluation.published import VARIANTS
 from gendistil.evaluation.rows import LEARNED, PLAIN, REPORT, SCORED, read_report, row_key, unique
 from gendistil.evaluation.students import PROTOCOLS, Result, protocol_for, replayed, steps_per_epoch
-from gendistil.evaluation.teachers import Labels, fits, named_teacher, open_pool
+from gendistil.evaluation.teachers import Labels, Teachers, fits, named_teacher, open_pool
 from gendistil.sources import RealImages, Refined, Refinement, check_fits, load_source, refine, weights_digest
 from pools import check_classifiers, usual_classifier
 
@@ -91,14 +91,30 @@ def named_paths(args):
     return paths
 
 
+def _open_outside(args, dataset, folder):
+    """As `open_pool`; UserError also for a folder that --overwrite would empty before it answers."""
+    check_outside(args, "--teacher", Path(folder))
+    return open_pool(folder, dataset)
+
+
+def make_teachers(args, paths, sources, dataset, engine):
+    """The `Teachers` of --labels, by the runs at `paths`, or None where all labels are hard. Raises UserError as they do."""
+    if args.labels == ("hard",):
+        return None
+    protocol = override(protocol_for(args.protocol, dataset.spec.name), args)
+    teachers = Teachers(from_flags(Labels, args), paths, sources, dataset, engine=engine, protocol=protocol, seed=args.seed)
+    if teachers.pool:
+        check_outside(args, "--teacher", teachers.pool.dir)
+    return teachers
+
+
 def check_students(args, spec):
     """The protocols of the students that validate.py trains, by their kinds, --eval-model, which this fills in.
 
-    Raises UserError for kinds and augmentations that do not suit the images of `spec`.
+    Raises UserError for kinds that do not suit the images of `spec`.
     """
     args.eval_model = args.eval_model or [usual_classifier(spec.size)]
     protocols = {kind: override(protocol_for(args.protocol, spec.name, kind), args) for kind in args.eval_model}
-    Augment(protocols[args.eval_model[0]].aug_type, spec)
     check_classifiers(args.eval_model, spec, "--eval-model")
     return protocols
 
@@ -106,8 +122,8 @@ def check_students(args, spec):
 def load_sources(args, paths, dataset, real):
     """The sources of the report and the paths of the distilled ones, by their names; that of a refined one says how.
 
-    Fills in `args.compare` where no flag does. Args: paths, by the names that they were given; real, the `Split` of --compare.
-    Raises UserError for a source that does not fit the data set or its flags.
+    Fills in `args.compare` where no flag does. Args: paths, by the names that they were given; real, which gives the `Split` of
+    --compare. Raises UserError for a source that does not fit the data set or its flags.
     """
     for flag in given(Refinement, args) if not paths else ():
         raise UserError(f"--{flag.replace('_', '-')} is for generators, not for real images: give --pretrain-weight")
@@ -129,7 +145,7 @@ def load_sources(args, paths, dataset, real):
             source.rows = None
         if not args.own or args.lr is not None:
             source.step_size = None
-        source = refine(source, path, args, functools.partial(open_pool, dataset=dataset), device)
+        source = refine(source, path, args, functools.partial(_open_outside, args, dataset), device)
         name += f", {source.refinement.words}" if isinstance(source, Refined) else ""
         sources[name], named[name] = source, path
         if args.ranking and (source.soft or source.step_size is not None):
@@ -152,7 +168,7 @@ def load_sources(args, paths, dataset, real):
             beside = False
         args.compare = ["random"] if beside else []
     if "random" in args.compare:
-        sources[REAL] = images = RealImages(real, dataset.spec.num_classes)
+        sources[REAL] = images = RealImages(real(), dataset.spec.num_classes)
         if not paths and "whole" not in args.compare and args.ipc[0] > images.max_ipc:
             raise UserError(f"--ipc {args.ipc[0]}: the smallest class has {images.max_ipc} images: lower it")
     for name, source in sources.items():
@@ -173,9 +189,10 @@ def compared(args):
 
 
 def data_words(args, spec):
-    """What a report calls the data set that `spec` describes, with the size that --image-size gave a data set of a size of its
-    own, and the classes that --classes gave it."""
-    size = f", {spec.size} pixels" if args.image_size and spec.name in {*DATASETS, *VARIANTS} else ""
+    """What a report calls the data set that `spec` describes, with the size that --image-size gave a data set of another, and
+    the classes that --classes gave it."""
+    row = DATASETS.get(VARIANTS.get(spec.name, spec.name))
+    size = f", {spec.size} pixels" if args.image_size and row and spec.size != row.size else ""
     return spec.title + size + (f", classes {' '.join(map(str, args.classes))}" if args.classes else "")
 
 
@@ -200,7 +217,8 @@ def full_protocol(args, protocol, spec, real, plan, sources, earlier=None):
     shown = max((sources[row["source"]].decoded(row["ipc"]) for row in plan if row["ipc"]), default=args.ipc[-1])
     steps = max(protocol.epochs * steps_per_epoch(spec.num_classes * shown, protocol), protocol.min_steps)
     once = steps_per_epoch(len(real), replace(protocol, random_labels=False))
-    return replace(protocol, epochs=earlier["epochs"] if earlier else args.full_epochs or math.ceil(steps / once), min_steps=0)
+    epochs = earlier["epochs"] if earlier else args.full_epochs or math.ceil(steps / once)
+    return replace(protocol, random_labels=False, epochs=epochs, min_steps=0)
 
 
 def count_pixels(args, plan, protocols, spec):

@@ -16,6 +16,7 @@ from gendistil.common.errors import UserError
 from gendistil.common.flags import option
 from gendistil.common.rng import stream
 from gendistil.data import Augment, to_uint8
+from gendistil.data.augment import augmentations
 from gendistil.sources import CHOICES, check_fits, draw_set
 from pools import SCHEDULES, SideBySide, accuracy, base_name, build_classifier, epoch_batches, train_classifier
 from pools.training import count_batches, prepare_batch
@@ -42,7 +43,8 @@ class Protocol:
                            "thirds and again after five sixths", "cosine", choices=SCHEDULES, group=GROUP)
     momentum: float = option("momentum of SGD", 0.9, type=number(float, 0, 0.9999), group=GROUP)
     weight_decay: float = option("weight decay of SGD", 5e-4, type=WEIGHT, group=GROUP)
-    aug_type: str = option("augmentation of every image of a batch, joined by _, or none", "color_crop_cutout", group=GROUP)
+    aug_type: str = option("augmentation of every image of a batch, joined by _, or none", "color_crop_cutout",
+                           type=augmentations, group=GROUP)
     aug_single: bool = option("only one of the named augmentations at a time, drawn for every batch", False, group=GROUP)
     cutmix: float = option("probability that a batch's images are mixed in pairs (CutMix)", 0.0, type=FRACTION, group=GROUP)
     looks: int = 1               # how often the student is scored, evenly spaced; the best counts, so only 1 is honest

@@ -107,7 +107,7 @@ class Teachers:
         self.labels, self.dataset, self.engine = labels, dataset, engine
         self.protocol, self.seed = replace(protocol, epochs=min(protocol.epochs, _TRIAL_EPOCHS)), seed
         self._chosen, self._teachers, self._scores = {}, {}, {}
-        self.sources = list(sources)
+        self.sources, self.pool = list(sources), None
         if "teacher" not in labels.labels and all(map(self._keeps_rows, self.sources)):
             return
         path = labels.teacher or named_teacher(runs)

@@ -18,7 +18,7 @@ from gendistil.matching import initial
 from gendistil.matching.drawing import DrawingLearner, modes_of
 from gendistil.matching.learners import GeneratorLearner, LatentLearner, PixelLearner
 from gendistil.matching.matcher import Matcher
-from gendistil.matching.methods import DRAWN, GENERATOR, LATENTS, PIXELS, STORED, Method
+from gendistil.matching.methods import DRAWN, GENERATOR, LATENTS, METHODS, PIXELS, STORED, Method
 from gendistil.matching.objectives import OBJECTIVES
 from gendistil.matching.trained import TrainingMatcher
 from gendistil.sources import LATENTS as LATENTS_FOLDER
@@ -67,6 +67,28 @@ def train_alike(args):
         args.weight = Path(config["weight"])
 
 
+def check_given(args):
+    """Raise UserError where --resume is to go on with the first of two runs, which does not keep the flags of the second."""
+    firsts = {f"{args.tag}-{row.first}" for row in METHODS.values() if row.first and METHODS[args.method].first is None}
+    begun = [tag for tag in firsts if (args.output_dir / tag / CONFIG).exists()]
+    if args.resume and begun and not (args.output_dir / args.tag / CONFIG).exists():
+        raise UserError(f"--resume: {args.tag} was stopped in {begun[0]}: repeat the flags that it was started with")
+
+
+def check_runs(args, runs):
+    """Raise UserError where `runs`, methods and tags, cannot go on with what is there, or would replace a run of another kind.
+
+    One method is checked by the run itself.
+    """
+    folders = {args.output_dir / tag: name for name, tag in runs}
+    for folder, name in folders.items() if len(runs) > 1 else ():
+        if (folder / CONFIG).exists() and made_by(folder).get("method") != name and (args.resume or folder.name != args.tag):
+            raise UserError(f"{folder} is another run than the --method {name} that would stand there: choose another --tag")
+    if args.resume and len(runs) > 1 and not any((folder / CHECKPOINT).exists() for folder in folders):
+        raise UserError(f"--resume: {' and '.join(map(str, folders))} hold no checkpoint: check --tag and --output-dir, or "
+                        "start again with --overwrite")
+
+
 def check_paths(args):
     """Raise UserError for a path to start from that the run would overwrite, or whose images held-out ones cannot judge."""
     for flag, path in (("--weight", args.weight), ("--control-of", args.control_of), ("--teacher", args.teacher)):
@@ -95,9 +117,12 @@ def read_weight(args):
     return state, file
 
 
-def kin_of(weight):
-    """The name that the generator of --weight shares with all that stage 2 makes of it: they draw the same noise for a seed."""
-    return made_by(weight).get("kin") or weights_digest(weight)
+def kin_of(weight, earlier=None):
+    """The name that the generator of --weight shares with all that stage 2 makes of it: they draw the same noise for a seed.
+
+    That of `earlier`, the folder of a run which goes on, stays: another generator may lie at --weight by now.
+    """
+    return made_by(earlier).get("kin") or made_by(weight).get("kin") or weights_digest(weight)
 
 
 def steps_taken(state):

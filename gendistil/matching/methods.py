@@ -3,7 +3,7 @@
 from dataclasses import asdict, dataclass, replace
 
 from gendistil.common.cli import COUNT, FRACTION, NATURAL, POSITIVE, WEIGHT, number
-from gendistil.common.flags import Joined, option
+from gendistil.common.flags import Flattened, option
 from gendistil.data.augment import augmentations
 from gendistil.matching import initial
 from gendistil.matching.learners import SPACES
@@ -64,7 +64,7 @@ class Method:
                                 "(DREAM+)", 0.0, type=WEIGHT, group=_METHOD)
     match_aug: bool = option("compare through siamese augmentation: the same for real and synthetic images", True,
                              group=_METHOD)
-    aug_type: str = option("augmentations, joined by _, or none", "color_crop_cutout", group=_METHOD)
+    aug_type: str = option("augmentations, joined by _, or none", "color_crop_cutout", type=augmentations, group=_METHOD)
     aug_single: bool = option("apply one of them at a time (DSA, DM), else all but two of crop, scale and rotate, there "
                               "and where experts and online networks are trained", False,
                               group=_METHOD)
@@ -156,7 +156,7 @@ class Method:
                                     group="images that a flow draws", learns=(DRAWN,))
 
     pool: tuple = option("classifiers in the pool, named as for validate.py --eval-model (default: the method's)", ("convnet",),
-                         nargs="+", type=some_classifiers, action=Joined, metavar="NAME", group="pool", first=True)
+                         nargs="+", type=some_classifiers, action=Flattened, metavar="NAME", group="pool", first=True)
     pool_training: str = option("pretrained: on the real images, and kept; expert: the same by plain SGD, and kept after every "
                                 "epoch; random: never; synthetic, real: between the steps, on what is learned or on real "
                                 "images", "random", choices=POOL_TRAININGS, group="pool")

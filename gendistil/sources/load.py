@@ -73,7 +73,10 @@ def weights_digest(path):
     place, found = local_copy(path), hashlib.blake2b(digest_size=16)
     folder = place if (place / INDEX).exists() else _model_folder(place) or place
     weights = (file for kind in ("*.safetensors", "*.bin") for file in folder.rglob(kind) if file.name != ROWS)
-    for file in [place] if place.is_file() else sorted(weights):
+    files = [place] if place.is_file() else sorted(weights)
+    if not files:
+        raise UserError(f"{path} holds no weights: name the folder of a run, of a saved model or a checkpoint")
+    for file in files:
         with open(file, "rb") as opened:
             while part := opened.read(2**24):
                 found.update(part)
