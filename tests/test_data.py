@@ -11,6 +11,7 @@ from PIL import Image
 
 from gendistil.common.errors import UserError
 from gendistil.data import DATASETS, Spec, load_dataset, standardise, to_signed, to_uint8
+from gendistil.data.datasets import default_data_dir
 from gendistil.data.images import moments, resize
 
 LEVELS = torch.arange(256, dtype=torch.uint8)
@@ -229,3 +230,11 @@ def test_real_mnist_loads_offline():
     assert data.spec.mean == pytest.approx((0.1307,), abs=1e-4)  # as published everywhere
     assert data.spec.std == pytest.approx((0.3081,), abs=1e-4)
     assert data.test.labels[:5].tolist() == [7, 2, 1, 0, 4]
+
+
+def test_data_lies_where_the_environment_says_or_in_the_cache(monkeypatch, tmp_path):
+    monkeypatch.setenv("DATA_DIR", str(tmp_path / "data"))
+    assert default_data_dir() == tmp_path / "data"
+    monkeypatch.delenv("DATA_DIR")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    assert default_data_dir() == tmp_path / "cache" / "dataset-distillation"

@@ -1,5 +1,6 @@
 """What the documents show is what works: every command, every example."""
 
+import ast
 import re
 import runpy
 import shlex
@@ -256,3 +257,33 @@ def test_the_package_is_installed_with_its_commands(tmp_path):
     code = "from gendistil import DistilledDataset, load_dataset; print(len(load_dataset().train))"
     done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=True)
     assert int(done.stdout) > 1000
+
+
+ROOMS = ("gendistil.evaluation", "gendistil.matching", "gendistil.sources", "generators", "pools", "gendistil.data",
+         "gendistil.common")
+
+
+def room_of(module):
+    """The place of a module's room in the list of docs/design.md, None for modules of others."""
+    return next((place for place, room in enumerate(ROOMS) if f"{module}.".startswith(f"{room}.")), None)
+
+
+def test_imports_point_down_the_list_of_rooms():
+    design = (ROOT / "docs" / "design.md").read_text(encoding="utf-8")
+    assert tuple(re.findall(r"^\| `([\w/]+?)/?` \|", sections(design)["Rooms"], re.M)) == tuple(
+        room.replace(".", "/") for room in ROOMS)
+    apart = {ROOMS.index("generators"), ROOMS.index("pools")}
+    for path in (path for room in ROOMS for path in (ROOT / room.replace(".", "/")).glob("*.py")):
+        own = room_of(".".join(path.relative_to(ROOT).with_suffix("").parts))
+        tree = ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        named = [node.module if isinstance(node, ast.ImportFrom) else alias.name for node in tree
+                 if isinstance(node, (ast.Import, ast.ImportFrom)) for alias in node.names]
+        assert not {*SCRIPTS, "benchmarks"} & {name.partition(".")[0] for name in named}, path
+        for place in filter(None, map(room_of, named)):
+            assert place >= own, path
+            assert {place, own} != apart, path
+
+
+def test_a_script_has_200_lines_at_most():
+    lengths = {name: len((ROOT / f"{name}.py").read_text(encoding="utf-8").splitlines()) for name in SCRIPTS}
+    assert max(lengths.values()) <= 200, lengths

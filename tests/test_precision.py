@@ -2,6 +2,7 @@
 
 import functools
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -11,7 +12,7 @@ import gen_condense
 import pool_match
 import pools.pool
 from gendistil.common.clustering import kmeans
-from gendistil.common.device import make_accelerator
+from gendistil.common.device import make_accelerator, native_bf16
 from gendistil.common.engine import EAGER, Engine
 from gendistil.common.rng import stream
 from gendistil.common.run import load_checkpoint
@@ -216,3 +217,16 @@ def test_small_gradients_are_not_lost_in_float16(digits):
         for one, other in zip(exact, half):
             if one.dim() > 2:  # of a convolution; its bias has none before an instance norm
                 assert (one - other).norm() < 0.05 * one.norm()
+
+
+@pytest.mark.parametrize(("flags", "native"), [("fma avx512_bf16 amx", True), ("fma amx_bf16", True), ("fma avx512f", False)])
+def test_bf16_is_native_where_the_processor_multiplies_it(monkeypatch, flags, native):
+    monkeypatch.setattr(Path, "read_text", lambda path: f"flags : {flags}\n")
+    monkeypatch.setattr(Path, "exists", lambda path: True)
+    assert native_bf16(torch.device("cpu")) == native
+
+
+@pytest.mark.parametrize(("capability", "native"), [((7, 5), False), ((8, 0), True), ((9, 0), True)])
+def test_bf16_is_native_where_the_gpu_multiplies_it(monkeypatch, capability, native):
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
+    assert native_bf16(torch.device("cuda")) == native

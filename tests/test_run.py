@@ -16,6 +16,7 @@ from safetensors.torch import load_file
 
 import gen_condense
 from gendistil.common import loop as loops
+from gendistil.common import run as runs
 from gendistil.common.cli import run_script
 from gendistil.common.errors import UserError
 from gendistil.common.inherit import check_options
@@ -258,6 +259,21 @@ def test_what_is_no_run_is_not_replaced(tmp_path):
     assert (tmp_path / "run" / "train").is_dir()
     (tmp_path / "half" / SAMPLES).mkdir(parents=True)  # a run that was killed before its config.json
     Run(options(tmp_path, tag="half"), Accelerator(cpu=True)).close()
+
+
+def test_a_run_that_is_killed_while_it_replaces_another_can_be_replaced(tmp_path, monkeypatch):
+    Run(options(tmp_path), Accelerator(cpu=True)).close()
+    (tmp_path / "run" / "report.json").write_text("{}")
+
+    def killed(path, content):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(runs, "write_json", killed)
+        with pytest.raises(KeyboardInterrupt):
+            Run(options(tmp_path, overwrite=True), Accelerator(cpu=True))
+    Run(options(tmp_path, overwrite=True), Accelerator(cpu=True)).close()
+    assert not (tmp_path / "run" / "report.json").exists()
 
 
 def test_resuming_removes_what_a_kill_left_half_written(tmp_path):

@@ -141,6 +141,13 @@ def check_folder(options):
     return folder
 
 
+def _empty(folder):
+    """Remove what an earlier run has left, but for its config.json, by which it stays a run if this one is killed now."""
+    for path in (*folder.iterdir(), *(folder / SAMPLES).iterdir()):
+        if path.name not in (CONFIG, SAMPLES):
+            shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
+
+
 class Run:
     """`<output-dir>/<tag>/`: config.json, metrics.jsonl, TensorBoard events, samples/*.png, checkpoint.pt and the model.
 
@@ -158,9 +165,9 @@ class Run:
         accelerator.wait_for_everyone()  # every process has looked before the first one writes
         if self.is_main:
             try:
-                if (self.dir / CONFIG).exists() and not resumed:
-                    shutil.rmtree(self.dir)
                 (self.dir / SAMPLES).mkdir(parents=True, exist_ok=True)
+                if not resumed:
+                    _empty(self.dir)
             except OSError as error:
                 raise UserError(f"--output-dir: {self.dir} cannot be written ({error.strerror or error}): choose another")
             if resumed:
