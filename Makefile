@@ -171,9 +171,10 @@ curves: $(BIN)/.installed
 	    --curve "gradients on warm networks" $(call RUNS,warm) --curve "both on warm networks" $(call RUNS,plus) \
 	    --output $(OUT)/dreamplus-curve.json
 
-# Memories of digits in class-incremental learning, and methods that train networks on the images of MNIST that they learn, as
-# docs/results.md reports them: about an hour each on a thread. Run again, they go on.
+# Memories of digits and of Fashion-MNIST in class-incremental learning, and methods that train networks on the images of MNIST that
+# they learn, as docs/results.md reports them: about an hour each on a thread, Fashion-MNIST two and a half. Run again, they go on.
 continual unrolled: GO = --output-dir $@-results --tag $1 $$(test -e $@-results/$1/$2 && echo --resume || echo --overwrite)
+continual: SMALL = --match-batch 64 --eval-interval 1000 --eval-epochs 1 --pool convnet:width=64
 continual: $(BIN)/.installed
 	$(RUN) continual.py $(call GO,all,report.json) --data digits --steps 5 --orders 5 --ipc 10 --replay-ipc 50 --num-eval 1 \
 	    --labels hard previous --epochs 100 --memory random="pool_match.py --method random" \
@@ -182,6 +183,13 @@ continual: $(BIN)/.installed
 	    dm="pool_match.py --method dm --match-batch 64 --steps 300 --eval-interval 1000 --eval-epochs 1" \
 	    idc="pool_match.py --method idc --factor 1 --match-batch 64 --pool-images 64 --outer 50 --steps 100 --eval-interval 1000 \
 	    --eval-epochs 1" replay="gen_condense.py --width 32 --steps 600"
+	$(RUN) continual.py $(call GO,fashion,report.json) --data fashion --steps 5 --orders 5 --ipc 10 --replay-ipc 50 --num-eval 1 \
+	    --eval-model convnet:width=64 --epochs 75 --min-steps 150 --memory random="pool_match.py --method random" \
+	    herding="pool_match.py --method herding --pool convnet:width=64 --pool-members 1 --pool-epochs 1 --pool-snapshots 1" \
+	    dsa="pool_match.py --method dsa --pool-batch 64 --inner 10 --steps 50 $(SMALL)" \
+	    dm="pool_match.py --method dm --steps 300 $(SMALL)" \
+	    idc="pool_match.py --method idc --factor 1 --pool-images 64 --outer 50 --steps 60 --lr 0.01 $(SMALL)" \
+	    replay="gen_condense.py --width 32 --batch-size 32 --ema 0.99 --steps 800"
 unrolled: JUDGED = --data mnist --ipc 1 --eval-epochs 200
 unrolled: STUDENTS = --data mnist --ipc 1 --sampling fixed --num-eval 5
 unrolled: $(BIN)/.installed
@@ -300,7 +308,8 @@ searches: $(BIN)/.installed
 	$(OBJECTIVES) --pool $(POOL) --weight $(OUT)/gan --seconds 800 --compile on --eval-epochs 75 --scores 10:fixed:8 50:fresh:3 \
 	    --variants control calibrated-1 default calibrated-3-kept calibration calibrated-10 --output search-results/stage2.json
 	$(BIN)/python benchmarks/recipes.py --data $(DATA) --image-size 16 --seconds 420 --compile on --eval-epochs 50 \
-	    --variants default width-192 cosine-decay relativistic batch-128 --scores 50:fixed:4 10:fresh:3 --output search-results/recipes.json
+	    --variants default width-192 cosine-decay relativistic batch-128 flips r1-0.1 --scores 50:fixed:4 10:fresh:3 \
+	    --output search-results/recipes.json
 	$(JUDGE) $(GAN) $(call GO,kept-all)
 	$(JUDGE) $(GAN) --teacher $(MATCHED) --keep-above 0.5 $(call GO,kept-half)
 	for row in "color_crop_cutout 2 0.05" "color_crop_cutout 4 0.05" "color_crop_cutout 8 0.05" "crop_flip 4 0.05" "crop_flip 4 0.1" \

@@ -93,7 +93,7 @@ def main():
     check_folder(vars(args))
     commands = {memory.name: memory.text for memory in args.memory}
     rows, known = resumed(args, commands, _MAY_CHANGE)
-    if all(stored.values()) and (args.replay_ipc or args.sampling != "fresh"):
+    if not args.resume and all(stored.values()) and (args.replay_ipc or args.sampling != "fresh"):
         raise UserError("--replay-ipc and --sampling are of what a generator replays, and no --memory is one: leave them out")
     engine = Engine(accelerator)
     replayed = args.replay_ipc or args.ipc
