@@ -103,7 +103,7 @@ def main():
               students=dataclasses.asdict(protocol), sources=known)
     facts = {"data": data_words(args, spec), "model": args.eval_model, "protocol": args.protocol, "scored_on": args.scored_on,
              "task": f"{args.steps} steps of new classes, scored on all seen so far; mean and interval over their orders",
-             "device": device_name(device), "torch": torch.__version__}
+             "kin": "orders of the classes", "device": device_name(device), "torch": torch.__version__}
 
     def row_of(memory, kind, seen):
         """What tells the row of a step from others."""

@@ -44,8 +44,8 @@ Mean ± standard deviation over students with different seeds (± half the width
 IPC: images per class. Sampling fixed: one set per student; representative: one chosen among 20 or more times as many,
 where there are so many; fresh: a new set every epoch; all: every training image. A heading names the protocol by which
 students were trained where it is not the default of `validate.py`; what flags changed of it, the command or the text says.
-Differences of sources that give a seed images that are alike, as a generator and its control, are of pairs of students of one
-seed; the intervals of others are by Welch's t.
+Students of one seed are compared in pairs where their images are alike, as a generator's and its control's are, and memories
+in pairs of one order of the classes; the intervals of other differences are by Welch's t.
 """
 """What the words and numbers of a table mean, as markdown: once for all tables of a document."""
 

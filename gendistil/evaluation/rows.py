@@ -13,7 +13,8 @@ from gendistil.common.errors import UserError
 KEYS = ("source", "data", "sampling", "ipc", "model", "mean", "std", "ci95", "n", "seconds")
 """What every row has at least. Accuracies are in per cent, seconds those of all n students together. Rows may also say how many
 bytes their source keeps, its `diversity`, the classifiers that it was `learned_with`, a name of its `weights`, and its `kin`: a
-name that sources share which give a seed images that are alike, as a generator, what stage 2 made of it, and its control."""
+name that sources share which give a seed images that are alike, as a generator, what stage 2 made of it, and its control; or
+memories, whose classes come in the same orders."""
 
 _VALUES = {"ipc": int | None, "mean": int | float, "std": int | float | None, "ci95": int | float | None, "n": int,
            "seconds": int | float}

@@ -82,7 +82,8 @@ def check_runs(args, runs):
     """
     folders = {args.output_dir / tag: name for name, tag in runs}
     for folder, name in folders.items() if len(runs) > 1 else ():
-        if (folder / CONFIG).exists() and made_by(folder).get("method") != name and (args.resume or folder.name != args.tag):
+        made = made_by(folder)
+        if made and made.get("method") != name and (args.resume or folder.name != args.tag):
             raise UserError(f"{folder} is another run than the --method {name} that would stand there: choose another --tag")
     if args.resume and len(runs) > 1 and not any((folder / CHECKPOINT).exists() for folder in folders):
         raise UserError(f"--resume: {' and '.join(map(str, folders))} hold no checkpoint: check --tag and --output-dir, or "
