@@ -1,6 +1,6 @@
 """Images that stay in the host's memory because a device has no room for them: what is learned from them is the same."""
 
-import hashlib
+from pathlib import Path
 
 import pytest
 import torch
@@ -29,16 +29,31 @@ COMMANDS = {
 }
 
 
-@pytest.fixture(scope="module", params=["device", "host"])
-def place(request, tmp_path_factory):
-    """Where the images lie, and a folder for that."""
-    with pytest.MonkeyPatch.context() as patch:
-        if request.param == "host":
-            patch.setattr(datasets, "free_bytes", lambda device: 0)
-        yield request.param, tmp_path_factory.mktemp(request.param)
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory):
+    """A folder for runs on images that lie on the device, and one for images that lie in the host's memory."""
+    return {where: tmp_path_factory.mktemp(where) for where in ("device", "host")}
 
 
-DIGESTS = {}
+@pytest.fixture
+def everywhere(command, folders, monkeypatch):
+    """Run a command in both folders, on images that lie there, and then `found()`: `everywhere(found, script, *words)` gives
+    what that has found in each."""
+
+    def run(found, script, *words):
+        results = []
+        for where, folder in folders.items():
+            with monkeypatch.context() as patch:
+                if where == "host":
+                    patch.setattr(datasets, "free_bytes", lambda device: 0)
+                patch.chdir(folder)
+                if not Path("results/gan").exists():
+                    command(gen_condense, *GAN)
+                command(script, *words)
+                results.append(found())
+        return results
+
+    return run
 
 
 def test_a_data_set_is_too_large_by_what_is_free(monkeypatch):
@@ -63,26 +78,19 @@ def test_what_is_taken_is_what_a_tensor_gives():
 
 
 @pytest.mark.parametrize("name", COMMANDS)
-def test_what_is_learned_is_the_same(command, place, monkeypatch, name):
-    where, folder = place
-    monkeypatch.chdir(folder)
-    if not (folder / "results" / "gan").exists():
-        command(gen_condense, *GAN)
+def test_what_is_learned_is_the_same(everywhere, name):
+    def models():
+        return {str(file): file.read_bytes() for file in Path("results", name).glob("*/*.safetensors")}
+
     script, *words = COMMANDS[name]
-    command(script, "--tag", name, *words)
-    files = sorted((folder / "results" / name).glob("*/*.safetensors"))
-    assert files
-    DIGESTS[where, name] = [hashlib.sha256(file.read_bytes()).hexdigest() for file in files]
-    if where == "host":
-        assert DIGESTS["host", name] == DIGESTS["device", name]
+    device, host = everywhere(models, script, "--tag", name, *words)
+    assert device
+    assert device == host
 
 
-def test_students_are_the_same(command, place, monkeypatch):
-    where, folder = place
-    monkeypatch.chdir(folder)
-    command(validate, "--compare", "--ipc", 2, "--sampling", "fixed", "fresh", "--num-eval", 1, "--epochs", 1, "--min-steps", 2,
-            "--full-epochs", 1, "--eval-model", "convnet:width=8", "--keep-students")
-    DIGESTS[where, "test"] = [row["accuracies"] for row in read_report("results/test/report.json")]
-    if where == "host":
-        assert len(DIGESTS["host", "test"]) == 3
-        assert DIGESTS["host", "test"] == DIGESTS["device", "test"]
+def test_students_are_the_same(everywhere):
+    words = ("--compare", "--ipc", 2, "--sampling", "fixed", "fresh", "--num-eval", 1, "--epochs", 1, "--min-steps", 2,
+             "--full-epochs", 1, "--eval-model", "convnet:width=8", "--keep-students")
+    device, host = everywhere(lambda: [row["accuracies"] for row in read_report("results/test/report.json")], validate, *words)
+    assert len(device) == 3
+    assert device == host

@@ -19,6 +19,7 @@ from PIL import Image
 from safetensors.torch import load_file
 from torchvision.datasets import ImageFolder
 
+import continual
 import gen_condense
 import pool_match
 import sample
@@ -361,7 +362,7 @@ def test_mnist_starts_with_one_flag(command, tmp_path):
     assert (source.num_classes, source.channels, source.size) == (spec.num_classes, spec.channels, spec.size) == (10, 1, 28)
 
 
-@pytest.mark.parametrize("script", [gen_condense, pool_match, validate, sample])
+@pytest.mark.parametrize("script", [gen_condense, pool_match, validate, continual, sample])
 def test_help_names_every_flag_with_a_text(script, capsys, monkeypatch):
     seen = []
     add = argparse.ArgumentParser.parse_args
