@@ -168,7 +168,7 @@ def test_resuming_is_exact_step_by_step(command, results, tmp_path, monkeypatch)
     rows, whole = (read_report(folder / "cl" / "report.json") for folder in (tmp_path, results))
     key = lambda row: (row["source"], row["labels"], row["classes"])
     assert {key(row): row["students"] for row in rows} == {key(row): row["students"] for row in whole}
-    command(continual, "--output-dir", tmp_path, "--memory", DM, "--resume")  # the generators' rows stay
+    command(continual, "--output-dir", tmp_path, "--tag", "cl", "--memory", DM, "--resume")  # the generators' rows stay
     assert [key(row) for row in read_report(tmp_path / "cl" / "report.json")] == [key(row) for row in rows]
 
 
