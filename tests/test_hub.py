@@ -34,7 +34,7 @@ def no_other_host(monkeypatch):
 
     def guarded(host, *rest, **options):
         if host != "127.0.0.1":
-            of_the_client = any("_detect_agent" in frame.filename for frame in traceback.extract_stack())  # asked once, by itself
+            of_the_client = any("_detect_agent" in frame.filename for frame in traceback.extract_stack())  # asks itself
             others.extend([] if of_the_client else [host])
             raise OSError(f"{host} is another host")
         return resolve(host, *rest, **options)
