@@ -172,7 +172,7 @@ curves: $(BIN)/.installed
 	    --output $(OUT)/dreamplus-curve.json
 
 # Memories of digits and of Fashion-MNIST in class-incremental learning, and methods that train networks on the images of MNIST that
-# they learn, as docs/results.md reports them: about an hour each on a thread, Fashion-MNIST two and a half. Run again, they go on.
+# they learn, as docs/results.md reports them: about an hour each on a thread, Fashion-MNIST three and a half. Run again, they go on.
 continual unrolled: GO = --output-dir $@-results --tag $1 $$(test -e $@-results/$1/$2 && echo --resume || echo --overwrite)
 continual: SMALL = --match-batch 64 --eval-interval 1000 --eval-epochs 1 --pool convnet:width=64
 continual: $(BIN)/.installed
