@@ -45,6 +45,16 @@ def test_shape_and_dtype_stay_and_the_stream_decides(strategy, spec, per_image):
 
 
 @pytest.mark.parametrize("strategy", [ALL, *AUGMENTATIONS])
+def test_a_setting_says_all_that_is_drawn(strategy):
+    x = images(32)
+    augment = Augment(strategy, SPEC)
+    for n in (1, 32):
+        params = augment.draw(n, stream(0, "siamese", n))
+        real, synthetic = augment.apply(x, params), augment.apply(x.clone(), params)
+        assert torch.equal(real, synthetic)
+
+
+@pytest.mark.parametrize("strategy", [ALL, *AUGMENTATIONS])
 def test_one_setting_treats_every_image_alike_and_fits_any_batch(strategy):
     augment = Augment(strategy, SPEC)
     params = augment.draw(1, stream(0, "batch"))

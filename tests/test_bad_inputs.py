@@ -93,7 +93,7 @@ STAGE1 = [
     (["--steps", "0"], "--steps: 0 is out of range"),
     (["--steps", "many"], "--steps: 'many' is not a whole number"),
     (["--epochs", "1", "--steps", "1"], "--epochs and --steps exclude each other"),
-    (["--step", "3"], "--step"),
+    (["--step", "3"], "unrecognized arguments: --step"),
     (["--lr", "nan"], "--lr"),
     (["--lr", "-0.1"], "--lr"),
     (["--lr-critic", "inf"], "--lr-critic"),

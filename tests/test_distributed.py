@@ -88,7 +88,7 @@ def launch(folder, commands):
     done = subprocess.run(
         [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2",
          folder / "worker.py", folder, json.dumps(commands)],
-        capture_output=True, text=True, env=environment, timeout=400, check=False)
+        capture_output=True, text=True, env=environment, timeout=180, check=False)
     assert done.returncode == 0, done.stderr
     return [json.loads((folder / f"rank{rank}.json").read_text()) for rank in (0, 1)]
 

@@ -209,7 +209,7 @@ def test_facts_of_a_stranger_are_taken_with_care(server, tmp_path):
         assert hub.read_facts(f"hub:{NAME}") == facts
 
 
-def refused(call, *words, seconds=30):
+def refused(call, *words, seconds=5):
     """`call()` raises a UserError of one line with these words, soon."""
     began = time.perf_counter()
     with pytest.raises(UserError) as raised:

@@ -79,7 +79,7 @@ def test_a_killed_run_resumes_to_the_bit(command, folder, monkeypatch, kind):
         hits += killed(script, words_now, cut, moments.randint(place % 2, 3), moments.uniform(0, 0.1))
         if any((cut / name / "config.json").exists() for name in ("generator", "pixels", "latents")):
             load_source(cut)  # whatever moment it was, the model is whole
-    assert hits == KILLS or kind == "auto-stop", f"{hits} of {KILLS} kills before its end"
+    assert hits > (KILLS // 2 if kind == "auto-stop" else KILLS - 1), f"{hits} of {KILLS} kills before its end"
     assert (cut / CHECKPOINT).exists()
     command(script, *words, cut.name, "--resume" if (cut / CHECKPOINT).exists() else "--overwrite")
 

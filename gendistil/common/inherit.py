@@ -154,15 +154,18 @@ def check_held_out(path, flag, held_out):
 
 
 def check_classes(path, flag, spec, remedy):
-    """Raise UserError if the run at `path` has learned other classes of the data set than those of `spec`, or in another order.
-
-    Of another data set with other classes it says so.
-    """
+    """Raise UserError if the run at `path` has learned other classes of the data set than those of `spec`, or in another
+    order."""
     made = made_by(path).get("dataset") or {}
     known, asked = (list(map(str, classes)) for classes in (made.get("classes", ()), spec.classes))
     if known and known != asked and (made.get("name") == spec.name or sorted(known) == sorted(asked)):
         raise UserError(f"{flag} {path} learned the classes {_some(known)}, and {_some(asked)} are {remedy}")
-    if known and known != asked:
+
+
+def name_other_data(path, flag, spec):
+    """Say so where the run at `path` has learned another data set than that of `spec`, with other classes that it fits."""
+    made = made_by(path).get("dataset") or {}
+    if made.get("name", spec.name) != spec.name and [*map(str, made.get("classes", ()))] != [*map(str, spec.classes)]:
         say(f"{flag} {path} learned {made['name']}, and this is {spec.name}: give --data if that is not meant")
 
 

@@ -63,7 +63,7 @@ class Augment:
 
     def __init__(self, strategy, spec, single=False):
         if complaint := _complaint(strategy):
-            raise UserError(complaint)
+            raise UserError(f"--aug-type {strategy}: {complaint}")
         names = _named(strategy)
         self.names = frozenset(names if spec.flip else names - {"flip"})
         self.exclusive = tuple(name for name in (AUGMENTATIONS if single else _GEOMETRIC) if name in self.names)

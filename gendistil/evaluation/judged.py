@@ -10,7 +10,7 @@ from gendistil.common.cli import say
 from gendistil.common.errors import UserError
 from gendistil.common.flags import fields, from_flags, given, override
 from gendistil.common.hub import is_hub
-from gendistil.common.inherit import check_classes, check_held_out, check_options
+from gendistil.common.inherit import check_classes, check_held_out, check_options, name_other_data
 from gendistil.common.run import CONFIG, check_outside, made_by, read_json
 from gendistil.data import DATASETS
 from gendistil.evaluation.published import VARIANTS
@@ -132,6 +132,7 @@ def load_sources(args, paths, dataset, real):
         source = load_source(path, device).fitted(dataset.spec)
         check_fits(source, dataset.spec, f"--pretrain-weight {path}")
         check_classes(path, "--pretrain-weight", dataset.spec, "judged: judge them apart")
+        name_other_data(path, "--pretrain-weight", dataset.spec)
         if args.scored_on == "held_out" or args.teacher_snapshots == "auto":
             check_held_out(path, "--pretrain-weight", args.held_out)
         if source.max_ipc is not None and PROTOCOLS[args.protocol].random_labels:

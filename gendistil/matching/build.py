@@ -12,7 +12,7 @@ from gendistil.common.cli import COUNT
 from gendistil.common.device import process_first
 from gendistil.common.errors import UserError
 from gendistil.common.flags import option
-from gendistil.common.inherit import check_classes, check_held_out
+from gendistil.common.inherit import check_classes, check_held_out, name_other_data
 from gendistil.common.run import CHECKPOINT, CONFIG, beside, check_outside, find_run, made_by, read_json, training_state
 from gendistil.matching import initial
 from gendistil.matching.drawing import DrawingLearner, modes_of
@@ -299,6 +299,8 @@ def make_learner(begin):
     learner = LEARNED[begin.method.learn].build(begin)
     if begin.state and begin.method.learn != GENERATOR:
         learner.load_state_dict(begin.state, begin.file)
+    if begin.start.weight:
+        name_other_data(begin.start.weight, "--weight", begin.dataset.spec)
     return learner
 
 
