@@ -10,13 +10,8 @@ from picture_folders import write_folder
 from PIL import Image
 
 from gendistil.common.errors import UserError
+from gendistil.data import DATASETS, load_dataset, original
 from gendistil.data import folders as folders_module
-from gendistil.data import load_dataset
-
-
-@pytest.fixture
-def cache(tmp_path):
-    return tmp_path / "cache"
 
 
 @pytest.mark.parametrize(("mode", "channels"), [("L", 1), ("RGB", 3)])
@@ -31,6 +26,13 @@ def test_folder(tmp_path, cache, mode, channels):
         assert part.images.shape[1:] == (channels, 32, 32)
         assert torch.equal(part.images[:, 0, 5, 5].long(), 40 + 60 * part.labels)
         assert mode == "L" or (part.images[:, 1:] == torch.tensor([0, 255])[:, None, None]).all()
+
+
+@pytest.mark.parametrize(("name", "known"), [("svhn-10k", "svhn"), ("cifar10-jpeg", "cifar10"), ("cifar10jpeg", None)])
+def test_a_folder_in_the_name_of_a_data_set_has_its_properties(tmp_path, cache, name, known):
+    spec, row = load_dataset(str(write_folder(tmp_path / name)), cache).spec, DATASETS.get(known)
+    assert (spec.name, original(name)) == (name, known or name)
+    assert (spec.flip, spec.published_std) == ((row.flip, row.published_std) if row else (True, None))
 
 
 def test_folder_of_many_kinds_of_files(tmp_path, cache):

@@ -187,6 +187,18 @@ def test_large_sets_of_dm(data, ipc, lr):
     assert method_for("dm", data, ipc, SIZES[data]).lr == lr  # readme.md:177
 
 
+@pytest.mark.parametrize("name", ["mtt", "datm", "idc", "dm"])
+@pytest.mark.parametrize("ipc", [1, 10, 100])
+def test_a_folder_in_the_name_of_a_data_set_has_its_presets(name, ipc):
+    assert method_for(name, "cifar10-jpeg", ipc) == method_for(name, "cifar10", ipc)
+    assert method_for("mtt", "photos", 1) != method_for("mtt", "cifar10", 1)
+
+
+@pytest.mark.parametrize(("data", "classes"), [("mnist", 10), ("cifar10", 10), ("cifar100", 100), ("tinyimagenet", 200)])
+def test_data_sets_of_more_classes_show_dd_as_many_real_images_in_all(data, classes):
+    assert classes * method_for("dd", data, 10, SIZES[data]).match_batch == pytest.approx(1024, rel=0.03)  # base_options.py
+
+
 @pytest.mark.parametrize("name", ["idc", "dream", "dream+"])
 def test_whole_images_of_mnist_are_augmented_as_others_are(name):
     method = method_for(name, "mnist", 10, SIZES["mnist"], factor=1)  # misc/reproduce.py:25: otherwise only with --factor > 1

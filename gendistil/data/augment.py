@@ -24,10 +24,10 @@ _FLIP, _BRIGHTNESS, _SATURATION, _CONTRAST, _GEOMETRY_Y, _GEOMETRY_X, _CUTOUT_Y,
 
 
 def augmentations(text):
-    """An argparse type: names of `AUGMENTATIONS` joined by _, or none."""
+    """An argparse type: names of `AUGMENTATIONS` joined by _, in that order, or none."""
     if complaint := _complaint(text):
         raise argparse.ArgumentTypeError(complaint)
-    return text
+    return "_".join(name for name in AUGMENTATIONS if name in _named(text)) or "none"
 
 
 def _complaint(strategy):
@@ -99,11 +99,11 @@ class Augment:
             images = _cutout(images, params.uniform[:, _CUTOUT_Y], params.uniform[:, _CUTOUT_X])
         return images
 
-    def __call__(self, images, generator, per_image=True):
-        """`images` augmented by fresh settings: one per image, or one for all of them."""
+    def __call__(self, images, generator):
+        """`images` augmented by fresh settings, one per image."""
         if not self.names:
             return images
-        return self.apply(images, self.draw(len(images) if per_image else 1, generator, images.device))
+        return self.apply(images, self.draw(len(images), generator, images.device))
 
 
 def cut_mix(images, targets, num_classes, probability, generator):

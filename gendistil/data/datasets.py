@@ -178,6 +178,14 @@ DATASETS = {
 """Every data set by the name that --data knows, besides folders."""
 
 
+def original(name):
+    """The data set of `DATASETS` that a folder called `name` holds in another form, as cifar10-jpeg does; else `name`.
+
+    Such a name begins with that of the data set, with a hyphen behind it.
+    """
+    return next((known for known in DATASETS if name.startswith(f"{known}-")), name)
+
+
 def default_data_dir():
     """$DATA_DIR, else a folder in the user's cache."""
     if os.environ.get("DATA_DIR"):
@@ -203,7 +211,9 @@ def load_dataset(name="digits", data_dir=None, image_size=None, held_out=0.1, cl
     if name in DATASETS:
         row = DATASETS[name]
     elif folder.is_dir():
-        row, name = DataRow(lambda data_dir, size: load_folder(folder, size, data_dir), flip=True), folder.resolve().name
+        name = folder.resolve().name
+        known = DATASETS.get(original(name), DataRow(None, flip=True))
+        row = replace(known, load=lambda data_dir, size: load_folder(folder, size, data_dir))
     else:
         raise UserError(f"--data {name}: is neither a folder nor one of the data sets {', '.join(DATASETS)}")
 

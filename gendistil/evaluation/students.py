@@ -15,9 +15,9 @@ from gendistil.common.engine import EAGER
 from gendistil.common.errors import UserError
 from gendistil.common.flags import option
 from gendistil.common.rng import stream
-from gendistil.data import Augment, to_uint8
+from gendistil.data import Augment, original, to_uint8
 from gendistil.data.augment import augmentations
-from gendistil.sources import CHOICES, check_fits, draw_set
+from gendistil.sources import CHOICES, Taught, check_fits, draw_set
 from pools import SCHEDULES, SideBySide, accuracy, base_name, build_classifier, epoch_batches, train_classifier
 from pools.training import count_batches, prepare_batch
 
@@ -91,10 +91,13 @@ images of CIFAR-10: docs/results.md, "Learning rates of other students".
 
 
 def protocol_for(name, data, model="convnet"):
-    """The protocol of this name with what its authors set for the data set called `data`, for students of the name `model`."""
+    """The protocol of this name, with what its authors set for the data set called `data` or for its `original`.
+
+    model, the name of the students, of which the default protocol knows a learning rate.
+    """
     base = base_name(model)
     own = TRAINED.get(base, TRAINED.get(base.partition("_")[0], {})) if name == "default" else {}
-    return replace(PROTOCOLS[name], **own, **PUBLISHED.get(name, {}).get(data, {}))
+    return replace(PROTOCOLS[name], **own, **PUBLISHED.get(name, {}).get(original(data), {}))
 
 
 @dataclass(frozen=True)
@@ -150,7 +153,8 @@ def evaluate(source, dataset, model_name="convnet", ipc=50, sampling="fresh", *,
     many of them are trained side by side (default: all on a GPU, one elsewhere); on_epoch, called after each epoch of theirs
     with how many of them are done and how many there are.
     A source with a step size of its own gives the learning rate. Student i has the seed `seed + i`. Unless sampling is fresh it
-    is trained on the set that `draw_set` gives for that seed.
+    is trained on the set that `draw_set` gives for that seed. Where a teacher labels, it starts from other weights than a
+    student of its seed does elsewhere, which may be that teacher.
     Returns a `Result`. Raises UserError where the source does not fit the data set or has too few images.
     """
     spec, device = dataset.spec, dataset.train.images.device
@@ -166,8 +170,9 @@ def evaluate(source, dataset, model_name="convnet", ipc=50, sampling="fresh", *,
         images = protocol.batch_size * steps_per_epoch(spec.num_classes * ipc, protocol)
         make_batches = _random_batches
     batches_of = functools.partial(make_batches, source, ipc, sampling, spec, protocol, engine, device)
+    weights = "taught student's weights" if isinstance(source, Taught) else "student's weights"
     return _evaluate(batches_of, images, dataset, model_name, num_eval, seed, protocol, scored_on, engine, together, on_epoch,
-                     source.temperature)
+                     source.temperature, weights)
 
 
 def _set_batches(source, ipc, sampling, spec, protocol, engine, device, seed):
@@ -244,15 +249,16 @@ def evaluate_full(dataset, model_name="convnet", *, split=None, num_eval=3, seed
 
 
 def _evaluate(make_batches, images, dataset, model_name, num_eval, seed, protocol, scored_on, engine, together, on_epoch,
-              temperature=1.0):
-    """Train and score the students; `make_batches(seed)(epoch)` yields one epoch of a student's batches."""
+              temperature=1.0, weights="student's weights"):
+    """Train and score the students; `make_batches(seed)(epoch)` yields one epoch of a student's batches, `weights` names the
+    stream of those that they start from."""
     start = time.perf_counter()
     spec, scored = dataset.spec, getattr(dataset, scored_on)
     protocol = long_enough(protocol, images)
     scores, device, student = [], scored.images.device, None
     for seeds in torch.arange(seed, seed + num_eval).split(together or (num_eval if device.type == "cuda" else 1)):
         models = [build_classifier(model_name, spec.channels, spec.size, spec.num_classes,
-                                   generator=stream(student_seed, "student's weights")).to(device)
+                                   generator=stream(student_seed, weights)).to(device)
                   for student_seed in seeds.tolist()]
         batches = [make_batches(student_seed) for student_seed in seeds.tolist()]
         scores += train_students(models, batches, scored, spec, protocol, engine=engine, temperature=temperature,

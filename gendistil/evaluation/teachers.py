@@ -14,7 +14,7 @@ from gendistil.data import Whitened
 from gendistil.evaluation.rows import LEARNED
 from gendistil.evaluation.students import SAMPLINGS, evaluate
 from gendistil.sources import CHOICES, KINDS, RealImages, Rows, Taught, Teacher, draw_set, load_source
-from pools import ClassifierPool, accuracy, keep_classifier
+from pools import ClassifierPool, accuracy, keep_classifier, usual_classifier
 
 SNAPSHOTS = ("last", "auto")
 """last: the mean logits of a pool's members at the end of their training; auto: for each IPC and sampling the one snapshot
@@ -119,7 +119,8 @@ class Teachers:
     def teach(self, source, kind, ipc, sampling, asked=SAMPLINGS):
         """`source` with labels of a kind, as students of `ipc` images of a class see it.
 
-        `asked` are the ways of sampling that were asked for: real images which are fixed beside fresh ones have their teacher.
+        `asked` are the values of --sampling. Where `sampling` is none of them, as of fixed real images beside fresh ones, the
+        teacher is that of fresh images.
         """
         if kind in ("hard", LEARNED):
             return source
@@ -173,8 +174,8 @@ class Teachers:
     def _score(self, index, kind, ipc, sampling):
         source, ipc = self._tried_on(ipc)
         taught = Taught(source, self._teacher((index,)), self.labels.temperature, kind == "rows")
-        return evaluate(taught, self.dataset, "convnet", ipc, sampling, num_eval=1, seed=self.seed, scored_on="held_out",
-                        protocol=self.protocol, engine=self.engine).mean
+        return evaluate(taught, self.dataset, usual_classifier(self.dataset.spec.size), ipc, sampling, num_eval=1,
+                        seed=self.seed, scored_on="held_out", protocol=self.protocol, engine=self.engine).mean
 
 
 def distilled_from(path, dataset, held_out):
