@@ -13,14 +13,20 @@ from tqdm import tqdm
 from gendistil.common.cli import COUNT, Parser, add_data_arguments, add_run_arguments, run_script
 from gendistil.common.device import make_accelerator
 from gendistil.common.engine import Engine
-from gendistil.common.flags import Flattened, Once, add_flags, add_listing, columns, given
+from gendistil.common.flags import Flattened, add_flags, add_listing, columns, given
 from gendistil.common.hub import facts_of, make_repository, push, repository
 from gendistil.common.inherit import inherit_data, parse_flags
 from gendistil.common.run import Run, check_folder, device_name, made_by
 from gendistil.data import load_dataset
 from gendistil.evaluation import PROTOCOLS, SAMPLINGS, Protocol, evaluate, evaluate_full
 from gendistil.evaluation.card import card
-from gendistil.evaluation.judged import (
+from gendistil.evaluation.page import draw_sheets, find_sheets
+from gendistil.evaluation.ranking import complete
+from gendistil.evaluation.report import controls, markdown, write_report
+from gendistil.evaluation.rows import PLAIN, row_key
+from gendistil.evaluation.students import GROUP, rate_of
+from gendistil.evaluation.teachers import Labels, distilled_from, keep_student, labels_of
+from gendistil.evaluation.validation import (
     REAL,
     WHOLE,
     add_scored_on,
@@ -39,12 +45,6 @@ from gendistil.evaluation.judged import (
     real_images,
     resumed,
 )
-from gendistil.evaluation.page import draw_sheets, find_sheets
-from gendistil.evaluation.ranking import complete
-from gendistil.evaluation.report import controls, markdown, write_report
-from gendistil.evaluation.rows import PLAIN, row_key
-from gendistil.evaluation.students import GROUP, rate_of
-from gendistil.evaluation.teachers import Labels, distilled_from, keep_student, labels_of
 from gendistil.sources import Refinement, diversity, load_source
 from pools import CLASSIFIERS, SETS, some_classifiers
 
@@ -54,7 +54,7 @@ def parse_args(argv=None):
     add_run_arguments(parser, "test")
     add_data_arguments(parser, whiten=True)
     what = parser.add_argument_group("what is judged")
-    what.add_argument("--pretrain-weight", action=Once, nargs="+", default=[], metavar="[NAME=]PATH",
+    what.add_argument("--pretrain-weight", nargs="+", default=[], metavar="[NAME=]PATH",
                       help="runs' folders, saved models' folders, hub:OWNER/NAME, or checkpoint files of the published code; "
                            "NAME is what the report calls one, else its own name")
     what.add_argument("--compare", nargs="*", choices=("random", "whole", "none"), default=None,
@@ -120,7 +120,9 @@ def main():
     rows, known = resumed(args, paths)
     made = made_as(paths, rows.values())
     plan, engine = list_rows(args, sources), Engine(accelerator)
-    engine.choose(args.compile, count_pixels(args, plan, protocols, dataset.spec))
+    at_once = args.together or (args.num_eval if device.type == "cuda" else 1)
+    # Of students side by side none is compiled.
+    engine.choose(args.compile, 0 if at_once > 1 else count_pixels(args, plan, protocols, dataset.spec))
     teachers = make_teachers(args, known.values(), sources.values(), dataset, engine)
     if args.push_to_hub and accelerator.is_main_process:
         make_repository(args.push_to_hub)  # a refusal comes before the work, and after everything else that may be refused
@@ -131,7 +133,6 @@ def main():
     facts = {"data": data_words(args, dataset.spec), "protocol": args.protocol, "scored_on": args.scored_on,
              "seed": args.seed, "device": device_name(device), "torch": torch.__version__}
 
-    at_once = args.together or (args.num_eval if device.type == "cuda" else 1)
     units = [(row, first) for row in plan  # of work: some students of a row
              for first in range(rows.get(row_key(row), {"n": 0})["n"], args.num_eval, at_once)]
 

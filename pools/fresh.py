@@ -1,11 +1,10 @@
 """Pools whose networks are made while matching: randomly initialised ones, and one that is trained between the steps."""
 
-import functools
 import math
 
 import torch
 
-from gendistil.common.device import process_first
+from gendistil.common.device import process_first, send
 from gendistil.common.engine import EAGER
 from gendistil.common.rng import stream
 from gendistil.data import Augment
@@ -34,8 +33,10 @@ class RandomPool:
         """A new network by the next draws of `generator`."""
         spec, real = self.dataset.spec, self.dataset.train
         name = self.names[int(torch.randint(len(self.names), (), generator=generator))]
-        model = build_classifier(name, spec.channels, spec.size, spec.num_classes, generator=generator)
-        return calibrated(model.to(real.images.device).requires_grad_(False), real, spec, generator).eval()
+        model = build_classifier(name, spec.channels, spec.size, spec.num_classes, generator=generator).requires_grad_(False)
+        for tensor in (*model.parameters(), *model.buffers()):
+            tensor.data = send(tensor.data, real.images.device)
+        return calibrated(model, real, spec, generator).eval()
 
     def embed(self, network, rows):
         """Embeddings of the training images `rows` (int64 [n]) as `network`, drawn here, sees them: float32 [n, D]."""
@@ -79,19 +80,21 @@ class OnlinePool(RandomPool):
             if self.warmup:
                 self._train(self.warmup, ("warm", round_), lambda generator: (real.images, real.labels))
         elif position:
-            self._train(self.inner, (step,), functools.partial(self._lesson, learner))
+            self._train(self.inner, (step,), self._lessons(learner))
 
     def _start(self, round_):
         self._model, self._round = super().draw(stream(self.seed, "online", round_)), round_
         self._optimizer = torch.optim.SGD(self._model.parameters(), **self.settings)
         self._scaler = self.engine.loss_scaler(self.dataset.train.images.device)
 
-    def _lesson(self, learner, generator):
-        """The images of one pass between two steps of matching, and their targets."""
+    def _lessons(self, learner):
+        """What gives the images of one pass between two steps of matching, and their targets, by the draws of a generator."""
         if self.teacher == "synthetic":
-            return learner.training_set()
+            learned = learner.training_set()  # the same for all passes
+            return lambda generator: learned
+        real = self.dataset.train
         count = math.ceil(self.images / self.batch_size) * self.batch_size  # whole batches, as IDC takes them
-        return self.dataset.train.batch(torch.randperm(len(self.dataset.train), generator=generator)[:count])
+        return lambda generator: real.batch(torch.randperm(len(real), generator=generator)[:count])
 
     def _train(self, epochs, name, shown):
         """Train the network for so many epochs on the images and targets of `shown(generator)`; `name` is of the draws."""

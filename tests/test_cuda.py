@@ -1,4 +1,4 @@
-"""What only a GPU can show: a step never makes the host wait."""
+"""What only a GPU can show: a step never makes the host wait, and students learn side by side in half precision."""
 
 import dataclasses
 
@@ -8,8 +8,9 @@ from accelerate import Accelerator
 
 from gendistil.common.engine import Engine
 from gendistil.data import HostImages, datasets, load_dataset
+from gendistil.evaluation import Protocol, evaluate
 from gendistil.matching import GeneratorLearner, Matcher, PixelLearner, initial
-from gendistil.sources import PixelSet
+from gendistil.sources import PixelSet, RealImages
 from generators import RECIPES, make_trainer
 from pools import RandomPool
 
@@ -69,3 +70,11 @@ def never_waits(take_step):
         take_step(2)
     finally:
         torch.cuda.set_sync_debug_mode("default")
+
+
+@pytest.mark.parametrize("name", ["resnet10", "convnet_bn"])
+def test_students_side_by_side_in_half_precision(digits, name):
+    engine, protocol = Engine(Accelerator(mixed_precision="bf16")), Protocol(epochs=2, min_steps=0, batch_size=16)
+    alone, together = (evaluate(RealImages(digits.train, 10), digits, name, 3, "fixed", num_eval=2, together=count,
+                                protocol=protocol, engine=engine) for count in (1, 2))
+    assert together.accuracies == pytest.approx(alone.accuracies, abs=10)

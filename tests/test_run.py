@@ -27,6 +27,7 @@ from gendistil.common.run import (
     METRICS,
     SAMPLES,
     Run,
+    find_run,
     load_checkpoint,
     replacing,
     save_checkpoint,
@@ -201,6 +202,23 @@ def test_a_loop_ends_by_the_clock_and_counts_no_pause(ticks):
     assert (loop.done, loop.seconds) == (3, 33)
 
 
+def test_compiling_in_the_first_step_is_not_counted(ticks):
+    with Loop(Silent(), 0, 4, 100) as loop:
+        for step in loop:
+            ticks.seconds += 3 if step else 500
+            loop.report({"loss": torch.tensor(0.0)})
+            loop.due(100)
+    assert loop.seconds == 4 * 3 + 10  # for which the last pause waited
+
+
+def test_several_processes_agree_at_every_tenth_step(monkeypatch):
+    asked = []
+    monkeypatch.setattr(loops, "any_process", lambda accelerator, flag: asked.append(flag) or flag)
+    for processes, steps in ((1, [3, 10]), (2, [10])):
+        assert [step for step in (3, 10) if loops.agreed(SimpleNamespace(num_processes=processes), True, step)] == steps
+    assert len(asked) == 3
+
+
 def test_a_loop_that_is_timed_waits_for_the_device_no_more_than_another(ticks):
     waited = []
     for limit in (math.inf, 1e6):
@@ -248,6 +266,17 @@ def test_a_run_keeps_the_commit_that_it_was_made_by(tmp_path):
     assert (config["commit"], config["steps"]) == (here or None, 7)
 
 
+def test_a_run_keeps_every_command_that_made_it(tmp_path, monkeypatch):
+    for words in (["--steps", "5"], ["--resume"], ["--resume"]):
+        monkeypatch.setattr(sys, "argv", ["/home/me/pool_match.py", *words])
+        Run(options(tmp_path, resume=words == ["--resume"]), Accelerator(cpu=True)).close()
+    config = json.loads((tmp_path / "run" / "config.json").read_text())
+    assert config["commands"] == [["pool_match.py", "--steps", "5"], ["pool_match.py", "--resume"]]
+    assert not {"command", "argv"} & config.keys()
+    (tmp_path / "config.json").write_text(json.dumps({"command": "gen_condense.py", "argv": []}))  # of an older version
+    assert find_run(tmp_path) == tmp_path
+
+
 def test_what_is_no_run_is_not_replaced(tmp_path):
     """A folder of pictures, a saved model or anything else that happens to lie where a run of this tag would."""
     (tmp_path / "run" / "train").mkdir(parents=True)
@@ -293,3 +322,29 @@ def test_a_file_that_cannot_be_used_is_one_line(capsys, monkeypatch):
         run_script(main)
     assert leaving.value.code == 2
     assert capsys.readouterr().err.startswith("validate.py: error: /data/pictures: Permission denied: check the path")
+
+
+@pytest.mark.parametrize("error", [
+    MemoryError(), torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB."),
+    RuntimeError("[enforce fail at alloc_cpu.cpp:127] err == 0. DefaultCPUAllocator: can't allocate memory:\nyou tried"),
+])
+def test_too_little_memory_is_one_line(capsys, monkeypatch, error):
+    def main():
+        raise error
+
+    monkeypatch.setattr(sys, "argv", ["validate.py"])
+    with pytest.raises(SystemExit) as leaving:
+        run_script(main)
+    assert leaving.value.code == 2
+    said = capsys.readouterr().err
+    assert said.startswith("validate.py: error: out of memory: ")
+    assert all(flag in said for flag in ("--batch-size", "--match-batch", "--class-batch", "--ipc", "--together"))
+    assert said.count("\n") == 1
+
+
+def test_other_errors_of_torch_are_not_about_memory():
+    def main():
+        raise RuntimeError("mat1 and mat2 shapes cannot be multiplied")
+
+    with pytest.raises(RuntimeError, match="mat1 and mat2"):
+        run_script(main)

@@ -25,14 +25,15 @@ class Loop:
     Args: run, a `Run`; start, steps that were taken already; steps, of the whole run, or infinity; log_interval, steps between
     log entries; seconds, that training took already; limit, seconds after which it ends.
     `done` counts the steps taken, `last` says whether the run ends here, `seconds` is the time that training has taken: what a
-    script does after `due` or `saves` is not counted. As a context, it makes Ctrl-C and SIGTERM wait for the end of a step.
+    script does after `due` or `saves` is not counted, and the first step of a process, in which networks are compiled, counts
+    as its second one does. As a context, it makes Ctrl-C and SIGTERM wait for the end of a step.
     """
 
     def __init__(self, run, start, steps, log_interval, *, seconds=0.0, limit=math.inf):
         self.run, self.done, self.steps, self.log_interval, self.limit = run, start, steps, log_interval, limit
         self.clock, self.meter, self.interrupt = Clock(run.accelerator.device, seconds), Meter(), Interruptible(run.accelerator)
         self.last = start >= steps or seconds >= limit
-        self.interrupted = False
+        self.interrupted, self._took = False, []
 
     def __enter__(self):
         self.interrupt.__enter__()
@@ -50,6 +51,7 @@ class Loop:
         with tqdm(desc=self.run.name, initial=self.done, total=total, disable=not self.run.is_main) as self.bar:
             while not self.last:
                 self.clock.start()
+                self._began = self.clock.read()
                 yield self.done
                 self.bar.update()
                 if self.interrupted:
@@ -59,14 +61,23 @@ class Loop:
         """Count one step with its 0-dim `losses`, and write their means where an entry is due."""
         self.done += 1
         self.meter.add(self.done, **losses)
+        self._forgive()
         self.last = self.done >= self.steps
-        if math.isfinite(self.limit):  # the processes end together
-            self.last = self.last or any_process(self.run.accelerator, self.clock.reaches(self.limit))
+        if math.isfinite(self.limit):
+            self.last = self.last or agreed(self.run.accelerator, self.clock.reaches(self.limit), self.done)
         if self.due(self.log_interval):
             metrics = self.meter.read()
             self.run.log(metrics, self.done)
             self.bar.set_postfix({name: f"{value:.3g}" for name, value in metrics.items()})
         self.interrupted = self.interrupt.requested(self.done)
+
+    def _forgive(self):
+        """After the second step, take from the clock by how much longer the first took."""
+        if len(self._took) < 2:
+            self._took.append(self.clock.read() - self._began)
+            if len(self._took) == 2:
+                first, second = self._took
+                self.clock.seconds -= max(0.0, first - second)
 
     def due(self, interval):
         """Whether something that happens every `interval` steps, and after the last, happens now."""
@@ -104,10 +115,14 @@ class Clock:
             now = time.perf_counter()
             self.seconds, self._began, self._lag = self.seconds + now - self._began, None, max(self._lag, now - waiting)
 
+    def read(self):
+        """The seconds so far, without waiting for the device."""
+        return self.seconds + (0.0 if self._began is None else time.perf_counter() - self._began)
+
     def reaches(self, limit):
         """Whether so many seconds have been counted. Only near the limit, as far as the device was ever seen to lag behind the
         host, does this wait for it."""
-        if self._began is not None and self.seconds + time.perf_counter() - self._began + self._lag >= limit:
+        if self._began is not None and self.read() + self._lag >= limit:
             self.stop()
         return self.seconds >= limit
 
@@ -174,14 +189,18 @@ class Interruptible:
         self._noted = True
 
     def requested(self, step):
-        """True once a signal came. Several processes agree on it at every tenth step, and all stop there."""
-        if self.accelerator.num_processes == 1:
-            return self._noted
-        return step % 10 == 0 and any_process(self.accelerator, self._noted)
+        """True once a signal came, see `agreed`."""
+        return agreed(self.accelerator, self._noted, step)
 
     def __exit__(self, *exception):
         for number, handler in self._before.items():
             signal.signal(number, handler)
+
+
+def agreed(accelerator, flag, step):
+    """Whether `flag` is true in any process, so that all can end at once. Several agree on it at every tenth step alone,
+    because they wait for each other then, and say False at the others."""
+    return (accelerator.num_processes == 1 or step % 10 == 0) and any_process(accelerator, flag)
 
 
 def any_process(accelerator, flag):

@@ -47,7 +47,8 @@ OPTIMIZERS = ("sgd", "adam")
 
 @contextlib.contextmanager
 def exact(device):
-    """The precision of the tensors, without autocast and TF32, by kernels that give the same bits again."""
+    """The precision of the tensors, without autocast and TF32, by convolutions that give the same bits again. (On a GPU the
+    gradients of pooling, and of crops and rotations, add in any order.)"""
     with torch.autocast(device.type, enabled=False), twice_differentiable(), torch.backends.cudnn.flags(
             enabled=True, benchmark=False, deterministic=True, allow_tf32=False):
         yield
