@@ -11,12 +11,12 @@ from gendistil.common.device import make_accelerator, own_rows
 from gendistil.common.engine import Engine, compiles
 from gendistil.common.errors import UserError
 from gendistil.common.flags import add_flags, add_listing, columns, from_flags, override, refuse
-from gendistil.common.inherit import LENGTH, as_begun, inherit_data, inherit_settings, parse_flags, resume_state
+from gendistil.common.inherit import LENGTH, as_begun, inherit_data, parse_flags, resume_state
 from gendistil.common.loop import Loop
 from gendistil.common.rng import Shuffle
-from gendistil.common.run import CHECKPOINT, Run
+from gendistil.common.run import CHECKPOINT, Run, made_by
 from gendistil.data import load_dataset, to_signed
-from gendistil.evaluation.judge import Stopping, StoppingJudge
+from gendistil.evaluation.selection import Stopping, StoppingJudge
 from gendistil.matching import GeneratorLearner
 from gendistil.sources import MODEL
 from generators import RECIPES, TRAINERS, make_trainer
@@ -41,11 +41,11 @@ def parse_args(argv=None):
     add_flags(parser, Stopping, told=True)
     length.add_argument("--resume", action="store_true", help="continue the run of this tag from its last checkpoint, by "
                         "the flags that it was started with")
-    args = parse_flags(parser, argv, but=LENGTH)
+    args = parse_flags(parser, argv, either=LENGTH)
     if args.epochs and args.steps:
         parser.error("--epochs and --steps exclude each other: give one")
-    if args.resume:
-        inherit_settings(args, args.output_dir / args.tag)
+    if args.resume and args.auto_stop is False and made_by(args.output_dir / args.tag).get("auto_stop"):
+        raise UserError("--resume: --no-auto-stop would lose what scored best so far: give more --patience")
     own = {field.name for field in dataclasses.fields(RECIPES[args.recipe])}
     refuse(args, kinds, lambda field: field.name not in own, f"is not for --recipe {args.recipe}")
     unpenalised = not getattr(override(RECIPES[args.recipe], args), "gradient_penalty", 0)

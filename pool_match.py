@@ -5,21 +5,20 @@
 """
 
 import dataclasses
-import functools
 import math
 
 from gendistil.common.cli import COUNT, Parser, add_data_arguments, add_run_arguments, run_script
 from gendistil.common.device import make_accelerator
 from gendistil.common.engine import Engine
 from gendistil.common.errors import UserError
-from gendistil.common.flags import add_flags, add_listing, fields, from_flags, override, refuse
-from gendistil.common.inherit import LENGTH, inherit_data, inherit_settings, parse_flags, resume_state
+from gendistil.common.flags import add_flags, add_listing, fields, from_flags
+from gendistil.common.inherit import LENGTH, inherit_data, parse_flags, resume_state
 from gendistil.common.loop import Loop
 from gendistil.common.run import CHECKPOINT, CONFIG, Run, check_folder, write_json
 from gendistil.data import load_dataset
-from gendistil.evaluation.judge import Judge, Judging
+from gendistil.evaluation.selection import Judge, Judging
 from gendistil.evaluation.teachers import keep_rows, open_pool
-from gendistil.matching import METHODS, Method, build, choices, method_for, methods, objectives
+from gendistil.matching import METHODS, Method, build, choices, methods, objectives
 from gendistil.matching.build import LEARNED, SUMMARY, Start
 from gendistil.matching.methods import DEFAULT_IPC, DRAWN, GENERATOR, PIXELS
 from gendistil.sources import ROWS, Teacher
@@ -30,7 +29,9 @@ def parse_args(argv=None):
     parser = Parser(description=__doc__.split("\n")[0])
     add_run_arguments(parser, "match")
     add_data_arguments(parser, whiten=True)
-    parser.add_argument("--method", choices=METHODS, default="default", help="published method: a named set of all the choices")
+    parser.add_argument("--method", choices=METHODS, default="default", help="published method: a named set of all choices. Of "
+                        "itgan, which runs an inversion first, flags are for the second run, --chunk-steps for the first, and "
+                        "--pool, --class-batch, --syn-batch and --latent-space for both")
     add_listing(parser, "--list-methods", methods.table)
     add_listing(parser, "--list-objectives", objectives.table)
     add_flags(parser, Method, Start)
@@ -39,42 +40,37 @@ def parse_args(argv=None):
     length.add_argument("--log-interval", type=COUNT, default=50, help="steps between log entries")
     length.add_argument("--resume", action="store_true", help="continue the run of this tag from its last checkpoint, by "
                         "the flags that it was started with")
-    args = parse_flags(parser, argv, but=(*LENGTH, "teacher"))
+    args = parse_flags(parser, argv, either=LENGTH)
     build.check_given(args)
-    if args.resume and has_begun(args, args.tag):
-        inherit_settings(args, args.output_dir / args.tag)
-    vars(args).update(dataclasses.asdict(from_flags(Judging, args)))
     check(args)
-    begun = [args.output_dir / tag for _, tag in plan(args)[::-1] if args.resume and has_begun(args, tag)]
+    vars(args).update(dataclasses.asdict(from_flags(Judging, args)))
+    folders = [args.output_dir / tag for _, tag in plan(args)[::-1]]
+    begun = [folder for folder in folders if args.resume and (folder / CONFIG).exists()]
     inherit_data(args, (begun or [args.control_of or args.weight])[0])
     build.check_paths(args)
+    for run in plan(args):
+        choices.check(options_of(args, *run))
     return args
 
 
 def check(args):
-    """Refuse flags that do not go together or that the method has no use for, and fill in what follows from others."""
+    """Refuse flags that are not for the method, and fill in what follows from others."""
     if sum(value is not None for value in (args.epochs, args.steps, args.control_of)) > 1:
         raise UserError("--epochs, --steps and --control-of exclude each other: give one")
-    row = METHODS[args.method]
-    learned, match = LEARNED[row.learn], args.match or row.match
-    why = f"is not for --method {args.method}, which learns {learned.words}"
-    refuse(args, (Method, Start), lambda field: learned.flags not in field.metadata.get("learns", [learned.flags]), why)
-    pool = args.pool_training or row.pool_training
-    refuse(args, (Method,), lambda field: pool not in field.metadata.get("pools", [pool]) and not choices.is_off(args, field),
-           f"is not for networks of --pool-training {pool}, which --method {args.method} has here")
-    if learned.flags not in (GENERATOR, DRAWN) and args.match == "none":
-        raise UserError(f"--match none {why}")
+    row, learned = METHODS[args.method], LEARNED[METHODS[args.method].learn]
+    choices.check_kinds(args)
     if args.control_of:
         if args.match not in (None, "none"):
             raise UserError(f"--match {args.match} does nothing beside --control-of, which matches nothing: leave it out")
-        args.match = match = "none"
+        args.match = "none"
         build.read_seconds(args.control_of)  # a run that is none ends here
         build.train_alike(args)
     if learned.needs_weight and not args.weight:
         raise UserError(f"--method {args.method} starts from a generator: give --weight, a run of gen_condense.py")
-    choices.check_match(args, match, pool)
     if args.chunk_steps is not None and row.first and len(plan(args)) == 1:
         raise UserError(f"--chunk-steps is for an inversion, which --weight {args.weight} has behind it")
+    if args.chunk_steps == 0 and row.first:
+        raise UserError(f"--chunk-steps 0 has no end of its own: give 1 or more, or run --method {row.first} by itself")
     if learned.flags in (PIXELS, DRAWN) and args.ipc is None:
         args.ipc = DEFAULT_IPC
 
@@ -86,14 +82,12 @@ def plan(args):
     return [*([] if found else [(first, f"{args.tag}-{first}")]), (args.method, args.tag)]
 
 
-def takes(args, name, field):
-    """Whether the flag of this field is meant for the method `name`: where two run in turn, most are for the second."""
-    goes = field.metadata.get("first", False)
-    return goes if name != args.method else goes != "only" or METHODS[name].first is None
-
-
-def has_begun(args, tag):
-    return (args.output_dir / tag / CONFIG).exists()
+def options_of(args, name, tag):
+    """The options of the run `tag` by the method `name`: where two run in turn, most flags are for the second."""
+    useless = (lambda goes: not goes) if name != args.method else (lambda goes: goes == "only" and METHODS[name].first)
+    unused = {field.name: None for field in fields(Method) if useless(field.metadata.get("first"))}
+    given = {key: value for key, value in args.given.items() if key not in unused} | {"method": name}
+    return {**vars(args), **unused, "method": name, "tag": tag, "given": args.given if tag == args.tag else given}
 
 
 def main(argv=None):
@@ -108,8 +102,7 @@ def main(argv=None):
             continue
         # Of two runs, the second may not have come to a checkpoint when the first was interrupted.
         resume = args.resume and (len(runs) == 1 or (args.output_dir / tag / CHECKPOINT).exists())
-        unused = {field.name: None for field in fields(Method) if not takes(args, name, field)}
-        match(args, {**vars(args), **unused, "method": name, "tag": tag, "weight": weight, "resume": resume,
+        match(args, {**options_of(args, name, tag), "weight": weight, "resume": resume,
                      "overwrite": args.overwrite or resume != args.resume})
         weight = args.output_dir / tag
 
@@ -122,16 +115,15 @@ def match(args, options):
     engine = Engine(accelerator)
     resumed, file = resume_state(options), args.output_dir / options["tag"] / CHECKPOINT
     state = resumed or {}
-    if METHODS[name].learn == GENERATOR and not resumed:
-        state, file = build.read_weight(args)
+    if METHODS[name].learn == GENERATOR:
+        state, file = build.read_weight(args) if not resumed else (state, file)
+        build.check_critic(args, state)
     limit = build.read_seconds(args.control_of)
     with accelerator.local_main_process_first():  # one process downloads and decodes, the others find its cache
         dataset = load_dataset(args.data, args.data_dir, args.image_size, args.held_out, args.classes,
                                accelerator.device, args.whiten)
     spec = dataset.spec
-    row = method_for(name, spec.name, args.ipc or 1, spec.size, args.factor)
-    method = choices.settled(override(row, args, functools.partial(takes, args, name)), options)
-    choices.check_online(args, method)
+    method = choices.settled(options, spec.size)
     check_classifiers(method.pool if method.match != "none" else (), spec, "--pool", maps=method.match == "feature",
                       kernels=method.match == "grad" and method.metric != "dc", alone=method.match == "trajectory")
     judging = from_flags(Judging, args)
@@ -164,16 +156,22 @@ def match(args, options):
             run.save_model(learner.source, learner.folder)
         kept = matching.state_dict() if matching else {}
         run.save({"step": step, "summary": summary, "matching": kept, **learner.state_dict()})
+        sum_up(step)
+
+    def sum_up(step):
         if run.is_main:
-            write_json(run.dir / SUMMARY, {"steps": step, **summary})
+            write_json(run.dir / SUMMARY, {"steps": step, "ended": loop.last, **summary})
 
     steps = math.inf if args.control_of else build.count_steps(method, learner, dataset)
+    loop = Loop(run, begun, steps, args.log_interval, seconds=summary["train_seconds"], limit=limit)
     if run.is_main and not method.label_lr and (begun < steps or teacher):
         (run.dir / learner.folder / ROWS).unlink(missing_ok=True)  # they are of other images, or other answers
-    if not resumed and (not steps or method.learn == GENERATOR):  # a coreset learns nothing, and a generator may gain nothing
+    if resumed:
+        sum_up(begun)
+    elif not steps or method.learn == GENERATOR:  # a coreset learns nothing, and a generator may gain nothing
         judge.score(learner, 0)
         save(0)
-    with Loop(run, begun, steps, args.log_interval, seconds=summary["train_seconds"], limit=limit) as loop:
+    with loop:
         for step in loop:
             loop.report(learner.step(step, matching))
             if loop.saves(args.eval_interval):

@@ -224,9 +224,8 @@ def fill(words, assets):
     pytest.param(script, *case, id=f"{script.__name__} {' '.join(case[0])}".translate({ord(c): None for c in "{}"}))
     for script, cases in ((gen_condense, STAGE1), (pool_match, STAGE2), (validate, STAGE3), (sample, EXPORT))
     for case in cases])
-def test_one_line_and_nothing_touched(fails, assets, tmp_path, monkeypatch, script, words, message):
+def test_one_line_and_nothing_touched(fails, assets, tmp_path, monkeypatch, on_the_cpu, script, words, message):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("ACCELERATE_USE_CPU", "1")
     before = listing(assets)
     error = fails(2, script, *fill(words, assets))
     assert message in error

@@ -2,13 +2,16 @@
 
 import pytest
 from checkpoints import assert_same_weights
+from conftest import SMALL_POOL
 
 import continual
 import gen_condense
 import pool_match
 import validate
-from gendistil.common.run import read_json
+from gendistil.common.loop import Interruptible
+from gendistil.common.run import read_json, write_json
 from gendistil.evaluation.rows import read_report
+from gendistil.matching import METHODS
 
 POOL = ("--pool", "convnet:depth=1,width=8", "--pool-members", 1, "--pool-epochs", 1, "--pool-snapshots", 2)
 QUICK = ("--epochs", 1, "--min-steps", 2, "--aug-type", "color_crop", "--eval-model", "convnet:depth=1,width=8", "mlp")
@@ -40,6 +43,85 @@ def test_all_stages_go_on_by_their_tags(call, tmp_path):
     call(validate, "--num-eval", 3, "--resume")
     one, other = (read_report(results / tag / "report.json") for tag in ("test-whole", "test"))
     assert [(row["source"], row["accuracies"]) for row in one] == [(row["source"], row["accuracies"]) for row in other]
+
+
+@pytest.fixture
+def gan(call, tmp_path):
+    """The folder of runs, in which gan is a generator of digits."""
+    call(gen_condense, "--tag", "gan", "--width", 8, "--batch-size", 4, "--steps", 1)
+    return tmp_path / "results"
+
+
+MATCHED = ("--match", "mean", "--select", "random", "--match-batch", 4, *SMALL_POOL)
+SCORED = ("--eval-interval", 7, "--eval-model", "mlp", "--eval-ipc", 1, "--eval-epochs", 1)
+
+
+def test_a_control_is_made_and_scored_as_its_run_and_goes_on_so(call, fails, gan, capsys):
+    call(pool_match, "--weight", gan / "gan", *MATCHED, *SCORED, "--steps", 1, "--seed", 5, "--precision", "fp32", "--lr", 1e-4)
+    call(pool_match, "--tag", "control", "--control-of", gan / "match")
+    assert "its control" in capsys.readouterr().out
+    made = read_json(gan / "control" / "config.json")
+    names = ("seed", "precision", "eval_interval", "eval_model", "eval_ipc", "eval_epochs", "lr")
+    assert [made[name] for name in names] == [5, "fp32", 7, "mlp", 1, 1, 1e-4]
+    assert made["given"] == {"control_of": str(gan / "match")}
+    for flag, said in (("--match-batch", "does nothing beside --control-of"), ("--pool-members", "is not for --match none")):
+        assert f"{flag} {said}" in fails(2, pool_match, "--tag", "other", "--control-of", gan / "match", flag, 4)
+    call(pool_match, "--overwrite", "--weight", gan / "gan", *MATCHED, *SCORED, "--steps", 1, "--seed", 6, "--lr", 1e-6)
+    call(pool_match, "--tag", "control", "--resume")  # by what it was begun with
+    resumed = read_json(gan / "control" / "config.json")
+    assert [resumed[name] for name in names] == [made[name] for name in names]
+    assert resumed["method_values"] == made["method_values"]
+    captured = capsys.readouterr()
+    assert "which had another --seed" in captured.err
+    call(pool_match, "--tag", "other", "--control-of", gan / "match", "--seed", 3407, "--eval-ipc", 2)
+    assert "which had another --eval-ipc, --seed" in capsys.readouterr().err
+    assert read_json(gan / "other" / "config.json")["seed"] == 3407
+
+
+def test_a_run_has_a_control_once_it_has_ended(call, fails, gan, monkeypatch):
+    words = ("--weight", gan / "gan", *MATCHED, *SCORED, "--tag")
+    ended = lambda tag: read_json(gan / tag / "summary.json")["ended"]
+    with monkeypatch.context() as patch:
+        patch.setattr(Interruptible, "requested", lambda self, step: step == 1)
+        fails(130, pool_match, *words, "cut", "--steps", 2)
+    assert not ended("cut")
+    error = fails(2, pool_match, "--tag", "control", "--control-of", gan / "cut")
+    assert "cut is not finished: continue it with --resume" in error
+    call(pool_match, "--tag", "cut", "--resume")
+    assert ended("cut")
+    with monkeypatch.context() as patch:
+        patch.setattr(Interruptible, "requested", lambda self, step: step == 3)
+        fails(130, pool_match, "--tag", "cut", "--resume", "--steps", 4)
+    assert not ended("cut")
+    call(pool_match, *words[:2], *SMALL_POOL, "--tag", "none", "--steps", 0, "--eval-epochs", 1)
+    assert ended("none")
+    assert "has taken no step" in fails(2, pool_match, "--tag", "control", "--control-of", gan / "none")
+    old = {"steps": 1, "held_out_accuracy": 1.0}  # of an earlier version, which did not say whether it had ended
+    write_json(gan / "none" / "summary.json", {**old, "train_seconds": 0.0})
+    assert "is not finished" in fails(2, pool_match, "--tag", "control", "--control-of", gan / "none")
+    write_json(gan / "none" / "summary.json", {**old, "train_seconds": 1e-3})
+    call(pool_match, "--tag", "control", "--control-of", gan / "none")
+
+
+def test_a_rate_of_a_critic_is_not_for_a_flow_that_goes_on(call, fails, tmp_path):
+    call(gen_condense, "--tag", "flow", "--recipe", "flow", "--width", 8, "--batch-size", 4, "--steps", 1)
+    call(pool_match, "--weight", tmp_path / "results/flow", "--sample-steps", 1, *MATCHED, *SCORED, "--steps", 1)
+    assert "--lr-critic is for a GAN" in fails(2, pool_match, "--resume", "--steps", 2, "--lr-critic", 0.1)
+
+
+def test_one_length_takes_the_place_of_the_other(call, gan):
+    call(pool_match, "--weight", gan / "gan", *MATCHED, *SCORED, "--steps", 1)
+    for words, length in (((), (1, None)), (("--epochs", 1, "--batch-size", 4), (None, 1)), (("--steps", 2), (2, None))):
+        args = pool_match.parse_args([*map(str, words), "--resume"])
+        assert (args.steps, args.epochs) == length
+
+
+def test_a_plugin_has_to_be_given_again_in_any_spelling(call, fails, tmp_path, monkeypatch):
+    monkeypatch.setitem(METHODS, "mine", None)  # so that it is gone afterwards
+    (tmp_path / "mine.py").write_text("from gendistil.matching import METHODS\nMETHODS['mine'] = METHODS['random']\n")
+    call(pool_match, "--plugin", "mine.py", "--method", "mine", "--ipc", 1, "--eval-epochs", 1)
+    assert "started with --plugin mine.py: give it again" in fails(2, pool_match, "--resume")
+    call(pool_match, "--plugin", tmp_path / "mine.py", "--resume")
 
 
 def test_memories_go_on_too(call, tmp_path):

@@ -16,19 +16,14 @@ import pool_match
 import sample
 import validate
 from gendistil.common.errors import UserError
-from gendistil.common.run import load_checkpoint
-from gendistil.data import Dataset, Split, load_dataset, to_uint8
+from gendistil.common.run import load_checkpoint, read_json
+from gendistil.data import Dataset, Split, to_uint8
 from gendistil.matching import LatentLearner, Matcher, initial
 from gendistil.sources import LatentSet, diversity, load_source
 from generators import NETWORKS, load_published
 from generators.biggan import BigGANCritic, BigGANGenerator
 from generators.pyramid import PyramidGenerator
 from pools import RandomPool
-
-
-@pytest.fixture(scope="module")
-def digits():
-    return load_dataset("digits")
 
 
 @pytest.mark.parametrize("variant", ["hash", "sin"])
@@ -264,6 +259,14 @@ def test_itgan_resumes_within_its_inversion(command, runs):
     assert not (runs / "late-inversion").exists()
 
 
+def test_the_first_of_two_runs_goes_on_by_itself(command, runs):
+    command(pool_match, "--output-dir", runs, "--tag", "itgan-inversion", "--resume")
+    config = read_json(runs / "itgan-inversion" / "config.json")
+    assert config["given"] == {"method": "inversion", "weight": str(runs / "gan"), "ipc": 6, "syn_batch": 4, "chunk_steps": 2,
+                               "eval_epochs": 1, "log_interval": 1}
+    assert read_json(runs / "itgan-inversion" / "summary.json")["ended"]
+
+
 def test_two_runs_neither_begin_by_resume_nor_replace_another(command, fails, runs):
     words = ("--output-dir", runs, "--method", "itgan", "--weight", runs / "gan", "--ipc", 2, "--chunk-steps", 1, "--steps", 1,
              "--eval-epochs", 1, "--match-batch", 4)
@@ -273,7 +276,8 @@ def test_two_runs_neither_begin_by_resume_nor_replace_another(command, fails, ru
         command(pool_match, "--output-dir", runs, "--tag", tag, "--method", "random", "--ipc", 1, "--eval-epochs", 1)
     assert "coreset is another run" in fails(2, pool_match, *words, "--tag", "coreset", "--resume")
     assert "other-inversion is another run" in fails(2, pool_match, *words, "--tag", "other", "--overwrite")
-    command(pool_match, *words, "--tag", "cut-inversion", "--method", "inversion", "--steps", 0)
+    command(pool_match, "--output-dir", runs, "--tag", "cut-inversion", "--method", "inversion", "--weight", runs / "gan",
+            "--ipc", 2, "--steps", 0, "--eval-epochs", 1)
     error = fails(2, pool_match, "--output-dir", runs, "--tag", "cut", "--resume")
     assert "cut was stopped in cut-inversion: repeat the flags" in error
 
@@ -283,13 +287,14 @@ def test_two_runs_neither_begin_by_resume_nor_replace_another(command, fails, ru
     (("--method", "itgan", "--weight", "{gan}", "--ipc", 999), "--ipc"),
     (("--method", "itgan", "--weight", "{inversion}", "--ipc", 3), "--ipc"),
     (("--method", "itgan", "--weight", "{inversion}", "--latent-space", "grid"), "--latent-space"),
-    (("--method", "itgan", "--weight", "{inversion}", "--match", "grad", "--steps", 1), "--own-weight"),
+    (("--method", "itgan", "--weight", "{inversion}", "--match", "grad", "--steps", 1), "--paired-weight"),
     (("--method", "itgan", "--weight", "{alone}", "--steps", 1), "name the run of --method inversion"),
     (("--method", "itgan", "--weight", "{inversion}", "--chunk-steps", 3), "--chunk-steps"),
     (("--method", "inversion", "--weight", "{gan}", "--ipc", 3, "--steps", 300), "after 200 steps: leave --steps out"),
     (("--method", "inversion", "--weight", "{gan}", "--ipc", 3, "--chunk-steps", 0), "--chunk-steps 0 compares other latents"),
-    (("--method", "dm", "--match", "own", "--steps", 1), "--method inversion"),
-    (("--method", "dm", "--own-weight", 1), "--paired-weight"),
+    (("--method", "itgan", "--weight", "{gan}", "--chunk-steps", 0), "give 1 or more, or run --method inversion by itself"),
+    (("--method", "dm", "--match", "paired", "--steps", 1), "--method inversion"),
+    (("--method", "dm", "--paired-weight", 1), "--paired-weight"),
     (("--method", "itgan", "--weight", "{inversion}", "--data", "{other}"), "--data"),
 ])
 def test_bad_input_is_named_in_one_line(fails, runs, tmp_path, words, said):

@@ -6,14 +6,14 @@ from dataclasses import replace
 import pytest
 import torch
 from accelerate import Accelerator
+from conftest import SMALL_POOL
 
 import gen_condense
 import pool_match
 import sample
 import validate
 from gendistil.common.run import load_checkpoint, read_json
-from gendistil.data import load_dataset
-from gendistil.evaluation import Result, judge
+from gendistil.evaluation import Result, selection
 from gendistil.matching import (
     METHODS,
     OBJECTIVES,
@@ -29,13 +29,8 @@ from generators import GAN, RECIPES, GANRecipe
 from generators.pyramid import PyramidGenerator
 from pools import OnlinePool, RandomPool
 
-QUICK = ("--match-batch", 4, "--eval-epochs", 1, "--eval-interval", 100, "--log-interval", 1)
-SMALL_POOL = ("--pool-members", 1, "--pool-epochs", 1, "--pool-snapshots", 1)
-
-
-@pytest.fixture(scope="module")
-def digits():
-    return load_dataset("digits")
+SCORED = ("--eval-epochs", 1, "--eval-interval", 100, "--log-interval", 1)
+QUICK = ("--match-batch", 4, *SCORED)
 
 
 def make_learner(name, digits, accelerator):
@@ -73,9 +68,9 @@ def test_every_combination(digits, learn, match, select):
                                     if row.learn == "pixels" and OBJECTIVES[row.match].per != "training"])
 def test_every_preset_runs_and_is_judged(command, tmp_path, method):
     shared = ("--output-dir", tmp_path)
-    steps = () if METHODS[method].steps == 0 else ("--steps", 2)
+    steps = SCORED if METHODS[method].steps == 0 else (*QUICK, "--steps", 2)
     steps += SMALL_POOL if METHODS[method].pool_training == "pretrained" else ()
-    command(pool_match, *shared, "--tag", "set", "--method", method, "--ipc", 2, *QUICK, *steps)
+    command(pool_match, *shared, "--tag", "set", "--method", method, "--ipc", 2, *steps)
     source = load_source(tmp_path / "set")
     assert isinstance(source, PixelSet)
     assert source.decoded(2) == 2 * METHODS[method].factor ** 2
@@ -116,8 +111,7 @@ def test_stage_2_hands_on_the_recipe_of_stage_1(command, tmp_path):
 
 
 @pytest.mark.parametrize("method", ["dm", "dsa", "dream+"])
-def test_resuming_pixels_gives_what_one_run_gives(command, tmp_path, monkeypatch, method):
-    monkeypatch.setenv("ACCELERATE_USE_CPU", "1")
+def test_resuming_pixels_gives_what_one_run_gives(command, tmp_path, on_the_cpu, method):
     words = ("--output-dir", tmp_path, "--method", method, "--ipc", 2, *QUICK)
     command(pool_match, *words, "--tag", "whole", "--steps", 5)
     command(pool_match, *words, "--tag", "parts", "--steps", 3)
@@ -159,7 +153,8 @@ def test_a_combination_that_no_paper_has(command, tmp_path):
 
 def test_held_out_images_choose_by_all_stored_pixels(command, tmp_path, monkeypatch):
     asked, result = [], Result((90.0,), images=10, epochs=1, steps=1, seconds=1.0)
-    monkeypatch.setattr(judge, "evaluate", lambda source, dataset, model, ipc, *args, **options: asked.append(ipc) or result)
+    monkeypatch.setattr(selection, "evaluate",
+                        lambda source, dataset, model, ipc, *args, **options: asked.append(ipc) or result)
     for words in (["--ipc", 12], ["--ipc", 12, "--eval-ipc", 3], ["--ipc", 2]):
         command(pool_match, "--output-dir", tmp_path, "--overwrite", "--method", "random", *words)
     assert asked == [12, 3, 2]
@@ -181,6 +176,7 @@ def test_held_out_images_choose_by_all_stored_pixels(command, tmp_path, monkeypa
     (["--method", "dc", "--aug-type", "crop"], "--aug-type does nothing beside --no-match-aug"),
     (["--method", "dm", "--decoder", "multi"], "--decoder does nothing beside --factor 1"),
     (["--method", "dm", "--select-interval", 5], "--select-interval does nothing beside --select random"),
+    (["--method", "dream", "--select-candidates", 4], "--select-candidates 4 leaves no choice of the 4 images of a class"),
     (["--method", "inversion", "--weight", "x", "--momentum", 0.9], "--momentum does nothing beside --chunk-steps"),
     (["--method", "igd", "--weight", "x", "--match-weight", 2], "--match-weight does nothing beside --steer"),
     (["--method", "igd", "--weight", "x", "--pull-until", 0.3], "--pull-until does nothing beside --pull 0"),
@@ -189,8 +185,64 @@ def test_held_out_images_choose_by_all_stored_pixels(command, tmp_path, monkeypa
     (["--method", "idc", "--pool-training", "random", "--inner", "3"], "--inner is not for networks of --pool-training random"),
 ])
 def test_bad_flags(fails, tmp_path, words, said):
-    error = fails(2, pool_match, "--output-dir", tmp_path, *QUICK, *words)
+    error = fails(2, pool_match, "--output-dir", tmp_path, *(SCORED if "herding" in words else QUICK), *words)
     assert said in error
     assert len(error.splitlines()) == 1
     if "herding" not in words:
         assert not (tmp_path / "pools").exists()  # it is said before classifiers are trained
+
+
+CORESET = "does nothing at --steps 0, where nothing is learned"
+
+
+@pytest.mark.parametrize(("words", "said"), [
+    *((f"--method random {flag}", f"{flag.split()[0].replace('--no-', '--')} {CORESET} (--method random)") for flag in (
+        "--match logit", "--match-weight 2", "--match-classes 2", "--match-batch 4", "--no-match-aug", "--aug-type crop",
+        "--aug-single", "--aug-setting image", "--class-batch 2", "--select dream", "--syn-batch 1", "--optimizer adam",
+        "--momentum 0.9", "--lr 2", "--space unit", "--keep best")),
+    ("--method herding --match-real 4", f"--match-real {CORESET}"),
+    ("--method herding --calibrate 1", f"--calibrate {CORESET}"),
+    ("--method dm --steps 0 --select-interval 5", f"--select-interval {CORESET}"),
+    ("--method dream+ --steps 0 --mean-weight 2", f"--mean-weight {CORESET}"),
+    ("--method idc --steps 0 --inner 2", f"--inner {CORESET}"),
+    ("--method idc --steps 0 --pool-cutmix 1", f"--pool-cutmix {CORESET}"),
+    ("--method dm --steps 0 --match energy", f"--match {CORESET}"),
+    ("--method inversion --weight x --steps 0 --chunk-steps 2", f"--chunk-steps {CORESET}"),
+    ("--weight x --steps 0 --match logit", f"--match {CORESET}"),
+    *((f"--weight x --match none {flag}", f"{flag.split()[0].replace('--no-', '--')} is not for --match none") for flag in (
+        "--metric dc", "--match-weight 2", "--select random", "--no-match-aug", "--aug-single", "--pool mlp",
+        "--pool-training random", "--pool-members 1", "--pool-mix")),
+    ("--method inversion --weight x --match-batch 4", "--match-batch is not for --match paired"),
+    ("--method inversion --weight x --keep best", "--keep does nothing beside --chunk-steps"),
+    ("--method dm --no-match-aug --aug-single", "--aug-single does nothing beside --no-match-aug or --aug-type none"),
+    ("--method dm --aug-type none --aug-single", "--aug-single does nothing beside --no-match-aug or --aug-type none"),
+    ("--method dm --aug-type none --aug-setting class", "--aug-setting does nothing beside --no-match-aug or --aug-type none"),
+    ("--method dream+ --outer 1 --inner 2", "--inner does nothing beside --outer 1, where a network learns by --pool-warmup"),
+    ("--method dream+ --outer 1 --pool-images 9", "--pool-images does nothing beside --outer 1"),
+    ("--method datm --data cifar10 --ipc 1 --start-grows 5", "--start-grows does nothing beside --first-max-start 0"),
+    ("--method dc --ipc 1 --inner 2", "--inner does nothing where every step has a new network"),
+])
+def test_flags_that_do_nothing_are_refused_before_data_are_loaded(fails, tmp_path, monkeypatch, words, said):
+    monkeypatch.setattr(pool_match, "load_dataset", None)
+    error = fails(2, pool_match, "--output-dir", tmp_path, *words.split())
+    assert said in error
+    assert len(error.splitlines()) == 1
+
+
+@pytest.mark.parametrize("words", [
+    "--method herding --pool mlp --pool-lr 0.1 --pool-aug none --calibrate 0",
+    "--method random --pool-training expert --aug-single",
+    "--method herding --pool-training real --pool-warmup 1 --pool-cutmix 0",
+    "--method random --match trajectory --pool-training expert --label-lr 1 --step-size 0.1 --step-size-lr 0.1",
+    "--method random --match outcome --pool-training pretrained --label-lr 1", "--weight x --steps 0 --match none",
+    "--weight x --match none --match-classes 2 --match-batch 4", "--method dream --data cifar10 --outer 2 --inner 2",
+    "--method mtt --no-match-aug --no-aug-single", "--method dsa --ipc 10 --no-match-aug --aug-single --pool-lr 0.1",
+    "--method datm --data cifar10 --ipc 10 --start-grows 5", "--method dc --ipc 10 --inner 2"])
+def test_flags_that_do_something_are_not(tmp_path, words):
+    pool_match.parse_args(["--output-dir", str(tmp_path), *words.split()])
+
+
+def test_a_coreset_keeps_the_labels_that_a_training_would_start_from(command, tmp_path):
+    command(pool_match, "--output-dir", tmp_path, "--method", "random", "--ipc", 2, "--match", "outcome", "--label-lr", 1,
+            "--pool-training", "pretrained", *SMALL_POOL, *SCORED)
+    assert load_source(tmp_path / "match").soft

@@ -1,6 +1,7 @@
 """Unrolled training: its gradients against those of the whole graph, its memory, and the methods that are made of it."""
 
 import dataclasses
+import functools
 import json
 
 import pytest
@@ -14,7 +15,7 @@ import validate
 from benchmarks.memory import whole_graph
 from gendistil.common.rng import stream
 from gendistil.common.run import load_checkpoint
-from gendistil.data import load_dataset, standardise, to_signed
+from gendistil.data import standardise, to_signed
 from gendistil.evaluation import PROTOCOLS, evaluate
 from gendistil.matching import OBJECTIVES, GeneratorLearner, LatentLearner, Method, PixelLearner, initial, objectives
 from gendistil.matching.trained import Lesson, TrainingMatcher
@@ -136,13 +137,22 @@ def test_known_gradients_reach_what_made_the_images():
 
 
 @pytest.fixture(scope="module")
-def digits():
-    return load_dataset("digits")
+def results(tmp_path_factory):
+    return tmp_path_factory.mktemp("results")
 
 
 @pytest.fixture(scope="module")
-def results(tmp_path_factory):
-    return tmp_path_factory.mktemp("results")
+def run_of(command, results):
+    """The folder of a method's run on the CPU, made when a test first asks for it: `run_of(method, tag, *words)`."""
+
+    def run(method, tag, *words):
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setenv("ACCELERATE_USE_CPU", "1")
+            command(pool_match, "--output-dir", results, "--method", method, "--ipc", 2, *QUICK, *METHOD_FLAGS[method],
+                    "--tag", f"{method}-{tag}", *words)
+        return results / f"{method}-{tag}"
+
+    return functools.cache(run)
 
 
 QUICK = ("--pool", "convnet:depth=1,width=8", "--eval-epochs", 1, "--eval-interval", 100, "--log-interval", 1)
@@ -156,16 +166,14 @@ METHOD_FLAGS = {
 
 
 @pytest.mark.parametrize("method", METHOD_FLAGS)
-def test_a_method_runs_resumes_to_the_same_bits_and_is_judged(command, results, monkeypatch, method):
-    monkeypatch.setenv("ACCELERATE_USE_CPU", "1")
-    words = ("--output-dir", results, "--method", method, "--ipc", 2, *QUICK, *METHOD_FLAGS[method])
-    command(pool_match, *words, "--tag", f"{method}-whole", "--steps", 4)
-    command(pool_match, *words, "--tag", f"{method}-parts", "--steps", 2)
-    command(pool_match, *words, "--tag", f"{method}-parts", "--steps", 4, "--resume")
-    whole, parts = (load_checkpoint(results / f"{method}-{tag}" / "checkpoint.pt") for tag in ("whole", "parts"))
+def test_a_method_runs_resumes_to_the_same_bits_and_is_judged(command, results, run_of, on_the_cpu, method):
+    run = run_of(method, "whole", "--steps", 4)
+    run_of(method, "parts", "--steps", 2)
+    resumed = run_of(method, "parts", "--steps", 4, "--resume")
+    whole, parts = (load_checkpoint(folder / "checkpoint.pt") for folder in (run, resumed))
     assert torch.equal(whole["pixels"]["pixels"], parts["pixels"]["pixels"])
     assert torch.equal(whole["matching"]["rates"], parts["matching"]["rates"])
-    source = load_source(results / f"{method}-whole")
+    source = load_source(run)
     own = source.targets(torch.arange(10))
     assert own.shape == ((10, 10) if method == "datm" else (10,))
     if method in ("mtt", "datm"):
@@ -174,31 +182,31 @@ def test_a_method_runs_resumes_to_the_same_bits_and_is_judged(command, results, 
         assert source.step_size == pytest.approx(whole["matching"]["rates"].tolist())
     else:
         assert source.step_size is None
-    command(validate, "--output-dir", results, "--tag", f"{method}-test", "--pretrain-weight", results / f"{method}-whole",
-            "--ipc", 2, "--sampling", "fixed", "--num-eval", 1, "--epochs", 1, "--min-steps", 1)
+    command(validate, "--output-dir", results, "--tag", f"{method}-test", "--pretrain-weight", run, "--ipc", 2, "--sampling",
+            "fixed", "--num-eval", 1, "--epochs", 1, "--min-steps", 1)
     row, = json.loads((results / f"{method}-test" / "report.json").read_text())
     assert row["labels"] == ("learned" if method == "datm" else "hard")
     assert row["bytes"] == 10 * 2 * 64 + (10 * 2 * 20 if method == "datm" else 0)
     assert row["lr"] == (source.step_size if method in ("mtt", "datm") else 0.05)
 
 
-def test_a_flag_leaves_out_what_was_learned_beside_the_images(command, fails, results):
+def test_a_flag_leaves_out_what_was_learned_beside_the_images(command, fails, results, run_of):
+    shared = ("--output-dir", results, "--pretrain-weight", run_of("datm", "whole", "--steps", 4), "--ipc", 1,
+              "--sampling", "fixed")
     for name, words, expected in (("none", ["--no-own"], ("hard", 0.05)), ("rate", ["--lr", 0.02], ("learned", 0.02))):
-        command(validate, "--output-dir", results, "--tag", name, "--pretrain-weight", results / "datm-whole", "--ipc", 1,
-                "--sampling", "fixed", "--num-eval", 1, "--epochs", 1, "--min-steps", 1, *words)
+        command(validate, *shared, "--tag", name, "--num-eval", 1, "--epochs", 1, "--min-steps", 1, *words)
         row, = json.loads((results / name / "report.json").read_text())
         assert (row["labels"], row["lr"]) == expected
-    assert "has learned its own: add --no-own" in fails(
-        2, validate, "--output-dir", results, "--tag", "ranked", "--pretrain-weight", results / "datm-whole", "--ipc", 1,
-        "--sampling", "fixed", "--ranking")
+    assert "has learned its own: add --no-own" in fails(2, validate, *shared, "--tag", "ranked", "--ranking")
 
 
-def test_steps_with_images_of_their_own_are_replayed(command, fails, results, digits, tmp_path, monkeypatch):
+def test_steps_with_images_of_their_own_are_replayed(command, fails, results, run_of, digits, tmp_path, monkeypatch):
+    dd, mtt = (run_of(method, "whole", "--steps", 4) for method in ("dd", "mtt"))
     words = ("--output-dir", results, "--protocol", "replay", "--sampling", "fixed", "--num-eval", 1,
              "--precision", "fp32", "--seed", 0)
-    command(validate, *words, "--tag", "replay", "--pretrain-weight", results / "dd-whole", "--ipc", 2)
+    command(validate, *words, "--tag", "replay", "--pretrain-weight", dd, "--ipc", 2)
     row, = json.loads((results / "replay" / "report.json").read_text())
-    source = load_source(results / "dd-whole")
+    source = load_source(dd)
     assert (row["steps"], row["images"], row["lr"]) == (4, 10, source.step_size[0])
     model = build_classifier("convnet", 1, 8, 10, generator=stream(0, "student's weights"))
     images, labels = draw_set(source, 2, 0)
@@ -214,9 +222,9 @@ def test_steps_with_images_of_their_own_are_replayed(command, fails, results, di
     taught = Taught(source, Teacher.of(experts(digits, tmp_path)), 1.0, stored=False)
     evaluate(taught, digits, "convnet", 2, "fixed", num_eval=1, protocol=PROTOCOLS["replay"])
     assert asked == [10] * 4
-    for tag, ipc in (("mtt-whole", 2), ("dd-whole", 1)):
+    for run, ipc in ((mtt, 2), (dd, 1)):
         assert "it takes runs of --method dd" in fails(2, validate, *words, "--tag", "no", "--overwrite", "--pretrain-weight",
-                                                       results / tag, "--ipc", ipc)
+                                                       run, "--ipc", ipc)
         assert not (results / "no").exists()
 
 
@@ -371,25 +379,22 @@ def test_gradients_are_shortened_to_a_multiple_of_their_running_mean(digits):
     (["--method", "dm", "--unroll", 3], "--unroll is not for --match mean"),
     (["--method", "dd", "--syn-batch", 1], "leave out --syn-batch"),
     (["--method", "bptt", "--label-lr", 1], "add --pool-training expert or pretrained"),
-    (["--method", "itgan", "--weight", "gan", "--match", "outcome"], "or --own-weight 0"),
+    (["--method", "itgan", "--weight", "gan", "--match", "outcome"], "or --paired-weight 0"),
     (["--method", "ncfm", "--pool-training", "random", "--calibrate", 1], "--calibrate is not for networks of --pool-training"),
     (["--method", "dm", "--pool-training", "real", "--inner", 5], "where every step has a new network: give --outer"),
     (["--method", "dc", "--pool-lr", 1, "--ipc", 1], "--pool-lr does nothing where every step has a new network"),
 ])
 def test_bad_flags(fails, tmp_path, words, said):
-    error = fails(2, pool_match, "--output-dir", tmp_path, *QUICK, *words)
+    error = fails(2, pool_match, "--output-dir", tmp_path, *(QUICK[2:] if "--pool" in words else QUICK), *words)
     assert said in error
     assert len(error.splitlines()) == 1
     assert not (tmp_path / "pools").exists()  # it is said before experts are trained
 
 
 @pytest.mark.parametrize("method", ["mtt", "bptt"])
-def test_the_precision_of_the_run_changes_nothing(command, results, monkeypatch, method):
-    monkeypatch.setenv("ACCELERATE_USE_CPU", "1")
+def test_the_precision_of_the_run_changes_nothing(run_of, monkeypatch, method):
     monkeypatch.setattr(pools.pool, "_precision", lambda engine: {})  # both follow the same experts
-    words = ("--output-dir", results, "--method", method, "--ipc", 2, *QUICK, *METHOD_FLAGS[method], "--select-candidates", 2)
-    words = words[:-2] if method == "mtt" else words  # too few to choose from, which networks do in the run's precision
-    for precision in ("fp32", "bf16"):
-        command(pool_match, *words, "--tag", f"{method}-{precision}", "--steps", 2, "--precision", precision)
-    exact, mixed = (load_checkpoint(results / f"{method}-{tag}" / "checkpoint.pt") for tag in ("fp32", "bf16"))
+    monkeypatch.setitem(METHOD_FLAGS, "bptt", METHOD_FLAGS["bptt"][:6])  # without a choice, which is made in that precision
+    runs = [run_of(method, precision, "--steps", 2, "--precision", precision) for precision in ("fp32", "bf16")]
+    exact, mixed = (load_checkpoint(run / "checkpoint.pt") for run in runs)
     assert torch.equal(exact["pixels"]["pixels"], mixed["pixels"]["pixels"])

@@ -15,47 +15,58 @@ _NAMED = 20  # classes that a message names
 # What --resume may be given anew; everything else decides the weights and stays as the run was started.
 _MAY_CHANGE = {"resume", "overwrite", "output_dir", "tag", "data_dir", "steps", "epochs", "precision", "compile", "lr",
                "lr_critic", "log_interval", "sample_interval", "save_interval", "eval_interval", "auto_stop", "patience",
-               "teacher"}
+               "teacher", "plugin"}
 _PATHS = ("weight", "control_of", "data")
 _OF_ONE_COMMAND = ("resume", "overwrite", "output_dir", "tag", "push_to_hub", "plugin")  # the last is run before flags are made
 LENGTH = ("steps", "epochs")
 """Flags that say how long a run of stage 1 or 2 is, one in place of the other."""
 
 
-def parse_flags(parser, argv=None, but=()):
+def parse_flags(parser, argv=None, but=(), either=()):
     """The flags of a command that makes a run, as `parser` reads them; those that one with --resume leaves out are what the run
-    was given.
+    was given. Of `either`, flags that take each other's place, that holds if none is given anew.
 
     What was given, now or when the run was started, is kept as `given` for the next time, `but` for these flags and those that
     concern one command alone.
     """
+    words = [str(word) for word in (sys.argv[1:] if argv is None else argv)]
+    named = {action.dest for action in parser._actions for word in words if word.partition("=")[0] in action.option_strings}
     usual = {action.dest: action.default for action in parser._actions}
-    for action in _kept_actions(parser, sys.argv[1:] if argv is None else argv):
-        action.required = False
-    args = parser.parse_args(argv)
+    kept = _given_before(parser, words, either)
+    for action in parser._actions:
+        if action.dest in kept and not (action.dest in either and named.intersection(either)):
+            value = kept[action.dest]
+            texts = isinstance(value, list) and isinstance(action, argparse._StoreAction) and action.type
+            parser.set_defaults(**{action.dest: list(map(action.type, map(str, value))) if texts else value})
+            action.required = False
+    args = parser.parse_args(words)
     args.given = {name: value for name, value in vars(args).items()
-                  if name not in (*_OF_ONE_COMMAND, *but) and value != usual.get(name)}
+                  if name not in (*_OF_ONE_COMMAND, *but) and (name in named or value != usual.get(name))}
     return args
 
 
-def _kept_actions(parser, words):
-    """The actions of `parser` whose defaults are now what the run that --resume continues was given; none without that flag."""
+def _given_before(parser, words, either):
+    """What the run that --resume continues was given, by the names of the flags; empty without that flag.
+
+    Raises UserError where `words` leave out a --plugin by which the run was started.
+    """
     first = argparse.ArgumentParser(add_help=False, allow_abbrev=False, argument_default=argparse.SUPPRESS, exit_on_error=False)
     for flag, kind in (("--tag", str), ("--output-dir", Path)):
         first.add_argument(flag, type=kind, default=parser.get_default(flag[2:].replace("-", "_")))
     first.add_argument("--resume", action="store_true", default=False)
+    first.add_argument("--plugin", action="append", default=[])
     try:
-        known, _ = first.parse_known_args([str(word) for word in words])
+        known, _ = first.parse_known_args(words)
     except argparse.ArgumentError:  # of which `parser` has more to say
-        return []
+        return {}
     run = known.output_dir / known.tag
-    given = made_by(run).get("given", {}) if known.resume and (run / CONFIG).exists() else {}
-    found = [action for action in parser._actions if action.dest in given]
-    for action in found:
-        value = given[action.dest]
-        texts = isinstance(value, list) and isinstance(action, argparse._StoreAction) and action.type
-        parser.set_defaults(**{action.dest: list(map(action.type, map(str, value))) if texts else value})
-    return found
+    config = made_by(run) if known.resume and (run / CONFIG).exists() else {}
+    plugins = config.get("plugin") or []
+    if len(known.plugin) < len(plugins):
+        flags = " ".join(f"--plugin {path}" for path in plugins)
+        raise UserError(f"--resume: the run was started with {flags}: give {'it' if len(plugins) == 1 else 'them'} again")
+    length = {name: config[name] for name in either if config.get(name) is not None}  # `given` of earlier versions had none
+    return {**length, **config.get("given", {})}
 
 
 def check_options(options, may_change=_MAY_CHANGE):
@@ -70,26 +81,6 @@ def check_options(options, may_change=_MAY_CHANGE):
 def _same_place(name, *paths):
     """Whether two values of a flag are one folder or file, spelled otherwise."""
     return name in _PATHS and None not in paths and len({Path(path).resolve() for path in paths}) == 1
-
-
-def inherit_settings(args, folder):
-    """Fill in what --resume may be given anew and was not, from the run in `folder`: its length, and of a run that keeps
-    no `given` its rates and how it is judged.
-
-    Raises UserError for a run of --auto-stop that is to go on without it.
-    """
-    config = made_by(folder)
-    names = ["lr", "lr_critic", *(LENGTH if all(getattr(args, name) is None for name in LENGTH) else ())]
-    if "auto_stop" not in args:
-        names.append("eval_interval")
-    elif config.get("auto_stop"):
-        if args.auto_stop is False:
-            raise UserError("--resume: --no-auto-stop would lose what scored best so far: give more --patience")
-        args.auto_stop = True
-        names += ["eval_interval", "patience"]
-    for name in names:
-        if getattr(args, name) is None:
-            setattr(args, name, config.get(name))
 
 
 def as_begun(row, options, key):

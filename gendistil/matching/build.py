@@ -8,7 +8,7 @@ from pathlib import Path
 
 import torch
 
-from gendistil.common.cli import COUNT
+from gendistil.common.cli import COUNT, say
 from gendistil.common.device import process_first
 from gendistil.common.errors import UserError
 from gendistil.common.flags import option
@@ -29,6 +29,7 @@ from pools import ClassifierPool, OnlinePool, RandomPool
 
 SUMMARY = "summary.json"
 _CONTROLLED = ("lr", "lr_critic", "batch_size", "ema", "tune", "sample_steps", "keep")
+_SCORED = ("seed", "precision", "eval_interval", "eval_model", "eval_ipc", "eval_epochs")
 _STEPS = 4  # of a flow that are matched through, at most, unless --sample-steps asks for more
 
 
@@ -40,8 +41,9 @@ class Start:
                                  "latents also a run of --method inversion", None, type=Path, metavar="PATH",
                                  group="a generator", learns=(GENERATOR, LATENTS, DRAWN))
     control_of: Path | None = option("train without matching for as many seconds as this finished run took, from the same "
-                                     "--weight and by the same values unless flags say others; sets --match none", None,
-                                     type=Path, metavar="RUN", group="a generator", learns=(GENERATOR,))
+                                     "--weight and --seed, by the same values and with the same scores, unless flags say "
+                                     "others; sets --match none", None, type=Path, metavar="RUN", group="a generator",
+                                     learns=(GENERATOR,))
     ipc: int | None = option("stored images per class (default: 10; of latents, as many as the smallest class has)", None,
                              type=COUNT, group="pixels and latents", learns=(*STORED, DRAWN))
     teacher: Path | None = option("the folder of a pool of pretrained classifiers, or of a student that validate.py kept: the "
@@ -50,12 +52,14 @@ class Start:
 
 
 def train_alike(args):
-    """Fill what decides how a control is trained and kept, where no flag says it, from the run that it is the control of.
+    """Fill what decides how a control is trained, scored and kept, where no flag says it, from the run that it is the control
+    of, or from what it was begun with itself.
 
     Raises UserError for a run that has learned no generator.
     """
-    config = made_by(args.control_of)
-    values = config.get("method_values") or {}
+    begun = args.output_dir / args.tag if args.resume and (args.output_dir / args.tag / CONFIG).exists() else None
+    config = made_by(begun or args.control_of)
+    values = config if begun else config.get("method_values") or {}
     if values.get("learn", GENERATOR) != GENERATOR:
         raise UserError(f"--control-of {args.control_of} has learned {values['learn']}, which need no control: name a run of a "
                         "method that learns a generator")
@@ -63,6 +67,9 @@ def train_alike(args):
     for name in _CONTROLLED:
         if getattr(args, name) is None and (name in used or name == "keep" or not used):
             setattr(args, name, values.get(name))
+    for name in _SCORED:
+        if name not in args.given and config.get(name) is not None:
+            setattr(args, name, config[name])
     if args.weight is None and config.get("weight"):
         args.weight = Path(config["weight"])
 
@@ -110,12 +117,17 @@ def read_weight(args):
     trainer = state.get("trainer", "gan") if isinstance(state, dict) else "gan"
     if trainer not in TRAINERS:
         raise UserError(f"--weight {path} was trained by '{trainer}', which is not here: name its file by --plugin")
-    if args.lr_critic is not None and "discriminator" not in TRAINERS[trainer].parts:
-        raise UserError(f"--lr-critic is for a GAN, and --weight {path} was trained by '{trainer}': leave it out")
     whole = isinstance(state, dict) and all(isinstance(state.get(part), dict) for part in TRAINERS[trainer].parts)
     if not whole or len(state["generator"]) < 3:
         raise UserError(f"--weight {path}: {file.name} is not a checkpoint of this suite or of the published DiM code")
     return state, file
+
+
+def check_critic(args, state):
+    """Raise UserError for a rate of the critic where the training of `state` has none."""
+    trainer = state.get("trainer", "gan")
+    if args.lr_critic is not None and "discriminator" not in TRAINERS[trainer].parts:
+        raise UserError(f"--lr-critic is for a GAN, and the generator was trained by '{trainer}': leave it out")
 
 
 def kin_of(weight, earlier=None):
@@ -136,9 +148,15 @@ def read_seconds(path):
     if path is None:
         return math.inf
     try:
-        return float(read_json(path / SUMMARY)["train_seconds"])
+        summary = read_json(path / SUMMARY)
+        seconds, ended = float(summary["train_seconds"]), summary.get("ended")
     except (UserError, KeyError, TypeError, ValueError):
         raise UserError(f"--control-of {path} holds no readable {SUMMARY}: name the folder of a finished run of pool_match.py")
+    if ended and not seconds:
+        raise UserError(f"--control-of {path} has taken no step, and so would its control: name a run that has")
+    if not seconds or ended is False:  # the first runs do not say whether they have ended
+        raise UserError(f"--control-of {path} is not finished: continue it with --resume")
+    return seconds
 
 
 def read_matched(args):
@@ -146,9 +164,12 @@ def read_matched(args):
     if args.control_of is None:
         return {}
     config = made_by(args.control_of)
-    alike = all(config.get(name) == getattr(args, name) for name in (
-        "eval_model", "eval_ipc", "eval_epochs", "seed", "data", "image_size", "classes", "held_out", "whiten"))
-    return read_json(args.control_of / SUMMARY) if alike else {}
+    unlike = [f"--{name.replace('_', '-')}" for name in (
+        "eval_model", "eval_ipc", "eval_epochs", "seed", "data", "image_size", "classes", "held_out", "whiten")
+        if config.get(name) != getattr(args, name)]
+    if unlike:
+        say(f"this run is not compared with --control-of {args.control_of}, which had another {', '.join(unlike)}")
+    return {} if unlike else read_json(args.control_of / SUMMARY)
 
 
 def holds_latents(path):

@@ -1,99 +1,165 @@
-"""Which flags of a method go together, and what follows for the values that no flag gives."""
+"""Which flags of a method do nothing or do not go together, and what follows for the values that no flag gives."""
 
+import argparse
 import dataclasses
+from collections.abc import Callable
+from pathlib import Path
 
 from gendistil.common.errors import UserError
-from gendistil.common.flags import override, refuse
+from gendistil.common.flags import fields, override, refuse
 from gendistil.common.inherit import as_begun
-from gendistil.matching.methods import DRAWN, METHODS, ONLINE, STORED, TRAINED, Method
+from gendistil.matching.build import LEARNED, Start
+from gendistil.matching.methods import DRAWN, METHODS, ONLINE, PIXELS, STORED, TRAINED, Method, method_for
 from gendistil.matching.objectives import OBJECTIVES
 
-_OF_CLASSES = ("match_classes", "match_real", "aug_setting", "class_batch", "calibrate", "paired_weight")
-_OF_MATCHING = ("metric", "match_weight", "match_batch", "match_aug", "aug_type", "aug_single", "pool", "pool_training")
-_OF_SELECTORS = ("select", "select_interval", "select_candidates", "select_nearest")
+
+@dataclasses.dataclass(frozen=True)
+class Idle:
+    """The names of fields that do nothing in a `Method` of which `when` is true, and what an error says of their flags."""
+
+    when: Callable[[Method], bool]
+    words: str
+    fields: set
 
 
-_IDLE = (("optimizer", "adam", "--optimizer adam", ["momentum"]),
-         ("unroll_optimizer", "adam", "--unroll-optimizer adam", ["unroll_momentum"]),
-         ("unroll_order", "steps", "--unroll-order steps", ["unroll_batch"]),
-         ("match_aug", False, "--no-match-aug", ["aug_type", "aug_setting"]), ("factor", 1, "--factor 1", ["decoder"]),
-         ("select", "random", "--select random", ["select_interval", "select_candidates", "select_nearest"]),
-         ("pull", 0, "--pull 0", ["pull_until"]), ("first_max_start", 0, "--first-max-start 0", ["start_grows"]))
-"""Fields of a method, values of theirs, the flags that say so, and the fields that then do nothing."""
+def _kind(method):
+    return LEARNED[method.learn].flags
 
 
-_WEIGHTS = {"paired_weight": ("--own-weight (--paired-weight)", "embeddings"), "calibrate": ("--calibrate", "embeddings"),
-            "mean_weight": ("--mean-weight", "gradients")}
-"""Weights of what an objective compares besides: their flags, and what it has to compare for them."""
+def _of_training(method):
+    row = OBJECTIVES.get(method.match)
+    return row is not None and row.per == "training"
 
 
-def is_off(args, field):
+def _learns_nothing(method):
+    return method.steps == 0 and _kind(method) != DRAWN
+
+
+def _plain(method):
+    return not method.match_aug or method.aug_type == "none"
+
+
+_OF_SELECTION = {"select_interval", "select_candidates", "select_nearest"}
+_OF_CLASSES = {"match_classes", "match_real", "aug_setting", "class_batch", "calibrate", "paired_weight"}
+_OF_MATCHING = {*_OF_CLASSES, *_OF_SELECTION, "select", "metric", "match_weight", "match_batch", "mean_weight", "match_aug",
+                "aug_type"}
+_OF_LEARNING = {"syn_batch", "optimizer", "momentum", "lr", "space", "paired_weight", "chunk_steps", "keep", "lr_critic",
+                "batch_size", "tune", "outer", "inner", "pool_images"}
+_OF_TRAINING = {"inner", "pool_images", "pool_batch", "pool_lr", "pool_momentum", "pool_decay", "pool_aug", "pool_cutmix"}
+_OF_POOLS = {field.name for field in fields(Method) if field.metadata["group"] == "pool"}
+_NOTHING = "does nothing at --steps 0, where nothing is learned"
+_SINGLE = ("expert", *ONLINE)  # pools whose networks are trained by one augmentation at a time, if --aug-single says so
+
+IDLE = (
+    Idle(_learns_nothing, _NOTHING, _OF_MATCHING | _OF_LEARNING),
+    # Labels and a step size are kept as they start, and a generator is left without a pool by --match none.
+    Idle(lambda m: _learns_nothing(m) and m.match != "none" and not (_of_training(m) and (m.label_lr or m.step_size_lr)),
+         _NOTHING, {"match"}),
+    Idle(lambda m: _learns_nothing(m) and (_kind(m) != PIXELS or m.init in ("noise", "real")), _NOTHING,
+         {"pool_warmup", "pool_cutmix"}),
+    Idle(lambda m: _learns_nothing(m) and m.pool_training not in _SINGLE, _NOTHING, {"aug_single"}),
+    # By classes and images of a generator's step --compile tells how long a run is.
+    Idle(lambda m: m.match == "none", "is not for --match none",
+         {"aug_single", *_OF_POOLS, *_OF_MATCHING} - {"match_classes", "match_batch"}),
+    Idle(lambda m: m.match == "none" and _kind(m) == DRAWN, "is not for --match none", {"match_classes", "match_batch"}),
+    Idle(lambda m: m.match != "none" and _kind(m) == DRAWN, "does nothing beside --steer, which says how far",
+         {"match_weight"}),
+    Idle(lambda m: _of_training(m) and OBJECTIVES[m.match].expert and _kind(m) in STORED, "does nothing beside a --match "
+         "of experts, which trains on the stored images: give --syn-batch or --unroll-batch", {"match_batch"}),
+    Idle(lambda m: m.select == "random", "does nothing beside --select random", _OF_SELECTION),
+    Idle(lambda m: not m.match_aug, "does nothing beside --no-match-aug", {"aug_type"}),
+    Idle(_plain, "does nothing beside --no-match-aug or --aug-type none", {"aug_setting"}),
+    Idle(lambda m: _plain(m) and m.pool_training not in _SINGLE, "does nothing beside --no-match-aug or --aug-type none",
+         {"aug_single"}),
+    Idle(lambda m: m.unroll_optimizer == "adam", "does nothing beside --unroll-optimizer adam", {"unroll_momentum"}),
+    Idle(lambda m: m.unroll_order == "steps", "does nothing beside --unroll-order steps", {"unroll_batch"}),
+    Idle(lambda m: not m.first_max_start, "does nothing beside --first-max-start 0", {"start_grows"}),
+    Idle(lambda m: m.optimizer == "adam", "does nothing beside --optimizer adam", {"momentum"}),
+    Idle(lambda m: m.chunk_steps > 0, "does nothing beside --chunk-steps, by which latents are learned in turn by Adam "
+         "and scored once", {"optimizer", "momentum", "keep"}),
+    Idle(lambda m: m.factor == 1, "does nothing beside --factor 1", {"decoder"}),
+    Idle(lambda m: not m.pull, "does nothing beside --pull 0", {"pull_until"}),
+    Idle(lambda m: m.pool_training in ONLINE and m.outer == 1 and not m.pool_warmup,
+         "does nothing where every step has a new network: give --outer, steps that share one",
+         {"pool_training", *_OF_TRAINING}),
+    Idle(lambda m: m.pool_training in ONLINE and m.outer == 1, "does nothing beside --outer 1, where a network learns by "
+         "--pool-warmup alone", {"inner", "pool_images"}),
+)
+"""What does nothing, beside what the objective of a method does not take."""
+
+_WEIGHTS = {"paired_weight": "embeddings", "calibrate": "embeddings", "mean_weight": "gradients"}
+"""Weights of what an objective compares besides, and what it has to compare for them."""
+
+
+def _is_off(args, field):
     """Whether the flag of a `Method`'s field says that one of these weights is 0, which goes with everything."""
     return field.name in _WEIGHTS and getattr(args, field.name, None) == 0
 
 
-def check_match(args, match, pool):
-    """Raise UserError for flags that are not for the objective `match`, or beside the value of another flag or of the method,
-    and for networks (`pool`) that are not."""
-    for name, value, words, idle in _IDLE:
-        chosen = getattr(METHODS[args.method] if getattr(args, name) is None else args, name)
-        if chosen == value:
-            refuse(args, (Method,), lambda field, idle=idle: field.name in idle,
-                   f"does nothing beside {words}, which --method {args.method} has here")
-    row = OBJECTIVES.get(match)
-    taken, elsewhere = row.options if row else (), {name for row in OBJECTIVES.values() for name in row.options}
-    useless = elsewhere - set(taken)
+def _not_taken(method):
+    """What the objective of a method does not take."""
+    row = OBJECTIVES.get(method.match)
+    useless = {name for other in OBJECTIVES.values() for name in other.options}
     if row:
-        useless -= {"paired_weight", "calibrate"}  # of which more is said below
+        useless -= {*row.options, "paired_weight", "calibrate"}  # of which `check` says more
     if row and row.per == "training":
-        useless |= {*_OF_CLASSES, *(_OF_SELECTORS if row.expert else ())}
+        useless |= {*_OF_CLASSES, *(("select", *_OF_SELECTION) if row.expert else ())}
     if row and row.paired == "real":  # whose images are those that the latents stand for
-        useless |= {*_OF_SELECTORS}
-    if match == "none" and METHODS[args.method].learn == DRAWN:  # of a generator the steps without it are a control's
-        useless |= {*_OF_CLASSES, *_OF_SELECTORS, *_OF_MATCHING}
-    elif METHODS[args.method].learn == DRAWN:
-        refuse(args, (Method,), lambda field: field.name == "match_weight", "does nothing beside --steer, which says how far")
-    refuse(args, (Method,), lambda field: field.name in useless and not is_off(args, field), f"is not for --match {match}")
-    values = override(METHODS[args.method], args)
-    if values.chunk_steps and METHODS[args.method].first is None:
-        refuse(args, (Method,), lambda field: field.name in ("optimizer", "momentum"),
-               "does nothing beside --chunk-steps, which learns latents by Adam")
-    if row and row.expert and values.learn in STORED:
-        refuse(args, (Method,), lambda field: field.name == "match_batch",
-               f"does nothing beside --match {match}, which trains on the stored images: give --syn-batch or --unroll-batch")
-    for weight, (flag, seen) in _WEIGHTS.items() if row else ():
-        if getattr(args if weight == "calibrate" else values, weight) and weight not in taken:
-            names = ", ".join(name for name, row in OBJECTIVES.items() if weight in row.options)
-            raise UserError(f"{flag} is for an objective that compares {seen}: --match {names}, or {flag.split()[0]} 0")
-    plain = values.unroll_optimizer == "sgd" and not values.unroll_momentum and not values.match_aug
-    if row and values.unroll_order == "steps" and not plain:
+        useless |= {"match_batch", "select", *_OF_SELECTION}
+    return useless
+
+
+def check_kinds(args):
+    """Raise UserError for flags, `args`, that are not for what their method learns, or not for the networks of its pool."""
+    row = METHODS[args.method]
+    learned, pool = LEARNED[row.learn], args.pool_training or row.pool_training
+    why = f"is not for --method {args.method}, which learns {learned.words}"
+    refuse(args, (Method, Start), lambda field: learned.flags not in field.metadata.get("learns", [learned.flags]), why)
+    refuse(args, (Method,), lambda field: pool not in field.metadata.get("pools", [pool]) and not _is_off(args, field),
+           f"is not for networks of --pool-training {pool}, which --method {args.method} has here")
+    if learned.flags in STORED and args.match == "none":
+        raise UserError(f"--match none {why}")
+
+
+def check(options):
+    """Raise UserError for flags of a run, its `options`, that do nothing in its method, and for values of the method that do
+    not go together. Flags of a run that goes on are what it was started with."""
+    args, method = argparse.Namespace(**options), settled(options)
+    row = OBJECTIVES.get(method.match)
+    idle = [(each.words, each.fields) for each in IDLE if each.when(method)]
+    idle.append((f"is not for --match {method.match}", _not_taken(method)))
+    if args.control_of:
+        idle.append(("does nothing beside --control-of", {"match_classes", "match_batch"}))
+    for words, names in idle if not args.resume else ():
+        refuse(args, (Method,), lambda field, names=names: field.name in names and not _is_off(args, field),
+               f"{words} (--method {args.method})")
+    for weight, seen in _WEIGHTS.items() if row else ():
+        if getattr(args if weight == "calibrate" else method, weight) and weight not in row.options:
+            names, flag = ", ".join(name for name in OBJECTIVES if weight in OBJECTIVES[name].options), weight.replace("_", "-")
+            raise UserError(f"--{flag} is for an objective that compares {seen}: --match {names}, or --{flag} 0")
+    plain = method.unroll_optimizer == "sgd" and not method.unroll_momentum and not method.match_aug
+    if row and method.unroll_order == "steps" and not plain:
         raise UserError("--unroll-order steps is plain SGD without augmentation, which --protocol replay repeats: give "
                         "--unroll-optimizer sgd, --unroll-momentum 0 and --no-match-aug")
-    if row and row.expert and pool != "expert":
-        raise UserError(f"--match {match} follows experts, and networks of --pool-training {pool} are none: give "
-                        "--pool-training expert")
+    if row and row.expert and method.pool_training != "expert":
+        raise UserError(f"--match {method.match} follows experts, and networks of --pool-training {method.pool_training} are "
+                        "none: give --pool-training expert")
 
 
 def calibrated_if_possible(method):
     """`method`, whose own --calibrate is 0 where its objective sees no embeddings or its networks have not learned; of a flag
-    `check_match` says so."""
+    `check` says so."""
     row = OBJECTIVES.get(method.match)
     possible = row and "calibrate" in row.options and method.pool_training in TRAINED
     return method if possible else dataclasses.replace(method, calibrate=0.0)
 
 
-def settled(method, options):
-    """`method`, in which the flags have taken the place of its row's values, as the run with these `options` learns by it."""
+def settled(options, size=32):
+    """The method by which the run of these `options` learns images of `size` pixels: the flags that were given, or what the run
+    began with, have taken the place of its row's values."""
+    name = Path(options["data"]).resolve().name  # of a data set, or of a folder
+    row = method_for(options["method"], name, options["ipc"] or 1, size, options["factor"])
+    method = override(row, argparse.Namespace(**options))
     if options["steps"] is not None and method.epochs and not options["epochs"]:
         method = dataclasses.replace(method, epochs=None)  # the row's passes give way to the steps that were asked for
     return as_begun(calibrated_if_possible(method), options, "method_values")
-
-
-def check_online(args, method):
-    """Raise UserError for flags of how an online network learns where it never does, because every step has a new one."""
-    if method.pool_training in ONLINE and method.outer == 1 and not method.pool_warmup:
-        names = {"inner", "pool_images", "pool_batch", "pool_lr", "pool_momentum", "pool_decay", "pool_aug", "pool_cutmix"}
-        if METHODS[args.method].pool_training not in ONLINE:  # DC's own network is new in every step at one image of a class
-            names.add("pool_training")
-        refuse(args, (Method,), lambda field: field.name in names,
-               "does nothing where every step has a new network: give --outer, steps that share one")

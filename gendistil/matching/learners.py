@@ -30,7 +30,7 @@ class GeneratorLearner:
     """The weights of a generator, beside its own training: DiM's second stage.
 
     Args: trainer, a `Trainer`; dataset, a `Dataset` on the device; steps_before, steps that it has taken in earlier stages;
-    recipe, that of stage 1, from which a later stage 2 takes what no flag says, where the trainer's is another.
+    recipe, that of stage 1, if flags of this stage changed the trainer's: it is saved, and a later stage 2 starts from it.
     """
 
     folder, has_pairs = MODEL, False

@@ -1,9 +1,11 @@
 """The published methods as rows of one table: what is learned, what must agree, in whose eyes, against which real images."""
 
 from dataclasses import asdict, dataclass, replace
+from typing import NamedTuple
 
 from gendistil.common.cli import COUNT, FRACTION, NATURAL, POSITIVE, WEIGHT, number
 from gendistil.common.flags import Flattened, option
+from gendistil.data import original
 from gendistil.data.augment import augmentations
 from gendistil.matching import initial
 from gendistil.matching.learners import SPACES
@@ -32,10 +34,6 @@ _METHOD = "method (a flag that is not given takes the method's value)"
 LENGTH = "length and reports"
 
 
-def _match(text):
-    return "paired" if text == "own" else text
-
-
 @dataclass(frozen=True)
 class Method:
     """One row; the names of its fields are the flags of `pool_match.py`, and any flag that is given takes its place.
@@ -49,7 +47,7 @@ class Method:
     first: str | None = None  # the method that finds what this one starts from, unless --weight holds it already
 
     match: str = option("what must agree between real and synthetic images; none: train a generator on without matching",
-                        "energy", type=_match, choices=lambda: [*OBJECTIVES, "none"], group=_METHOD)
+                        "energy", choices=lambda: [*OBJECTIVES, "none"], group=_METHOD)
     metric: str = option("distance of gradients, for --match grad", "l1", choices=METRICS, group=_METHOD)
     match_weight: float | None = option("weight of matching (a generator's default: the objective's)", None, type=WEIGHT,
                                         group=_METHOD)
@@ -76,9 +74,10 @@ class Method:
     select: str = option("real images: nearest to the centroids of a clustering of their class, or drawn uniformly", "random",
                          choices=SELECTORS, group=_METHOD)
     select_interval: int = option("steps between clusterings", 10, type=COUNT, group=_METHOD)
-    select_candidates: int = option("images of each class that are clustered (default: 1000)", 1000, type=COUNT, group=_METHOD)
+    select_candidates: int = option("images of each class that are clustered, more than are compared (default: the method's)",
+                                    1000, type=COUNT, group=_METHOD)
     select_nearest: int = option("images that are taken around each centroid, of fewer clusters (DREAM+)", 1, type=COUNT,
-                                 aliases=("subsample",), group=_METHOD)
+                                 group=_METHOD)
 
     unroll: int = option("steps of a network's training on the synthetic images, in each step of matching", 30, type=COUNT,
                          group=_UNROLL)
@@ -107,11 +106,10 @@ class Method:
     skip_above: float = option("steps that leave a network further from its expert than this learn nothing (1: no nearer than "
                                "at its start), 0 for none (DATM)", 0.0, type=WEIGHT, group=_UNROLL, pools=("expert",))
 
-    lr_critic: float | None = option("learning rate of the critic (default: the recipe's)", None, type=POSITIVE,
-                                     group="a generator", learns=(GENERATOR,))
-    batch_size: int | None = option("images of the generator's own step (default: the recipe's)", None, type=number(int, 2),
-                                    group="a generator", learns=(GENERATOR,))
-
+    lr_critic: float | None = option("learning rate of the critic (default: the method's, else the recipe's)", None,
+                                     type=POSITIVE, group="a generator", learns=(GENERATOR,))
+    batch_size: int | None = option("images of the generator's own step (default: the method's, else the recipe's)", None,
+                                    type=number(int, 2), group="a generator", learns=(GENERATOR,))
     ema: float | None = option("decay of its averaged weights, 0 for none (default: the recipe's)", None, type=FRACTION,
                                group="a generator", learns=(GENERATOR,))
     sample_steps: int | None = option("Euler steps of a flow, through which it is matched and which it keeps (default: "
@@ -140,7 +138,7 @@ class Method:
                                       "--weight holds)", None, choices=LATENT_SPACES, group="latents", learns=(LATENTS,),
                                       first=True)
     paired_weight: float = option("of the distance of each image's embedding from that of the real image that its latent was "
-                                  "found for: keeps a class diverse", 0.0, type=WEIGHT, aliases=("own-weight",),
+                                  "found for: keeps a class diverse", 0.0, type=WEIGHT,
                                   group="latents", learns=(LATENTS,))
     chunk_steps: int = option("inversion: Adam steps on --syn-batch latents of a class before the next; 0: others each step", 0,
                               type=NATURAL, group="latents", learns=(LATENTS,), first="only")
@@ -183,14 +181,15 @@ class Method:
                             pools=("pretrained",))
     pool_initial: bool = option("also keep each network as it was before its pretraining (NCFM)", False, group="pool",
                                 pools=("pretrained",))
-    pool_members: int = option("pretrained networks of each classifier (default: 4)", 4, type=COUNT, group="pool", pools=KEPT)
-    pool_epochs: int = option("epochs of their pretraining on the real images (default: 20)", 20, type=COUNT, group="pool",
-                              pools=KEPT)
-    pool_snapshots: int = option("snapshots kept of each, from early to late (default: 5)", 5, type=COUNT, group="pool",
-                                 pools=("pretrained",))
+    pool_members: int = option("pretrained networks of each classifier (default: the method's)", 4, type=COUNT, group="pool",
+                               pools=KEPT)
+    pool_epochs: int = option("epochs of their pretraining on the real images (default: the method's)", 20, type=COUNT,
+                              group="pool", pools=KEPT)
+    pool_snapshots: int = option("snapshots kept of each, from early to late (default: the method's)", 5, type=COUNT,
+                                 group="pool", pools=("pretrained",))
 
-    lr: float | None = option("learning rate of the generator (default: the recipe's), of pixels or of latents", None,
-                              type=POSITIVE, group=LENGTH, learns=(GENERATOR, *STORED))
+    lr: float | None = option("learning rate of the generator, of pixels or of latents (default: the method's, else that of "
+                              "the generator's recipe)", None, type=POSITIVE, group=LENGTH, learns=(GENERATOR, *STORED))
     steps: int | None = option("steps (default: the method's; of inversion, each latent once)", 1000, type=NATURAL,
                                group=LENGTH)
     epochs: int | None = option("passes over the real images, instead of --steps, for a generator", None, type=COUNT,
@@ -263,46 +262,59 @@ METHODS = {
 }
 """Every method by the name that --method knows."""
 
-_GREY = {"metric": "l1", "lr": 1e-4}
-_MANY = {"pool_images": 2000}
-_IDC_DATA = {"mnist": _GREY, "fashion": _GREY, "cifar10": _MANY, "cifar100": _MANY}
-_DREAM_DATA = {**_IDC_DATA, "tinyimagenet": {"match_batch": 64, "pool_batch": 64, "pool_images": 1000}}
-PUBLISHED = {"idc": _IDC_DATA, "dream": _DREAM_DATA, "dream+": _DREAM_DATA,
-             # As many real images in all as published, and as many of the learned ones in a step: 100, and one of 50 classes.
-             "bptt": {"cifar100": {"match_batch": 50, "unroll": 130, "unroll_batch": 100, "window": 90, "lr": 3e-4},
-                      "tinyimagenet": {"match_batch": 5, "unroll": 300, "unroll_batch": 50, "window": 100, "lr": 3e-4}},
-             "mtt": {"cifar10": {"unroll": 50, "step_size_lr": 1e-7},
-                     "cifar100": {"unroll": 20, "expert_epochs": 3, "max_start": 20, "pool_epochs": 25}},
-             "datm": {"cifar10": {"max_start": 4, "first_max_start": 0, "skip_above": 1.1, "label_lr": 5.0,
-                                  "step_size_lr": 1e-7},
-                      "cifar100": {"unroll": 40, "expert_epochs": 3, "label_lr": 10.0, "lr": 1e3},
-                      "tinyimagenet": {"unroll": 40, "unroll_batch": 500, "first_max_start": 15, "start_grows": 2000,
-                                       "label_lr": 10.0, "step_size_lr": 1e-4, "lr": 1e4}}}
-"""What a method's authors set otherwise for a data set."""
 
-_DATM_10 = {"max_start": 20, "first_max_start": 10, "skip_above": 1.0, "label_lr": 2.0, "step_size_lr": 1e-5}
-PUBLISHED_BY_IPC = {
-    ("dm", "cifar10", 100): {"lr": 10.0},
-    **{(name, "tinyimagenet", 50): {"lr": 1e-6} for name in ("dream", "dream+")},
-    ("mtt", "cifar10", 10): {"unroll": 30, "max_start": 15, "step_size_lr": 1e-5},
-    ("mtt", "cifar10", 50): {"max_start": 40, "step_size": 1e-3, "pool_epochs": 45},
-    ("datm", "cifar10", 10): _DATM_10,
-    ("datm", "cifar10", 50): {"max_start": 40, "first_max_start": 20, "start_grows": 2000, "lr": 1e3, "pool_epochs": 45},
-    ("datm", "cifar10", 500): {"unroll": 40, "unroll_batch": 1000, "min_start": 40, "max_start": 60, "first_max_start": 0,
-                               "label_lr": 10.0, "lr": 50.0, "pool_epochs": 65},
-    ("datm", "cifar10", 1000): {"unroll": 100},
-    ("datm", "cifar100", 10): {"unroll": 80, "unroll_batch": 1000, "expert_epochs": 2, "max_start": 50, "first_max_start": 30,
-                               "start_grows": 2000, "pool_epochs": 55},
-    ("datm", "cifar100", 50): {"min_start": 20, "max_start": 70, "first_max_start": 0, "pool_epochs": 75},
-    ("datm", "cifar100", 100): {"min_start": 30, "lr": 50.0},
-    ("datm", "tinyimagenet", 10): {"min_start": 10, "max_start": 50, "first_max_start": 0, "lr": 100.0, "pool_epochs": 55},
-    ("datm", "tinyimagenet", 50): {"unroll": 20, "unroll_batch": 1000, "min_start": 40, "max_start": 70, "pool_epochs": 75},
-    ("bptt", "cifar100", 10): {"unroll": 300, "window": 100, "lr": 1e-3},
-}
-"""And from so many images per class on."""
+class Published(NamedTuple):
+    """What the authors of `methods` set otherwise for some data sets, from `ipc` stored images per class on, and where `parts`
+    is true, for images that hold several smaller ones alone."""
 
-PUBLISHED_IN_PARTS = {(name, "mnist"): {"aug_type": "color_crop", "pool_cutmix": 0.0} for name in ("idc", "dream", "dream+")}
-"""And for images that hold several smaller ones."""
+    methods: tuple
+    data: tuple
+    values: dict
+    ipc: int = 1
+    parts: bool = False
+
+
+_DREAMS = ("dream", "dream+")
+_IDCS = ("idc", *_DREAMS)
+PUBLISHED = (
+    Published(_IDCS, ("mnist", "fashion"), {"metric": "l1", "lr": 1e-4}),
+    Published(_IDCS, ("mnist",), {"aug_type": "color_crop", "pool_cutmix": 0.0}, parts=True),
+    Published(_IDCS, ("cifar10", "cifar100"), {"pool_images": 2000}),
+    Published(_DREAMS, ("tinyimagenet",), {"match_batch": 64, "pool_batch": 64, "pool_images": 1000}),
+    Published(_DREAMS, ("tinyimagenet",), {"lr": 1e-6}, 50),
+    Published(("dm",), ("cifar10",), {"lr": 10.0}, 100),
+    # As many real images in all as published, and as many of the learned ones in a step: 100, and one of 50 classes.
+    Published(("bptt",), ("cifar100",), {"match_batch": 50, "unroll": 130, "unroll_batch": 100, "window": 90, "lr": 3e-4}),
+    Published(("bptt",), ("cifar100",), {"unroll": 300, "window": 100, "lr": 1e-3}, 10),
+    Published(("bptt",), ("tinyimagenet",), {"match_batch": 5, "unroll": 300, "unroll_batch": 50, "window": 100, "lr": 3e-4}),
+    Published(("dd",), ("cifar100",), {"match_batch": 10}),
+    Published(("dd",), ("tinyimagenet",), {"match_batch": 5}),
+    Published(("mtt",), ("cifar10",), {"unroll": 50, "step_size_lr": 1e-7}),
+    Published(("mtt",), ("cifar10",), {"unroll": 30, "max_start": 15, "step_size_lr": 1e-5}, 10),
+    Published(("mtt",), ("cifar10",), {"max_start": 40, "step_size": 1e-3, "pool_epochs": 45}, 50),
+    Published(("mtt",), ("cifar100",), {"unroll": 20, "expert_epochs": 3, "max_start": 20, "pool_epochs": 25}),
+    Published(("datm",), ("cifar10",), {"max_start": 4, "first_max_start": 0, "skip_above": 1.1, "label_lr": 5.0,
+                                        "step_size_lr": 1e-7}),
+    Published(("datm",), ("cifar10",), {"max_start": 20, "first_max_start": 10, "skip_above": 1.0, "label_lr": 2.0,
+                                        "step_size_lr": 1e-5}, 10),
+    Published(("datm",), ("cifar10",), {"max_start": 40, "first_max_start": 20, "start_grows": 2000, "lr": 1e3,
+                                        "pool_epochs": 45}, 50),
+    Published(("datm",), ("cifar10",), {"unroll": 40, "unroll_batch": 1000, "min_start": 40, "max_start": 60,
+                                        "first_max_start": 0, "label_lr": 10.0, "lr": 50.0, "pool_epochs": 65}, 500),
+    Published(("datm",), ("cifar10",), {"unroll": 100}, 1000),
+    Published(("datm",), ("cifar100",), {"unroll": 40, "expert_epochs": 3, "label_lr": 10.0, "lr": 1e3}),
+    Published(("datm",), ("cifar100",), {"unroll": 80, "unroll_batch": 1000, "expert_epochs": 2, "max_start": 50,
+                                         "first_max_start": 30, "start_grows": 2000, "pool_epochs": 55}, 10),
+    Published(("datm",), ("cifar100",), {"min_start": 20, "max_start": 70, "first_max_start": 0, "pool_epochs": 75}, 50),
+    Published(("datm",), ("cifar100",), {"min_start": 30, "lr": 50.0}, 100),
+    Published(("datm",), ("tinyimagenet",), {"unroll": 40, "unroll_batch": 500, "first_max_start": 15, "start_grows": 2000,
+                                             "label_lr": 10.0, "step_size_lr": 1e-4, "lr": 1e4}),
+    Published(("datm",), ("tinyimagenet",), {"min_start": 10, "max_start": 50, "first_max_start": 0, "lr": 100.0,
+                                             "pool_epochs": 55}, 10),
+    Published(("datm",), ("tinyimagenet",), {"unroll": 20, "unroll_batch": 1000, "min_start": 40, "max_start": 70,
+                                             "pool_epochs": 75}, 50),
+)
+"""Rows that are applied in this order."""
 
 _BASE_SIZE = {"mnist": 28}  # else 32
 _INNER = {1: 1, 10: 50, 20: 25, 30: 20, 40: 15, 50: 10}
@@ -316,14 +328,15 @@ def loops(ipc):
 def method_for(name, data, ipc, size=32, factor=None):
     """The row of a method with what its authors set for a data set.
 
-    Args: data, its name; ipc, stored images per class; size, of an image in pixels; factor, if it is not the method's own.
+    Args: data, its name, or one that says so of its `original`; ipc, stored images per class; size, of an image in pixels;
+    factor, if it is not the method's own.
     """
-    method = replace(METHODS[name], **PUBLISHED.get(name, {}).get(data, {}))
-    for (row, of, least), values in PUBLISHED_BY_IPC.items():
-        if (row, of) == (name, data) and ipc >= least:
-            method = replace(method, **values)
-    if (factor or method.factor) > 1:
-        method = replace(method, **PUBLISHED_IN_PARTS.get((name, data), {}))
+    data = original(data)
+    method = METHODS[name]
+    parts = (factor or method.factor) > 1
+    for row in PUBLISHED:
+        if name in row.methods and data in row.data and ipc >= row.ipc and (parts or not row.parts):
+            method = replace(method, **row.values)
     if method.pool == ("convnet",):
         method = replace(method, pool=(usual_classifier(size),))
     # IDC's and DREAM's rate is for 10 images of a class, and a loss that is a mean over images; Adam's is the same for all.

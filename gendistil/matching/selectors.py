@@ -40,13 +40,16 @@ class Dream(Uniform):
 
     Each refresh embeds `candidates` images of every class, drawn uniformly, or all that it has, as one member of the pool sees
     them. `nearest` of them are taken around each centroid, which are as many times fewer (DREAM+). A class that has no more
-    than are wanted is drawn uniformly. Raises UserError where `nearest` leaves a rest.
+    than are wanted is drawn uniformly. Raises UserError where `nearest` leaves a rest, or `candidates` no choice.
     """
 
     def __init__(self, split, num_classes, count, seed, *, pool, interval, candidates, nearest=1):
         super().__init__(split, num_classes, count, seed)
         if count % nearest:
             raise UserError(f"--select-nearest {nearest} does not divide the {count} real images of a class (--match-batch)")
+        if candidates <= count:
+            raise UserError(f"--select-candidates {candidates} leaves no choice of the {count} images of a class that a step "
+                            "compares: give more, or --select random")
         self.pool, self.interval, self.nearest = pool, interval, nearest
         self.candidates = [min(candidates, len(rows)) for rows in self.rows]
         self._epoch, self._selected = None, None
