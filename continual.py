@@ -15,7 +15,7 @@ from gendistil.common.cli import COUNT, Parser, add_data_arguments, add_run_argu
 from gendistil.common.device import make_accelerator
 from gendistil.common.engine import Engine
 from gendistil.common.errors import UserError
-from gendistil.common.flags import Once, add_flags, from_flags, override
+from gendistil.common.flags import add_flags, from_flags, override
 from gendistil.common.inherit import inherit_data, parse_flags
 from gendistil.common.rng import stream
 from gendistil.common.run import Run, beside, check_folder, device_name, made_by
@@ -32,10 +32,10 @@ from gendistil.evaluation.continual import (
     order_row,
     steps_of,
 )
-from gendistil.evaluation.judged import add_scored_on, data_words, joined, resumed
 from gendistil.evaluation.report import markdown, write_report
 from gendistil.evaluation.rows import row_key
 from gendistil.evaluation.students import GROUP
+from gendistil.evaluation.validation import add_scored_on, data_words, joined, resumed
 from gendistil.sources import load_source
 from pools import check_classifiers, one_classifier, usual_classifier
 
@@ -51,8 +51,8 @@ def parse_args(argv=None):
     parser = Parser(description=__doc__.split("\n")[0])
     add_run_arguments(parser, "continual")
     add_data_arguments(parser)
-    parser.add_argument("--memory", type=functools.partial(Memory.parse, scripts=SCRIPTS), action=Once, nargs="+",
-                        required=True, metavar='NAME="COMMAND"',
+    parser.add_argument("--memory", type=functools.partial(Memory.parse, scripts=SCRIPTS), nargs="+", required=True,
+                        metavar='NAME="COMMAND"',
                         help="what makes the memory of a step, from its new classes alone: a command of pool_match.py, one of "
                         "gen_condense.py for a generator that replays them, or several with && between them, each of which "
                         "starts from the run of the one before")
@@ -89,7 +89,7 @@ def main():
     protocol = override(protocol_for(args.protocol, spec.name, args.eval_model), args)
     orders = [steps_of(class_order(index, spec.num_classes), args.steps) for index in range(args.orders)]
     check_classifiers([args.eval_model], spec, "--eval-model")
-    stored = {memory.name: memory.check(args) for memory in args.memory}
+    stored = {memory.name: memory.check(args, dataset) for memory in args.memory}
     check_folder(vars(args))
     commands = {memory.name: memory.text for memory in args.memory}
     rows, known = resumed(args, commands, _MAY_CHANGE)

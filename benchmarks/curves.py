@@ -14,7 +14,7 @@ import numpy
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from benchmarks.search import make_folder_of
+from benchmarks.search import make_folder
 from gendistil.common.cli import Parser, run_script
 from gendistil.common.errors import UserError
 from gendistil.common.run import CONFIG, read_json, write_json
@@ -36,8 +36,8 @@ def read_curve(run):
 
 
 def flags_of(run):
-    """The flags of a run's command, less where it was written."""
-    argv = read_json(run / CONFIG)["argv"]
+    """The flags of the command that started a run, less where it was written."""
+    argv = read_json(run / CONFIG)["commands"][0][1:]
     at = argv.index("--output-dir") if "--output-dir" in argv else len(argv)
     return argv[:at] + argv[at + 2:]
 
@@ -100,8 +100,10 @@ def main():
     curves = [average(name, list(map(Path, runs))) for name, *runs in args.curve if runs]
     if len(curves) < len(args.curve):
         parser.error("--curve takes a name and at least one run")
+    if args.output.suffix == ".png":
+        parser.error(f"--output {args.output}: the plot takes a name that ends so: name a JSON file")
     comparisons = {curve["name"]: compare(curves[0], curve) for curve in curves[1:]}
-    make_folder_of(args.output)
+    make_folder(args.output.parent)
     write_json(args.output, {"curves": curves, "sooner": comparisons})
     plot(curves, args.output.with_suffix(".png"))
     for name, rows in comparisons.items():

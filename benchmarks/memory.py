@@ -23,7 +23,7 @@ from torch.nn import functional as F
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from benchmarks.contestants import Contestant
-from benchmarks.search import make_folder_of
+from benchmarks.search import make_folder
 from gendistil.common.cli import COUNT, LARGEST, PRECISIONS, Parser, number, run_script
 from gendistil.common.device import make_accelerator
 from gendistil.common.engine import Engine
@@ -187,9 +187,11 @@ def main():
     if args.document:
         args.document.write_text(rewrite_document(args.document, {"memory": memory_section}), encoding="utf-8")
         return
+    if args.unroll and args.precision not in ("auto", "fp32"):
+        parser.error(f"--precision {args.precision}: trainings of --unroll are measured in fp32: leave it out")
     accelerator = make_accelerator(args.precision)
     facts = {"device": device_name(accelerator.device), "torch": torch.__version__}
-    make_folder_of(args.output)
+    make_folder(args.output.parent)
     earlier = read_json(args.output) if args.output.exists() else {**facts, "rows": []}
     rows = earlier.pop("rows", None)
     if earlier != facts or not isinstance(rows, list):

@@ -14,11 +14,12 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from benchmarks.search import add_arguments, begin, search, train
+from benchmarks.search import add_arguments, begin, make_folder, search, train
 from gendistil.common.cli import Parser, run_script
 from gendistil.common.errors import UserError
+from gendistil.common.flags import add_flags, fields, override
 from gendistil.data.datasets import Split
-from gendistil.matching import METHODS, build, choices
+from gendistil.matching import METHODS, Method, build, choices
 from gendistil.sources import Teacher, draw_set, weights_digest
 
 KEPT = {"match_real": 1000, "select": "random", "match_aug": False}
@@ -75,6 +76,24 @@ def agreement(source, pool, count=200):
     return Teacher.of(pool).accuracy(Split(*draw_set(source, count, 0, pool.device)))
 
 
+def read_pool(values):
+    """What --pool says, as the flags of pool_match.py are read: a namespace."""
+    known = {field.name for field in fields(Method)}
+    if not isinstance(values, dict) or not known.issuperset(values):
+        raise UserError(f"--pool {json.dumps(values)} names what a method does not have: name flags of pool_match.py, as "
+                        "'{\"pool_members\": 1}'")
+    words = []
+    for name, value in values.items():
+        flag = name.replace("_", "-")
+        if isinstance(value, bool):
+            words.append(f"--{flag}" if value else f"--no-{flag}")
+        else:
+            words += [f"--{flag}", *map(str, value if isinstance(value, list) else [value])]
+    parser = Parser(prog=f"{Path(sys.argv[0]).name}: --pool")
+    add_flags(parser, Method)
+    return parser.parse_args(words)
+
+
 def main():
     parser = Parser(description=__doc__.split("\n")[0])
     parser.add_argument("--weight", type=Path, required=True, help="the stage-1 run that every variant starts from")
@@ -85,11 +104,10 @@ def main():
     parser.add_argument("--models", type=Path, help="also keep the generator of every variant in this folder")
     add_arguments(parser, VARIANTS, 60, JUDGED, "objectives.json")
     args = parser.parse_args()
+    shared = override(METHODS["default"], read_pool(args.pool))
     engine, dataset = begin(args, args.weight)
-    try:
-        shared = dataclasses.replace(METHODS["default"], **args.pool)
-    except TypeError:
-        raise UserError(f"--pool {json.dumps(args.pool)} names what a method does not have") from None
+    if args.models:
+        make_folder(args.models, "--models")
     first, file = build.read_weight(argparse.Namespace(weight=args.weight, lr_critic=None))
     methods = {name: choices.calibrated_if_possible(dataclasses.replace(shared, **change)) for name, change in VARIANTS.items()}
     pools = args.pools or args.weight.parent / "pools"
@@ -105,8 +123,8 @@ def main():
         warm = make_matcher()
         for step in range(2):  # what is compiled is compiled before the clock starts
             learner.step(step, warm)
-        for kept in pools.glob("*/*.npy"):  # embeddings that are there: each training makes its own, in its seconds
-            kept.unlink()
+        for kept in (file for pool in pools.glob("*/pool.json") for file in pool.parent.glob("*.npy")):
+            kept.unlink()  # embeddings that are there: each training makes its own, in its seconds
         learner.load_state_dict(first, file)
         matcher = make_matcher()
         steps = train(learner, matcher, args.seconds)

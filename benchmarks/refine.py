@@ -19,12 +19,12 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from benchmarks.search import kept_rows, make_folder_of, student_protocol
+from benchmarks.search import kept_rows, make_folder, student_protocol
 from gendistil.common.cli import COUNT, FRACTION, POSITIVE, SEED, WEIGHT, Parser, add_data_arguments, number, run_script
 from gendistil.common.device import make_accelerator
 from gendistil.common.engine import Engine
 from gendistil.common.errors import UserError
-from gendistil.common.inherit import inherit_data
+from gendistil.common.inherit import check_classes, check_held_out, inherit_data
 from gendistil.common.run import CONFIG, amend, beside, device_name, find_run, made_by, write_json
 from gendistil.data import load_dataset
 from gendistil.evaluation import SAMPLINGS, evaluate
@@ -33,6 +33,7 @@ from gendistil.evaluation.rows import difference
 from gendistil.evaluation.teachers import open_pool
 from gendistil.sources import Refined, Refinement, Teacher, TooFewAccepted, check_fits, load_source, weights_digest
 from generators.unet import FlowGenerator
+from pools import usual_classifier
 
 _AGAIN = ", new students"
 
@@ -98,24 +99,28 @@ def main():
     output = args.output or Path(__file__).parent / "results" / f"refine-{run.resolve().name}.json"
     folder = args.teacher or beside(made_by(run).get("pool_folder"), run)
     inherit_data(args, run)
+    check_held_out(run, "--pretrain-weight", args.held_out)
     accelerator = make_accelerator("auto")
     dataset = load_dataset(args.data, args.data_dir, args.image_size, args.held_out, args.classes, accelerator.device,
                            args.whiten)
     source = load_source(run, accelerator.device)
     check_fits(source, dataset.spec, f"--pretrain-weight {run}")
+    check_classes(run, "--pretrain-weight", dataset.spec, "judged: give the same --classes")
     if not hasattr(source, "images_at"):
         raise UserError(f"--pretrain-weight {run} holds images that are stored: name the run of a generator")
     if not folder and (args.noise_std or args.keep_above or not isinstance(source, FlowGenerator)):
         raise UserError(f"--pretrain-weight {run} names no pool of pretrained classifiers: give --teacher, the folder of one")
     teacher, engine = Teacher.of(open_pool(folder, dataset)) if folder else None, Engine(accelerator)
     settings = {"data": dataset.spec.name, "sampling": args.sampling, "ipc": args.ipc,
-                "refined_by": teacher.name if teacher else None, "students": args.students, "eval_epochs": args.eval_epochs,
-                "seed": args.seed, "image_size": dataset.spec.size, "held_out": args.held_out, "classes": args.classes,
+                "refined_by": teacher.name if teacher else None, "model": usual_classifier(dataset.spec.size),
+                "students": args.students, "eval_epochs": args.eval_epochs, "seed": args.seed,
+                "image_size": dataset.spec.size, "held_out": args.held_out, "classes": args.classes,
                 "whiten": args.whiten, "generator": weights_digest(run),
                 "classifiers": [*teacher.weights] if teacher else []}
     axes = axes_of(args, source, teacher)
     engine.choose(args.compile)
-    make_folder_of(output)
+    make_folder(output.parent)
+    make_folder(run, "--pretrain-weight")  # whose config.json keeps what is found
     rows = kept_rows(output, lambda row: settings)
 
     def measure(refinement, again=""):
@@ -127,12 +132,12 @@ def main():
             refined = Refined(source, refinement, None if refinement.keep_above is None else teacher)
         try:
             seed = args.seed + (args.students if again else 0)
-            result = evaluate(refined, dataset, "convnet", args.ipc, args.sampling, num_eval=args.students, seed=seed,
+            result = evaluate(refined, dataset, settings["model"], args.ipc, args.sampling, num_eval=args.students, seed=seed,
                               protocol=student_protocol(args.eval_epochs), scored_on="held_out", engine=engine)
         except TooFewAccepted as refusal:
             print(f"{refinement.words}: left out, {refusal}", flush=True)
             return None
-        rows.append({"source": refinement.words + again, "model": "convnet", "scored_on": "held_out", "protocol": "default",
+        rows.append({"source": refinement.words + again, "scored_on": "held_out", "protocol": "default",
                      **settings, "torch": torch.__version__, "device": device_name(accelerator.device),
                      "refinement": asdict(refinement), "kin": settings["generator"] + again,
                      **result.row()})

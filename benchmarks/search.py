@@ -7,6 +7,7 @@ a variant that the file holds is not trained again, so a search that was stopped
 
 import dataclasses
 import json
+import os
 import time
 from pathlib import Path
 
@@ -17,12 +18,13 @@ from gendistil.common.cli import COUNT, POSITIVE, add_data_arguments
 from gendistil.common.device import make_accelerator
 from gendistil.common.engine import Engine
 from gendistil.common.errors import UserError
-from gendistil.common.inherit import inherit_data
+from gendistil.common.inherit import check_classes, check_held_out, inherit_data
 from gendistil.common.run import device_name, write_json
 from gendistil.data import load_dataset
 from gendistil.evaluation import PROTOCOLS, SAMPLINGS, Result, evaluate
 from gendistil.evaluation.report import tables
 from gendistil.evaluation.rows import read_report
+from pools import usual_classifier
 
 
 def judged(text):
@@ -48,12 +50,17 @@ def add_arguments(parser, variants, seconds, scores, output):
 
 
 def begin(args, weight=None):
-    """(`Engine`, `Dataset`) of the command line; `weight` is a run whose data set is the default."""
+    """(`Engine`, `Dataset`) of the command line; `weight`, of --weight, is a run whose data set is the default.
+
+    Raises UserError where that run has learned from images that are held out here, or other classes.
+    """
     inherit_data(args, weight)
+    check_held_out(weight, "--weight", args.held_out)
     engine = Engine(make_accelerator("auto"))
     engine.choose(args.compile)
-    return engine, load_dataset(args.data, args.data_dir, args.image_size, args.held_out, args.classes,
-                                engine.accelerator.device)
+    dataset = load_dataset(args.data, args.data_dir, args.image_size, args.held_out, args.classes, engine.accelerator.device)
+    check_classes(weight, "--weight", dataset.spec, "learned: give the same --classes")
+    return engine, dataset
 
 
 def student_protocol(epochs):
@@ -80,21 +87,22 @@ def search(args, variants, engine, dataset, train_one, **facts):
     Raises UserError for a file of another search, or of something else.
     """
     device = engine.accelerator.device
-    make_folder_of(args.output)
+    make_folder(args.output.parent)
     settings = {"data": dataset.spec.name, "image_size": dataset.spec.size, "held_out": args.held_out,
                 "train_seconds": args.seconds, "repeats": args.repeats, "scores": args.scores,
-                "eval_epochs": args.eval_epochs, "compile": args.compile, "device": device_name(device), **facts}
+                "eval_epochs": args.eval_epochs, "model": usual_classifier(dataset.spec.size), "compile": args.compile,
+                "device": device_name(device), **facts}
     rows = kept_rows(args.output, lambda row: {**settings, "variant": _values(variants.get(row["source"]))})
     protocol, known = student_protocol(args.eval_epochs), {row["source"] for row in rows}
     for name in tqdm([name for name in args.variants if name not in known], "search", unit="variant"):
         trained = [train_one(name, seed) for seed in range(args.repeats)]
         each = {fact: [found[fact] for _, found in trained] for fact in trained[0][1]}
         for ipc, sampling, students in args.scores:
-            results = [evaluate(source, dataset, "convnet", ipc, sampling, num_eval=students, seed=100 * seed,
+            results = [evaluate(source, dataset, settings["model"], ipc, sampling, num_eval=students, seed=100 * seed,
                                 protocol=protocol, scored_on="held_out", engine=engine)
                        for seed, (source, _) in enumerate(trained)]
             together = Result.of_rows(*[result.row() for result in results])
-            rows.append({"source": name, "sampling": sampling, "ipc": ipc, "model": "convnet", "scored_on": "held_out",
+            rows.append({"source": name, "sampling": sampling, "ipc": ipc, "scored_on": "held_out",
                          "protocol": "default", "torch": torch.__version__, **settings,
                          "variant": _values(variants[name]), "bytes": trained[0][0].stored_bytes(ipc), **each,
                          **({"kin": facts["generator"]} if "generator" in facts else {}),  # of variants with one start
@@ -107,12 +115,14 @@ def _values(variant):
     return dataclasses.asdict(variant) if dataclasses.is_dataclass(variant) else variant
 
 
-def make_folder_of(path):
-    """Make the folder in which `path`, of --output, will lie. Raises UserError where that cannot be."""
+def make_folder(folder, flag="--output"):
+    """Make the folder in which what `flag` names will lie. Raises UserError where that or writing to it cannot be."""
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
+        folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise UserError(f"--output {path}: its folder cannot be made ({error.strerror}): name another")
+        raise UserError(f"{flag}: the folder {folder} cannot be made ({error.strerror}): name another")
+    if not os.access(folder, os.W_OK | os.X_OK):
+        raise UserError(f"{flag}: the folder {folder} cannot be written: name another")
 
 
 def kept_rows(path, settings_of):

@@ -11,7 +11,7 @@ WORDS = {"student": "a ConvNet-3 student's step", "embedding": "a ConvNet-3 embe
 
 
 def table(path):
-    """The markdown table of a file that this script wrote."""
+    """The markdown table of a file that `step_time.py` wrote."""
     results = json.loads(Path(path).read_text(encoding="utf-8"))
     who = ("published", "ours, not compiled", "ours")
     lines = [f"| step, images of it | {' | '.join(who)} | times as fast | peak memory, MiB |", "|" + " --- |" * 6]

@@ -10,6 +10,7 @@ import warnings
 from pathlib import Path
 
 from gendistil.common.errors import UserError
+from gendistil.common.flags import Once
 
 PRECISIONS = ("auto", "fp32", "bf16", "fp16")
 COMPILE = ("auto", "on", "off")
@@ -30,11 +31,12 @@ class _Help(argparse.ArgumentDefaultsHelpFormatter):
 
 
 class Parser(argparse.ArgumentParser):
-    """An ArgumentParser whose errors are one line and exit code 2, whose help shows defaults, and whose flags cannot be
-    abbreviated (so that a flag added later never changes what an old command means)."""
+    """An ArgumentParser whose errors are one line and exit code 2, whose help shows defaults, whose flags of several values are
+    given once, and whose flags cannot be abbreviated (so that a flag added later never changes what an old command means)."""
 
     def __init__(self, **kwargs):
         super().__init__(formatter_class=_Help, allow_abbrev=False, **kwargs)
+        self.register("action", None, Once)
         self.add_argument("--plugin", type=Path, action="append", metavar="FILE",
                           help="Python file that is run first: it may add rows to the tables of networks, objectives, ...")
 
@@ -145,9 +147,12 @@ def _run_plugins(words):
             spec.loader.exec_module(module)
 
 
+_NO_MEMORY = ("out of memory", "can't allocate memory", "DefaultCPUAllocator")  # of torch, whose errors are RuntimeErrors
+
+
 def run_script(main):
-    """Call `main()`; a UserError, or one of files and folders, becomes one line on standard error and exit code 2, Ctrl-C exit
-    code 130."""
+    """Call `main()`; a UserError, or one of files, folders or memory, becomes one line on standard error and exit code 2,
+    Ctrl-C exit code 130."""
     warnings.filterwarnings("ignore", module="torch.utils.tensorboard")
     logging.getLogger("torch.distributed").setLevel(logging.ERROR)
     name = Path(sys.argv[0]).name
@@ -163,6 +168,12 @@ def run_script(main):
         where = f"{error.filename}: " if error.filename else ""
         say(f"{name}: error: {where}{error.strerror or error}: check the path, its permissions and the room there",
             everyone=True)
+        sys.exit(2)
+    except (MemoryError, RuntimeError) as error:
+        if isinstance(error, RuntimeError) and not any(words in str(error) for words in _NO_MEMORY):
+            raise
+        say(f"{name}: error: out of memory: give a smaller --batch-size, --match-batch, --class-batch (0 is all), --ipc or "
+            "--together", everyone=True)
         sys.exit(2)
     except KeyboardInterrupt:
         say(f"{name}: interrupted")

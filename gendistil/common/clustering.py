@@ -5,11 +5,11 @@ import torch
 from gendistil.common.rng import has_float64
 
 
-def kmeans(points, k, generator=None, centroids=None, iterations=100, tolerance=1e-4):
+def kmeans(points, k, generator=None, centroids=None, iterations=100):
     """Lloyd's algorithm for G groups at once, from k-means++ starts (Arthur and Vassilvitskii, 2007).
 
     points [G, N, D]; k clusters; `centroids` [G, k, D], if given, are the start. Stops when the centroids' squared movement,
-    summed, falls below `tolerance` in every group. Returns (centroids [G, k, D], assignment int64 [G, N]); the assignment is
+    summed, falls below 1e-4 in every group. Returns (centroids [G, k, D], assignment int64 [G, N]); the assignment is
     to the centroids returned, and an empty cluster keeps its centroid.
     """
     centroids = _plus_plus(points, k, generator) if centroids is None else centroids
@@ -17,7 +17,7 @@ def kmeans(points, k, generator=None, centroids=None, iterations=100, tolerance=
         moved = _means(points, _nearest(points, centroids), centroids)
         movement = (moved - centroids).square().sum((1, 2)).max()
         centroids = moved
-        if movement < tolerance:
+        if movement < 1e-4:
             break
     return centroids, _nearest(points, centroids)
 

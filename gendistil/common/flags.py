@@ -10,8 +10,8 @@ def option(help, default=dataclasses.MISSING, **facts):
     """A field that is a flag too: `--` and its name, with dashes.
 
     Args: help, the flag's text; default, the field's; facts: `type`, `choices` (or a function that gives them), `nargs`,
-    `metavar` and `action` as argparse has them; `group`, the heading that the flag stands under; `aliases`, other spellings of
-    it; whatever else a table wants to say.
+    `metavar` and `action` as argparse has them; `group`, the heading that the flag stands under; whatever else a table wants to
+    say.
     """
     return dataclasses.field(default=default, metadata={"help": help, **facts})
 
@@ -19,22 +19,25 @@ def option(help, default=dataclasses.MISSING, **facts):
 _PASSED = ("help", "type", "choices", "nargs", "metavar", "action")  # to argparse, as they are
 
 
-class Once(argparse._StoreAction):
-    """Keeps the values of a flag, which is refused if it is given twice: those behind the first would be forgotten."""
+def _check_once(action, parser, namespace, option_string):
+    """Refuse a flag of several values that is given again: those behind the first would be forgotten."""
+    if option_string and action.nargs in ("+", "*") and getattr(namespace, action.dest) is not action.default:
+        parser.error(f"{option_string} is given twice: write all its values behind one")
 
-    _seen = False  # an action is of one parser, and a parser of one command line
+
+class Once(argparse._StoreAction):
+    """Keeps the value of a flag as argparse does, but those of a flag of several values only once."""
 
     def __call__(self, parser, namespace, values, option_string=None):
-        if self._seen:
-            parser.error(f"{option_string} is given twice: write all its values behind one")
-        self._seen = True
+        _check_once(self, parser, namespace, option_string)
         super().__call__(parser, namespace, values, option_string)
 
 
 class Flattened(argparse.Action):
-    """Keeps the different values of the tuples that a flag's `type` makes of its words, in order, as one list."""
+    """Keeps the different values of the tuples that a flag's `type` makes of its words, in order, as one list; only once."""
 
     def __call__(self, parser, namespace, values, option_string=None):
+        _check_once(self, parser, namespace, option_string)
         setattr(namespace, self.dest, list(dict.fromkeys(value for several in values for value in several)))
 
 
@@ -68,11 +71,10 @@ def fields(kind):
     return [field for field in dataclasses.fields(kind) if "help" in field.metadata]
 
 
-def add_flags(parser, *kinds, defaults=False, told=False):
+def add_flags(parser, *kinds, told=False):
     """A flag for every option of the dataclasses `kinds`, under its group; one that several have is made once.
 
-    A flag that is not given is None, or with `defaults` the default of its field. With `told` it is None too, and its help says
-    the default that `from_flags` will give it.
+    A flag that is not given is None. With `told` its help says the default that `from_flags` will give it.
     """
     groups = {group.title: group for group in parser._action_groups}
     made = {action.dest for action in parser._actions}
@@ -86,8 +88,7 @@ def add_flags(parser, *kinds, defaults=False, told=False):
             facts["action"] = argparse.BooleanOptionalAction
         title = field.metadata.get("group", "options")
         groups[title] = group = groups.get(title) or parser.add_argument_group(title)
-        names = [f"--{name.replace('_', '-')}" for name in (field.name, *field.metadata.get("aliases", ()))]
-        group.add_argument(*names, dest=field.name, default=field.default if defaults else None, **facts)
+        group.add_argument(f"--{field.name.replace('_', '-')}", **facts)
         made.add(field.name)
 
 

@@ -51,7 +51,7 @@ def _list_of(kind):
     return lambda value: isinstance(value, list) and all(isinstance(entry, kind) for entry in value)
 
 
-_INHERITED = {"command": _is(str), "argv": _list_of(str), "method": _is(str),
+_INHERITED = {"commands": lambda value: isinstance(value, list) and all(map(_list_of(str), value)), "method": _is(str),
               "data": lambda value: isinstance(value, str) and not Path(value).is_absolute() and ".." not in Path(value).parts,
               "image_size": lambda value: isinstance(value, int) and 8 <= value <= LARGEST,
               "classes": lambda value: _list_of(int)(value) and value and min(value) >= 0,
@@ -122,10 +122,10 @@ def facts_of(source, config, spec, held_out):
 
     Args: source; spec, a `Spec`; held_out, the fraction of the training images that scored it, where its run does not say one.
     """
-    kept = ("command", "argv", "method", "classes", "whiten", "versions", "commit")
+    kept = ("commands", "method", "classes", "whiten", "versions", "commit")
     made = {key: config[key] for key in kept if config.get(key) is not None}
-    if "argv" in made:
-        made["argv"] = public(made["argv"])
+    if "commands" in made:
+        made["commands"] = [public(words) for words in made["commands"]]
     return made | {"kind": type(source).__name__, "data": spec.name, "image_size": spec.size,
                    "held_out": config.get("held_out", held_out),
                    "dataset": dataclasses.asdict(spec)}
@@ -142,7 +142,7 @@ def read_facts(path):
             facts = json.loads((folder / name).read_text(encoding="utf-8"))
         except (OSError, ValueError):
             continue
-        if isinstance(facts, dict) and (name == FACTS or "command" in facts):
+        if isinstance(facts, dict) and (name == FACTS or "commands" in facts):
             return {key: facts[key] for key, fits in _INHERITED.items() if key in facts and fits(facts[key])}
     return {}
 

@@ -175,10 +175,8 @@ class Run:
                 for draft in self.dir.glob(".*.partial*"):  # which a kill has left
                     shutil.rmtree(draft) if draft.is_dir() else draft.unlink()
             kept = made_by(self.dir) if resumed else {}  # such as a refinement that was found for it
-            before = kept.get("commands") or ([[kept["command"], *kept["argv"]]] if kept else [])
-            self.commands = [*(words for words in before if words != self.commands[0]), *self.commands]
-            self.config = {**kept, "command": self.commands[-1][0], "argv": sys.argv[1:], "commands": self.commands, **options,
-                           **facts,
+            self.commands = [*(words for words in kept.get("commands", ()) if words != self.commands[0]), *self.commands]
+            self.config = {**kept, "commands": self.commands, **options, **facts,
                            "processes": accelerator.num_processes, "device": device_name(accelerator.device),
                            "mixed_precision": accelerator.mixed_precision, "versions": _versions(), "commit": _commit(),
                            "started": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())}
@@ -265,9 +263,9 @@ def device_name(device):
 
 def find_run(path):
     """The folder of the run that `path` belongs to (a run's folder, or a folder or file inside one), or None."""
-    path = Path(path)
+    path, keys = Path(path), {"commands", "command"}  # the second is of the oldest runs
     return next((folder for folder in (path, path.parent) if (folder / CONFIG).exists() and
-                 "command" in read_json(folder / CONFIG)), None)
+                 keys & read_json(folder / CONFIG).keys()), None)
 
 
 def made_by(path):

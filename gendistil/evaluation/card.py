@@ -35,8 +35,7 @@ def card(name, rows, facts, commands):
         "## Accuracy of students",
         "Students are classifiers that were trained on images of this model and scored on real ones. Bytes are what storing "
         f"the model takes.{filtered}",
-        tables(rows).strip(), LEGEND.strip(), "They were trained and scored by",
-        "\n".join(["```", *(shlex.join(public(words)) for words in commands), "```"]),
+        tables(rows).strip(), LEGEND.strip(), "They were trained and scored by", _lines(commands),
         "## Use", _USE.format(name=name, size=spec["size"], channels=spec["channels"], last=len(spec["classes"]) - 1),
     ]
     return "\n\n".join(parts)
@@ -61,6 +60,11 @@ def _front(metadata):
     return "\n".join(["---", *(f"{key}: {json.dumps(value)}" for key, value in metadata.items()), "---"])
 
 
+def _lines(commands):
+    """Commands, lists of words, as a block of code, without the folders of this machine."""
+    return "\n".join(["```", *(shlex.join(public(words)) for words in commands), "```"])
+
+
 def _describe(spec):
     classes = spec["classes"]
     named = f" ({', '.join(map(str, classes))})" if len(classes) <= _SHOWN else ""
@@ -68,11 +72,10 @@ def _describe(spec):
 
 
 def _method(facts):
-    """The command that made the model, as far as it is recorded."""
-    if "command" not in facts:
+    """The commands that made the model, as far as they are recorded."""
+    if not facts.get("commands"):
         return "How it was made is not recorded."
-    words = f"```\n{shlex.join([facts['command'], *public(facts.get('argv', []))])}\n```"
-    made = [f"Method `{facts['method']}`, by" if "method" in facts else "It was made by", words]
+    made = [f"Method `{facts['method']}`, by" if "method" in facts else "It was made by", _lines(facts["commands"])]
     versions = [f"{package} {version}" for package, version in facts.get("versions", {}).items()]
     versions += [f"commit {facts['commit']}"] if facts.get("commit") else []
     made += [f"with {', '.join(versions)}."] if versions else []

@@ -20,10 +20,11 @@ from accelerate.utils import gather_object
 from gendistil.common.cli import COUNT, Parser, add_data_arguments, add_run_arguments, tag
 from gendistil.common.errors import UserError
 from gendistil.common.flags import option, override
+from gendistil.common.hub import is_hub
 from gendistil.common.run import CHECKPOINT
 from gendistil.evaluation.students import SAMPLINGS, Result, evaluate
-from gendistil.matching import METHODS
-from gendistil.matching.methods import GENERATOR
+from gendistil.matching import METHODS, initial
+from gendistil.matching.methods import DRAWN, GENERATOR, LATENTS, PIXELS
 from gendistil.sources import Joined, Taught, Teacher
 from pools import ClassifierPool, accuracy, keep_classifier
 
@@ -167,10 +168,18 @@ class Memory:
             yield script, [*words, *(["--ipc", str(args.ipc)] if _stores(options) else [])], options, folder
             weight = ["--weight", folder]
 
-    def check(self, args):
+    def check(self, args, dataset):
         """Whether it stores images. Raises UserError, before anything is made, for commands that cannot make what is asked."""
-        *_, (_, _, options, _) = self._runs(args, "check", [0], args.seed)
+        made = []
+        for _, _, options, folder in self._runs(args, "check", [0], args.seed):
+            for name in ("weight", "control_of", "teacher"):
+                path, flag = getattr(options, name, None), name.replace("_", "-")
+                if path and path not in made and not is_hub(path) and not path.exists():
+                    raise UserError(f"--memory {self.name}: --{flag} {path} does not exist: check its command")
+            made.append(folder)
         row = override(METHODS[options.method], options) if "method" in options else None
+        if row and {PIXELS: row.init != "noise", LATENTS: True, DRAWN: row.pull > 0}.get(row.learn):
+            initial.check_count(dataset, args.ipc * row.factor**2, f"--memory {self.name} starts from: lower --ipc")
         if needs_pools(args.labels) and (row is None or row.pool_training != "pretrained" or row.match == "none"):
             raise UserError(f"--labels pool: memory '{self.name}' is matched with no pretrained pool: add --pool-training "
                             "pretrained to a method of pixels, or && pool_match.py --steps 0 to a generator")

@@ -13,9 +13,9 @@ import torch
 
 from gendistil.common.errors import UserError
 from gendistil.data import standardise, to_signed
-from gendistil.evaluation.judged import REAL
 from gendistil.evaluation.rows import DEFAULT, PLAIN
 from gendistil.evaluation.students import PROTOCOLS, rate_of
+from gendistil.evaluation.validation import REAL
 from gendistil.sources import CHOICES
 
 _SHARED = ("data", "model", "protocol", "scored_on")  # what the rows of one ranking have in common

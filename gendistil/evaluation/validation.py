@@ -12,8 +12,7 @@ from gendistil.common.flags import fields, from_flags, given, override
 from gendistil.common.hub import is_hub
 from gendistil.common.inherit import check_classes, check_held_out, check_options, name_other_data
 from gendistil.common.run import CONFIG, check_outside, made_by, read_json
-from gendistil.data import DATASETS
-from gendistil.evaluation.published import VARIANTS
+from gendistil.data import DATASETS, original
 from gendistil.evaluation.rows import LEARNED, PLAIN, REPORT, SCORED, read_report, row_key, unique
 from gendistil.evaluation.students import PROTOCOLS, Result, protocol_for, replayed, steps_per_epoch
 from gendistil.evaluation.teachers import Labels, Teachers, fits, named_teacher, open_pool
@@ -159,15 +158,7 @@ def load_sources(args, paths, dataset, real):
     if not args.own and not learned and not args.resume:
         raise UserError("--no-own: no run of --pretrain-weight has learned labels or a step size of its own: leave it out")
     if args.compare is None:
-        # Labels of a teacher help any images, so random ones stand beside.
-        beside = args.labels != ("hard",) and not PROTOCOLS[args.protocol].replay
-        asked = "teacher" in args.labels or args.teacher or any(source.rows is None for source in sources.values())
-        folder = named_teacher(paths.values())
-        if beside and not asked and not (folder and Path(folder).is_dir()):
-            say("no random real images beside: the sources keep their rows, and the classifier that answers for others is not "
-                "here; --teacher names it")
-            beside = False
-        args.compare = ["random"] if beside else []
+        args.compare = _usual_comparison(args, paths, sources)
     if "random" in args.compare:
         sources[REAL] = images = RealImages(real(), dataset.spec.num_classes)
         if not paths and "whole" not in args.compare and args.ipc[0] > images.max_ipc:
@@ -177,6 +168,19 @@ def load_sources(args, paths, dataset, real):
             say(f"no row of {name} above --ipc {source.max_ipc}: "
                 f"{'the smallest class has' if name == REAL else 'it keeps'} no more")
     return sources, named
+
+
+def _usual_comparison(args, paths, sources):
+    """What --compare is where no flag says it: labels of a teacher help any images, so random ones stand beside."""
+    if args.labels == ("hard",) or PROTOCOLS[args.protocol].replay:
+        return []
+    asked = "teacher" in args.labels or args.teacher or any(source.rows is None for source in sources.values())
+    folder = named_teacher(paths.values())
+    if asked or (folder and Path(folder).is_dir()):
+        return ["random"]
+    say("no random real images beside: the sources keep their rows, and the classifier that answers for others is not here; "
+        "--teacher names it")
+    return []
 
 
 def compared(args):
@@ -192,7 +196,7 @@ def compared(args):
 def data_words(args, spec):
     """What a report calls the data set that `spec` describes, with the size that --image-size gave a data set of another, and
     the classes that --classes gave it."""
-    row = DATASETS.get(VARIANTS.get(spec.name, spec.name))
+    row = DATASETS.get(original(spec.name))
     size = f", {spec.size} pixels" if args.image_size and row and spec.size != row.size else ""
     return spec.title + size + (f", classes {' '.join(map(str, args.classes))}" if args.classes else "")
 
@@ -253,8 +257,8 @@ def made_as(paths, rows):
 
 
 def kept_bytes(row, source):
-    """What a row says of the bytes that the images of `source` take: nothing of real ones that are new in every epoch, which
-    are all of them."""
+    """The bytes of a row: those that the images of `source` take. Fresh real images have none, because they are the whole
+    training set."""
     return {} if (row["source"], row["sampling"]) == (REAL, "fresh") else {"bytes": source.stored_bytes(row["ipc"])}
 
 
@@ -264,7 +268,7 @@ def list_rows(args, sources):
                for name, source in sources.items()}
 
     def samplings(name, kind):
-        # Real images that are new in every epoch are all of them, which are no match for those of a source with its teacher.
+        # Fresh real images are the whole training set, no match for a generator and its teacher: a fixed set stands in.
         fixed = name == REAL and kind != "hard" and not PROTOCOLS[args.protocol].random_labels
         return dict.fromkeys("fixed" if fixed and sampling == "fresh" else sampling for sampling in args.sampling
                              if fits(kind, sampling))

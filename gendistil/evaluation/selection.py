@@ -3,7 +3,7 @@
 import math
 from dataclasses import dataclass, replace
 
-from gendistil.common.cli import COUNT
+from gendistil.common.cli import COUNT, say
 from gendistil.common.flags import option
 from gendistil.common.loop import any_process
 from gendistil.evaluation.students import evaluate, protocol_for
@@ -59,6 +59,9 @@ class Judge:
         """Score `learner.source` after `step` steps; every process calls it, the main one works."""
         if self.run.is_main:
             source, stored = learner.source, learner.source.max_ipc or math.inf
+            if (self.judging.eval_ipc or 0) > stored:
+                say(f"--eval-ipc {self.judging.eval_ipc}: {stored} images of a class are stored, so the student sees those")
+                self.judging = replace(self.judging, eval_ipc=stored)
             ipc = min(self.judging.eval_ipc or (stored if learner.folder == PIXELS else 10), stored)
             score = evaluate(source, self.dataset, self.student, ipc, "fresh", num_eval=1, seed=self.seed,
                              protocol=self.protocol, scored_on="held_out", engine=self.engine).mean
