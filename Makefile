@@ -6,7 +6,11 @@ CORES := $(shell $(PYTHON) -c "import os; print(os.cpu_count())")
 # Unless it is told, accelerate gives a process on a CPU one thread.
 RUN := $(BIN)/accelerate launch --num_processes 1 --num_machines 1 --mixed_precision no --dynamo_backend no \
     --num_cpu_threads_per_process $(CORES)
-FLAGS = --data digits --output-dir $(OUT) --overwrite
+DATA = digits
+FLAGS = --data $(DATA) --output-dir $(OUT) --overwrite
+# The same of the run called $1, which goes on where it was stopped.
+STARTED = $(OUT)/$1/checkpoint.pt -o -e $(OUT)/$1/report.json
+GO = --data $(DATA) --output-dir $(OUT) --tag $1 $$(test -e $(STARTED) && echo --resume || echo --overwrite)
 
 .PHONY: demo cifar10 cifar10-methods architectures sets mnist baselines combinations itgan searches curves continual unrolled terms flows test \
     lint clean
@@ -16,6 +20,8 @@ $(BIN)/.installed: pyproject.toml requirements.txt requirements-dev.txt
 	$(BIN)/pip install --quiet --upgrade pip
 	$(BIN)/pip install --quiet -e . -r requirements-dev.txt
 	touch $@
+
+# All but the demo go on where they were stopped, when they are run again.
 
 # The three stages on the embedded digits, the control of stage 2, and one table of what each stage gains.
 demo: $(BIN)/.installed
@@ -30,11 +36,9 @@ demo: $(BIN)/.installed
 	@echo "report:        $(OUT)/test/report.html"
 	@echo "sample sheet:  $(OUT)/ipc10/sheet.png"
 
-# CIFAR-10, as docs/results.md reports it: hours on a GPU, days on two CPU cores. Run again, it goes on where it was stopped.
+# CIFAR-10, as docs/results.md reports it: hours on a GPU, days on two CPU cores.
 cifar10 cifar10-methods architectures searches: OUT = cifar10-results
 cifar10 cifar10-methods architectures searches: DATA = cifar10
-cifar10 cifar10-methods architectures searches: STARTED = $(OUT)/$1/checkpoint.pt -o -e $(OUT)/$1/report.json
-cifar10 cifar10-methods architectures searches: GO = --data $(DATA) --output-dir $(OUT) --tag $1 $$(test -e $(STARTED) && echo --resume || echo --overwrite)
 cifar10 cifar10-methods: POOL = --pool-members 1 --pool-epochs 12 --pool-lr 0.05 --pool-aug crop_flip
 cifar10: TAUGHT = --ipc 50 --labels teacher --temperature 4 --lr 0.02 --aug-type crop_flip --epochs 1200 --teacher $(OUT)/teacher/students/*
 cifar10 architectures searches: MATCHED = $$(sed -n 's/.*"pool_folder": "\(.*\)".*/\1/p' $(OUT)/match/config.json)
@@ -83,182 +87,188 @@ cifar10-methods: $(BIN)/.installed
 
 # Students of seven architectures on sets of ten images of a class, from the runs of `make cifar10` and `make cifar10-methods`: 300
 # steps each, at the learning rate that was best for each on held-out images.
-architectures: EACH = --ipc 10 --compare none
+architectures: EACH = --ipc 10
 architectures: FEW = $(EACH) --lr 0.01 --eval-model convnet convnet_bn mlp
 architectures: DEEP = $(EACH) --num-eval 1 --lr 0.01 --eval-model vgg11 resnet18_full densenet
 architectures: ALEX = $(EACH) --num-eval 1 --eval-model alexnet
 ACROSS = $(RUN) validate.py $(call GO,across-$1-few) $(FEW) $2 && $(RUN) validate.py $(call GO,across-$1-alex) $(ALEX) $2 && \
     $(RUN) validate.py $(call GO,across-$1-deep) $(DEEP) $2
-architectures: SAMPLED = --epochs 150 --pretrain-weight stage2=$(OUT)/match --sampling
+architectures: SAMPLED = --epochs 150 --compare none --pretrain-weight stage2=$(OUT)/match --sampling
 architectures: $(BIN)/.installed
 	$(call ACROSS,random,--epochs 150 --sampling fixed --compare random)
-	$(call ACROSS,stored,--epochs 150 --sampling fixed --pretrain-weight $(foreach name,dm herding,$(name)=$(OUT)/$(name)))
-	$(call ACROSS,parts,--epochs 43 --sampling fixed --pretrain-weight $(foreach name,idc dream,$(name)=$(OUT)/$(name)))
+	$(call ACROSS,stored,--epochs 150 --sampling fixed --compare none --pretrain-weight $(foreach name,dm herding,$(name)=$(OUT)/$(name)))
+	$(call ACROSS,parts,--epochs 43 --sampling fixed --compare none --pretrain-weight $(foreach name,idc dream,$(name)=$(OUT)/$(name)))
 	$(foreach sampling,fixed representative fresh,$(call ACROSS,$(sampling),$(SAMPLED) $(sampling)) &&) true
 	$(RUN) validate.py $(call GO,across-rows) $(FEW) --epochs 150 --labels rows --teacher $(MATCHED) --sampling fixed \
 	    --compare random --pretrain-weight $(foreach name,dm herding,$(name)=$(OUT)/$(name)) stage2=$(OUT)/match
-	$(RUN) validate.py $(call GO,across-rows-parts) $(FEW) --epochs 43 --labels rows --teacher $(MATCHED) --sampling fixed \
+	$(RUN) validate.py $(call GO,across-rows-parts) $(FEW) --epochs 43 --labels rows --teacher $(MATCHED) --sampling fixed --compare none \
 	    --pretrain-weight $(foreach name,idc dream,$(name)=$(OUT)/$(name))
 	$(RUN) validate.py $(call GO,across-rows-representative) $(FEW) --labels rows --teacher $(MATCHED) $(SAMPLED) representative
 
-# The three stages on Fashion-MNIST and SVHN with the settings of CIFAR-10, as docs/results.md reports them: on a CPU core with AMX,
-# 25 minutes of stage 1 and as many of students. SVHN=DIR names the folder of another SVHN than torchvision's.
+# The three stages on Fashion-MNIST, SVHN and MNIST with the settings of CIFAR-10, as docs/results.md reports them: on a CPU core with
+# AMX, 25 minutes of stage 1 and as many of students. SVHN=DIR names the folder of another SVHN than torchvision's.
 SVHN ?= svhn
-sets: sets-fashion sets-svhn
-sets-%: OUT = sets-results
+sets: sets-fashion sets-svhn sets-mnist
+sets-%: OUT = sets-results/$*
 sets-%: DATA = $*
 sets-svhn: DATA = $(SVHN)
-sets-fashion: EPOCHS = 3
+sets-fashion sets-mnist: EPOCHS = 3
 sets-svhn: EPOCHS = 12
-sets-%: FLAGS = --data $(DATA) --output-dir $(OUT)/$* --overwrite
-sets-%: STAGES = --pretrain-weight stage1=$(OUT)/$*/gan control=$(OUT)/$*/control stage2=$(OUT)/$*/match
+sets-%: STAGES = --pretrain-weight stage1=$(OUT)/gan control=$(OUT)/control stage2=$(OUT)/match
 sets-%: $(BIN)/.installed
-	$(RUN) gen_condense.py $(FLAGS) --tag gan --steps 6000
-	$(RUN) pool_match.py $(FLAGS) --tag match --weight $(OUT)/$*/gan --steps 300 --pool-members 1 --pool-epochs $(EPOCHS) \
+	$(RUN) gen_condense.py $(call GO,gan) --steps 6000
+	$(RUN) pool_match.py $(call GO,match) --weight $(OUT)/gan --steps 300 --pool-members 1 --pool-epochs $(EPOCHS) \
 	    --pool-lr 0.05 --pool-aug crop_flip
-	$(RUN) pool_match.py $(FLAGS) --tag control --control-of $(OUT)/$*/match
-	$(RUN) validate.py $(FLAGS) --tag few --ipc 1 10 --sampling fixed $(STAGES) --compare random
-	$(RUN) validate.py $(FLAGS) --tag fresh --ipc 1 10 --sampling fresh --pretrain-weight stage2=$(OUT)/$*/match
-	$(RUN) validate.py $(FLAGS) --tag fifty --ipc 50 --sampling fixed fresh --num-eval 2 --pretrain-weight stage2=$(OUT)/$*/match \
+	$(RUN) pool_match.py $(call GO,control) --control-of $(OUT)/match
+	$(RUN) validate.py $(call GO,few) --ipc 1 10 --sampling fixed $(STAGES) --compare random
+	$(RUN) validate.py $(call GO,fresh) --ipc 1 10 --sampling fresh --pretrain-weight stage2=$(OUT)/match
+	$(RUN) validate.py $(call GO,fifty) --ipc 50 --sampling fixed fresh --num-eval 2 --pretrain-weight stage2=$(OUT)/match \
 	    --compare random
 
 # The three stages on MNIST (downloaded unless DATA_DIR has it), as docs/results.md reports them: an hour and a half on two CPU cores.
 mnist: OUT = mnist-results
-mnist: FLAGS = --data mnist --output-dir $(OUT) --overwrite
-mnist: JUDGE = $(RUN) validate.py $(FLAGS) --pretrain-weight stage2=$(OUT)/match
+mnist: DATA = mnist
+mnist: JUDGE = $(RUN) validate.py $(call GO,$1) --pretrain-weight stage2=$(OUT)/match
 mnist: $(BIN)/.installed
-	$(RUN) gen_condense.py $(FLAGS) --tag gan --width 64 --steps 9000
-	$(RUN) pool_match.py $(FLAGS) --tag match --weight $(OUT)/gan --calibrate 0 --steps 300 --match-batch 64 --pool-members 2 --pool-epochs 1 \
+	$(RUN) gen_condense.py $(call GO,gan) --width 64 --steps 9000
+	$(RUN) pool_match.py $(call GO,match) --weight $(OUT)/gan --calibrate 0 --steps 300 --match-batch 64 --pool-members 2 --pool-epochs 1 \
 	    --eval-interval 300
-	$(JUDGE) --tag fresh --ipc 50 --sampling fresh --epochs 250
-	$(JUDGE) --tag one --ipc 1 --sampling fixed representative --compare random --num-eval 5
-	$(JUDGE) --tag ten --ipc 10 --sampling representative --epochs 600
+	$(call JUDGE,fresh) --ipc 50 --sampling fresh --epochs 250
+	$(call JUDGE,one) --ipc 1 --sampling fixed representative --compare random --num-eval 5
+	$(call JUDGE,ten) --ipc 10 --sampling representative --epochs 600
 
 # The pixel methods on MNIST, as docs/results.md reports them: on two CPU cores, an hour of matching and half an hour of students.
 baselines curves: OUT = baselines-results
-baselines curves: FLAGS = --data mnist --output-dir $(OUT) --overwrite
+baselines curves: DATA = mnist
 baselines: SHORT = --ipc 1 --match-batch 32 --steps 800 --eval-epochs 200
 baselines curves: IDC = --ipc 1 --outer 25 --match-batch 32 --pool-images 128 --lr 5e-4 --steps 160 --eval-interval 16 \
     --eval-ipc 1 --eval-epochs 150
-baselines: JUDGE = $(RUN) validate.py $(FLAGS) --sampling fixed --num-eval 5
+baselines: JUDGE = $(RUN) validate.py $(call GO,$1) --sampling fixed --num-eval 5
 baselines: $(BIN)/.installed
-	$(RUN) pool_match.py $(FLAGS) --tag dm --method dm --ipc 10 --match-batch 64 --steps 1000 --eval-interval 500
-	$(RUN) pool_match.py $(FLAGS) --tag dc --method dc $(SHORT) --eval-interval 200
-	$(RUN) pool_match.py $(FLAGS) --tag dsa --method dsa $(SHORT) --eval-interval 400
-	$(RUN) pool_match.py $(FLAGS) --tag idc --method idc $(IDC)
-	$(RUN) pool_match.py $(FLAGS) --tag dream --method idc $(IDC) --select dream --select-candidates 300
-	for ipc in 1 10; do $(RUN) pool_match.py $(FLAGS) --tag herding$$ipc --method herding --ipc $$ipc \
+	$(RUN) pool_match.py $(call GO,dm) --method dm --ipc 10 --match-batch 64 --steps 1000 --eval-interval 500
+	$(RUN) pool_match.py $(call GO,dc) --method dc $(SHORT) --eval-interval 200
+	$(RUN) pool_match.py $(call GO,dsa) --method dsa $(SHORT) --eval-interval 400
+	$(RUN) pool_match.py $(call GO,idc) --method idc $(IDC)
+	$(RUN) pool_match.py $(call GO,dream) --method idc $(IDC) --select dream --select-candidates 300
+	for ipc in 1 10; do $(RUN) pool_match.py $(call GO,herding$$ipc) --method herding --ipc $$ipc \
 	    --pool-members 1 --pool-epochs 1 --pool-snapshots 1 || exit 1; done
-	$(JUDGE) --tag one --ipc 1 --lr 0.003 --aug-type crop_scale_rotate --compare random \
+	$(call JUDGE,one) --ipc 1 --lr 0.003 --aug-type crop_scale_rotate --compare random \
 	    --pretrain-weight $(foreach name,dc dsa idc dream,$(name)=$(OUT)/$(name)) herding=$(OUT)/herding1
-	$(JUDGE) --tag ten --ipc 10 --lr 0.01 --batch-size 25 --aug-type color_crop_cutout_scale_rotate --compare random \
+	$(call JUDGE,ten) --ipc 10 --lr 0.01 --batch-size 25 --aug-type color_crop_cutout_scale_rotate --compare random \
 	    --pretrain-weight dm=$(OUT)/dm herding=$(OUT)/herding10
 
 # Held-out accuracy against steps: IDC on uniform and on DREAM's batches (MNIST), and DREAM+ by its two switches (digits).
-curves: SWITCH = --method dream+ --data digits --ipc 1 --factor 1 --match-batch 64 --outer 25 --steps 160 --eval-interval 16 --eval-ipc 1 \
+curves: SWITCH = --method dream+ --ipc 1 --factor 1 --match-batch 64 --outer 25 --steps 160 --eval-interval 16 --eval-ipc 1 \
     --eval-epochs 150
-curves: PLUS = $(RUN) pool_match.py --output-dir $(OUT) --overwrite $(SWITCH) --seed $$seed
+curves: PLUS = $(RUN) pool_match.py $(subst --data mnist,--data digits,$(call GO,$1$$seed)) $(SWITCH) --seed $$seed
 curves: RUNS = $(foreach seed,0 1 2,$(OUT)/$1$(seed))
 curves: DRAW = $(BIN)/python benchmarks/curves.py
 curves: $(BIN)/.installed
 	for seed in 0 1 2; do \
-	    $(RUN) pool_match.py $(FLAGS) --seed $$seed --tag uniform$$seed --method idc $(IDC) || exit 1; \
-	    $(RUN) pool_match.py $(FLAGS) --seed $$seed --tag dream$$seed --method idc $(IDC) --select dream --select-candidates 300 || exit 1; \
-	    $(PLUS) --tag cold$$seed --mean-weight 0 --pool-warmup 0 && $(PLUS) --tag both$$seed --pool-warmup 0 || exit 1; \
-	    $(PLUS) --tag warm$$seed --mean-weight 0 && $(PLUS) --tag plus$$seed || exit 1; done
+	    $(RUN) pool_match.py $(call GO,uniform$$seed) --seed $$seed --method idc $(IDC) || exit 1; \
+	    $(RUN) pool_match.py $(call GO,dream$$seed) --seed $$seed --method idc $(IDC) --select dream --select-candidates 300 || exit 1; \
+	    $(call PLUS,cold) --mean-weight 0 --pool-warmup 0 && $(call PLUS,both) --pool-warmup 0 || exit 1; \
+	    $(call PLUS,warm) --mean-weight 0 && $(call PLUS,plus) || exit 1; done
 	$(DRAW) --curve uniform $(call RUNS,uniform) --curve DREAM $(call RUNS,dream) --output $(OUT)/dream-curve.json
 	$(DRAW) --curve "gradients on cold networks" $(call RUNS,cold) --curve "both on cold networks" $(call RUNS,both) \
 	    --curve "gradients on warm networks" $(call RUNS,warm) --curve "both on warm networks" $(call RUNS,plus) \
 	    --output $(OUT)/dreamplus-curve.json
 
-# Memories of digits and of Fashion-MNIST in class-incremental learning, and methods that train networks on the images of MNIST that
-# they learn, as docs/results.md reports them: about an hour each on a thread, Fashion-MNIST three and a half. Run again, they go on.
-continual unrolled: GO = --output-dir $@-results --tag $1 $$(test -e $@-results/$1/$2 && echo --resume || echo --overwrite)
+# Memories of digits, Fashion-MNIST and CIFAR-100 in class-incremental learning, and methods that train networks on the images of MNIST
+# that they learn, as docs/results.md reports them: about an hour each on a thread, Fashion-MNIST three and a half, CIFAR-100 two.
+# CIFAR100=DIR names a folder with its pictures. Run again, they go on.
+CIFAR100 ?= cifar100
+continual unrolled: OUT = $@-results
 continual: SMALL = --match-batch 64 --eval-interval 1000 --eval-epochs 1 --pool convnet:width=64
 continual: $(BIN)/.installed
-	$(RUN) continual.py $(call GO,all,report.json) --data digits --steps 5 --orders 5 --ipc 10 --replay-ipc 50 --num-eval 1 \
+	$(RUN) continual.py $(call GO,all) --steps 5 --orders 5 --ipc 10 --replay-ipc 50 --num-eval 1 \
 	    --labels hard previous --epochs 100 --memory random="pool_match.py --method random" \
 	    herding="pool_match.py --method herding --pool-members 1 --pool-epochs 10 --pool-snapshots 1" \
 	    dsa="pool_match.py --method dsa --match-batch 64 --pool-batch 64 --steps 100 --eval-interval 1000 --eval-epochs 1" \
 	    dm="pool_match.py --method dm --match-batch 64 --steps 300 --eval-interval 1000 --eval-epochs 1" \
 	    idc="pool_match.py --method idc --factor 1 --match-batch 64 --pool-images 64 --outer 50 --steps 100 --eval-interval 1000 \
 	    --eval-epochs 1" replay="gen_condense.py --width 32 --steps 600"
-	$(RUN) continual.py $(call GO,fashion,report.json) --data fashion --steps 5 --orders 5 --ipc 10 --replay-ipc 50 --num-eval 1 \
+	$(RUN) continual.py $(subst digits,fashion,$(call GO,fashion)) --steps 5 --orders 5 --ipc 10 --replay-ipc 50 --num-eval 1 \
 	    --eval-model convnet:width=64 --epochs 75 --min-steps 150 --memory random="pool_match.py --method random" \
 	    herding="pool_match.py --method herding --pool convnet:width=64 --pool-members 1 --pool-epochs 1 --pool-snapshots 1" \
 	    dsa="pool_match.py --method dsa --pool-batch 64 --inner 10 --steps 50 $(SMALL)" \
 	    dm="pool_match.py --method dm --steps 300 $(SMALL)" \
 	    idc="pool_match.py --method idc --factor 1 --pool-images 64 --outer 50 --steps 60 --lr 0.01 $(SMALL)" \
 	    replay="gen_condense.py --width 32 --batch-size 32 --ema 0.99 --steps 800"
-unrolled: JUDGED = --data mnist --ipc 1 --eval-epochs 200
-unrolled: STUDENTS = --data mnist --ipc 1 --sampling fixed --num-eval 5
+	$(RUN) continual.py $(subst digits,$(CIFAR100),$(call GO,cifar100)) --steps 5 --orders 2 --ipc 10 --replay-ipc 50 --num-eval 1 \
+	    --eval-model convnet:width=64 --epochs 75 --min-steps 150 --memory random="pool_match.py --method random" \
+	    herding="pool_match.py --method herding --pool convnet:width=64 --pool-members 1 --pool-epochs 5 --pool-snapshots 1" \
+	    dm="pool_match.py --method dm --steps 200 $(SMALL)" replay="gen_condense.py --width 64 --ema 0.99 --steps 1000"
+unrolled: DATA = mnist
+unrolled: JUDGED = --ipc 1 --eval-epochs 200
+unrolled: STUDENTS = --ipc 1 --sampling fixed --num-eval 5
 unrolled: $(BIN)/.installed
-	$(RUN) pool_match.py $(call GO,bptt,checkpoint.pt) $(JUDGED) --method bptt --unroll 40 --window 20 --match-batch 26 --init real \
+	$(RUN) pool_match.py $(call GO,bptt) $(JUDGED) --method bptt --unroll 40 --window 20 --match-batch 26 --init real \
 	    --lr 0.01 --steps 600 --eval-interval 100
-	$(RUN) pool_match.py $(call GO,mtt,checkpoint.pt) $(JUDGED) --method mtt --pool-members 5 --pool-epochs 5 --max-start 3 --unroll 30 \
+	$(RUN) pool_match.py $(call GO,mtt) $(JUDGED) --method mtt --pool-members 5 --pool-epochs 5 --max-start 3 --unroll 30 \
 	    --steps 200 --eval-interval 50
-	$(RUN) pool_match.py $(call GO,datm,checkpoint.pt) $(JUDGED) --method datm --pool-members 5 --pool-epochs 5 --max-start 3 --unroll 30 \
+	$(RUN) pool_match.py $(call GO,datm) $(JUDGED) --method datm --pool-members 5 --pool-epochs 5 --max-start 3 --unroll 30 \
 	    --first-max-start 0 --lr 300 --label-lr 5 --skip-above 1.1 --steps 125 --eval-interval 25
-	$(RUN) validate.py $(call GO,hard,report.json) $(STUDENTS) --no-own --lr 0.003 --aug-type crop_scale_rotate \
-	    --pretrain-weight $(foreach name,bptt mtt datm,$(name)=$@-results/$(name))
-	$(RUN) validate.py $(call GO,soft,report.json) $(STUDENTS) --lr 0.003 --aug-type crop_scale_rotate --pretrain-weight datm=$@-results/datm
-	$(RUN) validate.py $(call GO,published,report.json) $(STUDENTS) --num-eval 3 --protocol dsa \
-	    --pretrain-weight $(foreach name,mtt datm,$(name)=$@-results/$(name))
+	$(RUN) validate.py $(call GO,hard) $(STUDENTS) --no-own --lr 0.003 --aug-type crop_scale_rotate \
+	    --pretrain-weight $(foreach name,bptt mtt datm,$(name)=$(OUT)/$(name))
+	$(RUN) validate.py $(call GO,soft) $(STUDENTS) --lr 0.003 --aug-type crop_scale_rotate --pretrain-weight datm=$(OUT)/datm
+	$(RUN) validate.py $(call GO,published) $(STUDENTS) --num-eval 3 --protocol dsa \
+	    --pretrain-weight $(foreach name,mtt datm,$(name)=$(OUT)/$(name))
 
 # What pixels of MNIST are matched by: four distances of embeddings at four learning rates, of which held-out images choose.
 terms: OUT = terms-results
-terms: FLAGS = --data mnist --output-dir $(OUT) --overwrite --ipc 10
+terms: DATA = mnist
 terms: $(BIN)/.installed
 	for match in mean moments energy cf; do for lr in 0.003 0.01 0.03 0.1; do \
-	    $(RUN) pool_match.py $(FLAGS) --tag $$match-$$lr --method dm --match $$match --optimizer adam --lr $$lr --match-batch 64 \
+	    $(RUN) pool_match.py $(call GO,$$match-$$lr) --ipc 10 --method dm --match $$match --optimizer adam --lr $$lr --match-batch 64 \
 	    --steps 200 --eval-interval 200 || exit 1; done; done
-	$(RUN) validate.py $(FLAGS) --tag test --sampling fixed --num-eval 5 --lr 0.01 --batch-size 25 \
+	$(RUN) validate.py $(call GO,test) --ipc 10 --sampling fixed --num-eval 5 --lr 0.01 --batch-size 25 \
 	    --aug-type color_crop_cutout_scale_rotate --pretrain-weight $(foreach name,mean moments energy cf,$(name)=$(OUT)/$(name)-0.03)
 
 # A flow and a shortcut of digits: in how many steps they draw, by held-out images, and stage 2 through one step and four, as
 # docs/results.md reports them: two hours on a thread.
 flows: OUT = flow-results
 flows: REFINE = $(BIN)/python benchmarks/refine.py --data digits --ipc 50 --sampling fixed --students 8
-flows: MATCH = $(RUN) pool_match.py $(FLAGS) --eval-interval 1000 --eval-epochs 20
+flows: MATCH = $(RUN) pool_match.py $(call GO,$1) --eval-interval 1000 --eval-epochs 20
 flows: POOL = --steps 80 --pool-members 1 --pool-epochs 6 --pool-snapshots 3
-flows: JUDGE = $(RUN) validate.py $(FLAGS) --ipc 1 10 --sampling fixed --num-eval 5 --epochs 50 --min-steps 100
+flows: JUDGE = $(RUN) validate.py $(call GO,$1) --ipc 1 10 --sampling fixed --num-eval 5 --epochs 50 --min-steps 100
 flows: $(BIN)/.installed
 	for recipe in flow shortcut; do \
-	    $(RUN) gen_condense.py $(FLAGS) --tag $$recipe --recipe $$recipe --width 48 --steps 2000 || exit 1; \
+	    $(RUN) gen_condense.py $(call GO,$$recipe) --recipe $$recipe --width 48 --steps 2000 || exit 1; \
 	    $(REFINE) --pretrain-weight $(OUT)/$$recipe --output $(OUT)/$$recipe-steps.json || exit 1; done
 	for steps in 1 4; do \
-	    $(MATCH) --tag match-$$steps --weight $(OUT)/flow --sample-steps $$steps $(POOL) || exit 1; \
-	    $(MATCH) --tag control-$$steps --control-of $(OUT)/match-$$steps || exit 1; done
-	$(MATCH) --tag match-short --weight $(OUT)/shortcut --sample-steps 1 $(POOL)
-	$(MATCH) --tag control-short --control-of $(OUT)/match-short
-	$(JUDGE) --tag one-step --sample-steps 1 --pretrain-weight flow=$(OUT)/flow stage2=$(OUT)/match-1 control=$(OUT)/control-1 \
+	    $(call MATCH,match-$$steps) --weight $(OUT)/flow --sample-steps $$steps $(POOL) || exit 1; \
+	    $(call MATCH,control-$$steps) --control-of $(OUT)/match-$$steps || exit 1; done
+	$(call MATCH,match-short) --weight $(OUT)/shortcut --sample-steps 1 $(POOL)
+	$(call MATCH,control-short) --control-of $(OUT)/match-short
+	$(call JUDGE,one-step) --sample-steps 1 --pretrain-weight flow=$(OUT)/flow stage2=$(OUT)/match-1 control=$(OUT)/control-1 \
 	    shortcut=$(OUT)/shortcut "stage2 of shortcut=$(OUT)/match-short" "control of shortcut=$(OUT)/control-short"
-	$(JUDGE) --tag four-steps --sample-steps 4 --pretrain-weight flow=$(OUT)/flow stage2=$(OUT)/match-4 control=$(OUT)/control-4
+	$(call JUDGE,four-steps) --sample-steps 4 --pretrain-weight flow=$(OUT)/flow stage2=$(OUT)/match-4 control=$(OUT)/control-4
 
 # The generators of digits that the next two targets start from: wider and trained for longer than those of the demo.
 digits-results/.made: override OUT = digits-results
 digits-results/.made: $(BIN)/.installed
-	$(RUN) gen_condense.py $(FLAGS) --tag gan --steps 1800
-	$(RUN) pool_match.py $(FLAGS) --tag match --weight $(OUT)/gan --calibrate 0 --steps 200 --pool-members 2
+	$(RUN) gen_condense.py $(call GO,gan) --steps 1800
+	$(RUN) pool_match.py $(call GO,match) --weight $(OUT)/gan --calibrate 0 --steps 200 --pool-members 2
 	touch $@
 
 # Two combinations of the engine's choices that no paper has, beside the nearest published ones.
 combinations: OUT = combinations-results
 combinations: PIXELS = --method dm --ipc 10 --match-batch 64 --steps 500 --eval-interval 500 --eval-epochs 200 --lr 10
-combinations: JUDGE = $(RUN) validate.py $(FLAGS) --ipc 10 --epochs 150 --num-eval 5
+combinations: JUDGE = $(RUN) validate.py $(call GO,$1) --ipc 10 --epochs 150 --num-eval 5
 combinations: GANS = --pretrain-weight gan=digits-results/gan dim=digits-results/match grad-gan=$(OUT)/grad-gan
 combinations: $(BIN)/.installed | digits-results/.made
-	$(RUN) pool_match.py $(FLAGS) --tag dm $(PIXELS)
-	$(RUN) pool_match.py $(FLAGS) --tag energy-dream $(PIXELS) --match energy --select dream
-	$(RUN) pool_match.py $(FLAGS) --tag grad-gan --weight digits-results/gan --match grad --metric cos --match-weight 0.01 \
+	$(RUN) pool_match.py $(call GO,dm) $(PIXELS)
+	$(RUN) pool_match.py $(call GO,energy-dream) $(PIXELS) --match energy --select dream
+	$(RUN) pool_match.py $(call GO,grad-gan) --weight digits-results/gan --match grad --metric cos --match-weight 0.01 \
 	    --pool-training real --outer 50 --steps 200
-	$(JUDGE) --tag fixed --sampling fixed --compare random $(GANS) dm=$(OUT)/dm energy-dream=$(OUT)/energy-dream
-	$(JUDGE) --tag fresh $(GANS)
+	$(call JUDGE,fixed) --sampling fixed --compare random $(GANS) dm=$(OUT)/dm energy-dream=$(OUT)/energy-dream
+	$(call JUDGE,fresh) $(GANS)
 
 # Latents of the generators of digits and of the one that `make mnist` leaves: their inversion, IT-GAN, and as many real images.
 itgan: latents-digits latents-ten latents-mnist
 latents-%: OUT = itgan-results
-latents-%: FLAGS = --output-dir $(OUT) --overwrite
+latents-mnist: DATA = mnist
 latents-digits latents-ten: GAN = digits-results/gan
 latents-digits latents-ten: | digits-results/.made
 latents-digits latents-mnist: STEPS = 150
@@ -275,15 +285,15 @@ latents-mnist: CHUNKS = --syn-batch 50 --chunk-steps 120
 latents-mnist: PART = --syn-batch 32
 latents-mnist: CONVNET = --epochs 15
 latents-mnist: RESNET = --epochs 9 --min-steps 150
-latents-%: LEARN = $(RUN) pool_match.py $(FLAGS) --eval-interval 1000
-latents-%: JUDGE = $(RUN) validate.py $(FLAGS) --ipc $(IPC) --sampling fixed --compare random \
+latents-%: LEARN = $(RUN) pool_match.py $(call GO,$1) --eval-interval 1000
+latents-%: JUDGE = $(RUN) validate.py $(call GO,$*-$1) --ipc $(IPC) --sampling fixed --compare random \
     --pretrain-weight gan=$(GAN) gan-inversion=$(OUT)/$*-inversion itgan=$(OUT)/$*-itgan
 latents-%: $(BIN)/.installed
-	$(LEARN) --tag $*-inversion --method inversion --weight $(GAN) --ipc $(IPC) $(CHUNKS)
-	for row in itgan "dream --select dream --select-candidates 300" "free --paired-weight 0"; do $(LEARN) --method itgan \
-	    --weight $(OUT)/$*-inversion --match-batch 64 --steps $(STEPS) $(PART) --tag $*-$$row || exit 1; done
-	$(JUDGE) itgan-dream=$(OUT)/$*-dream itgan-free=$(OUT)/$*-free --tag $*-convnet $(CONVNET)
-	$(JUDGE) --tag $*-resnet18 --eval-model resnet18 $(RESNET)
+	$(call LEARN,$*-inversion) --method inversion --weight $(GAN) --ipc $(IPC) $(CHUNKS)
+	for row in itgan "dream --select dream --select-candidates 300" "free --paired-weight 0"; do set -- $$row; tag=$*-$$1; shift; \
+	    $(call LEARN,$$tag) --method itgan --weight $(OUT)/$*-inversion --match-batch 64 --steps $(STEPS) $(PART) $$@ || exit 1; done
+	$(call JUDGE,convnet) itgan-dream=$(OUT)/$*-dream itgan-free=$(OUT)/$*-free $(CONVNET)
+	$(call JUDGE,resnet18) --eval-model resnet18 $(RESNET)
 
 # The searches of docs/results.md, on held-out images alone, from the runs of `make demo` and `make cifar10`. Run again, they go on.
 searches: SMALL = --pool '{"pool_members": 1, "pool_epochs": 6, "pool_snapshots": 3}' --weight demo-results/gan --seconds 40 --repeats 2

@@ -8,10 +8,32 @@ import torch
 from accelerate.state import AcceleratorState
 
 from gendistil.common.cli import run_script
+from gendistil.data import load_dataset
 from generators import NETWORKS
 
 # Most tests compare to the bit, and a GPU does not add in the same order twice. Those of tests/test_cuda.py use one.
 os.environ.setdefault("ACCELERATE_USE_CPU", "1")
+
+SMALL_POOL = ("--pool-members", 1, "--pool-epochs", 1, "--pool-snapshots", 1)
+"""Flags for networks that train in no time: one, of one epoch, with one snapshot."""
+
+
+@pytest.fixture
+def on_the_cpu(monkeypatch):
+    """The CPU computes, whatever the environment says."""
+    monkeypatch.setenv("ACCELERATE_USE_CPU", "1")
+
+
+@pytest.fixture(scope="module")
+def digits():
+    """The data set in the repository, on the CPU."""
+    return load_dataset("digits")
+
+
+@pytest.fixture
+def cache(tmp_path):
+    """A folder, not made yet, for what is kept of a data set."""
+    return tmp_path / "cache"
 
 
 @pytest.fixture(scope="session")

@@ -1,6 +1,8 @@
 """Augmentation: each operation's effect and range, siamese use, differentiability, reproducibility."""
 
 import math
+from dataclasses import asdict
+from inspect import signature
 
 import pytest
 import torch
@@ -8,6 +10,11 @@ import torch
 from gendistil.common.errors import UserError
 from gendistil.common.rng import stream
 from gendistil.data import AUGMENTATIONS, Augment, AugmentParams, Spec
+from gendistil.data.augment import augmentations
+from gendistil.evaluation import PROTOCOLS, students
+from gendistil.matching import METHODS, methods
+from generators import RECIPES
+from pools import ClassifierPool
 
 SPEC = Spec("colour", ("a", "b"), 3, 16, (0.5,) * 3, (0.25,) * 3, True)
 GREY = Spec("grey", ("a", "b"), 1, 28, (0.5,), (0.25,), False)
@@ -33,15 +40,18 @@ def setting(*names, **columns):
 def test_shape_and_dtype_stay_and_the_stream_decides(strategy, spec, per_image):
     x = images(8, spec)
     augment = Augment(strategy, spec)
-    y = augment(x, stream(1, "augment"), per_image)
+    drawn = lambda seed: augment.draw(8 if per_image else 1, stream(seed, "augment"))
+    y = augment.apply(x, drawn(1))
     assert y.shape == x.shape
     assert y.dtype == x.dtype
-    assert torch.equal(y, augment(x, stream(1, "augment"), per_image))
+    assert torch.equal(y, augment.apply(x, drawn(1)))
     if strategy == "none" or (strategy == "flip" and not spec.flip):
         assert y is x
     elif strategy != "flip" or per_image:
         assert not torch.equal(y, x)
-        assert not torch.equal(y, augment(x, stream(2, "augment"), per_image))
+        assert not torch.equal(y, augment.apply(x, drawn(2)))
+    if per_image:
+        assert torch.equal(y, augment(x, stream(1, "augment")))
 
 
 @pytest.mark.parametrize("strategy", [ALL, *AUGMENTATIONS])
@@ -203,6 +213,21 @@ def test_unknown_names_list_the_choices(strategy):
     with pytest.raises(UserError) as error:
         Augment(strategy, SPEC)
     assert all(word in str(error.value) for word in ("--aug-type", *AUGMENTATIONS, "none"))
+
+
+def test_a_strategy_has_one_spelling():
+    assert augmentations("flip_crop") == augmentations("CROP_flip_crop") == "crop_flip"
+    assert augmentations("none") == "none"
+
+
+def test_every_preset_has_that_spelling():
+    rows = [*map(asdict, (*METHODS.values(), *PROTOCOLS.values(), *RECIPES.values())),
+            *(row.values for row in methods.PUBLISHED),
+            *(row for rows in students.PUBLISHED.values() for row in rows.values()),
+            {"aug_type": signature(ClassifierPool).parameters["aug_type"].default}]
+    named = [row[name] for row in rows for name in ("aug_type", "pool_aug", "gan_aug") if row.get(name)]
+    assert len(named) > len(METHODS)
+    assert [augmentations(text) for text in named] == named
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")

@@ -22,7 +22,7 @@ from gendistil.common.device import halve
 from gendistil.common.engine import Engine
 from gendistil.common.errors import UserError
 from gendistil.common.rng import stream
-from gendistil.data import Augment, load_dataset, standardise, to_signed
+from gendistil.data import Augment, standardise, to_signed
 from pools import (
     CLASSIFIERS,
     SCHEDULES,
@@ -224,11 +224,6 @@ def test_the_generator_decides_the_weights():
     assert torch.equal(weights(1), weights(1))
     assert not torch.equal(weights(1), weights(2))
     assert torch.equal(before, torch.get_rng_state())
-
-
-@pytest.fixture(scope="module")
-def digits():
-    return load_dataset("digits")
 
 
 def test_training_improves_accuracy_and_scoring_keeps_the_mode(digits):

@@ -23,8 +23,7 @@ from gendistil.sources import Joined, PixelSet, RealImages, draw_set, load_sourc
 ROOT = Path(__file__).parent.parent
 DM = "dm=pool_match.py --method dm --match-batch 4 --steps 2 --eval-epochs 1 --eval-interval 2 --log-interval 1"
 GAN = "gen_condense.py --width 8 --batch-size 8 --steps 3 --log-interval 1 --save-interval 2"
-MATCHED = ("pool_match.py --steps 0 --eval-epochs 1 --eval-ipc 1 --pool-members 1 --pool-epochs 1 --pool-snapshots 1 "
-           "--select-candidates 20 --match-batch 4")
+MATCHED = "pool_match.py --steps 0 --eval-epochs 1 --eval-ipc 1 --pool-members 1 --pool-epochs 1 --pool-snapshots 1"
 QUICK = ("--steps", 2, "--ipc", 2, "--epochs", 2, "--min-steps", 1, "--num-eval", 2, "--tag", "cl")
 
 
@@ -139,8 +138,7 @@ def test_a_memory_is_a_run_of_the_new_classes_alone(command, results, dataset):
             assert made["classes"] == classes
             assert made["dataset"]["classes"] == [str(label) for label in classes]
             assert made["dataset"]["mean"] == list(dataset.of(classes).spec.mean)
-    made["argv"] = DM.split()[1:]
-    command(pool_match, *made["argv"], "--ipc", 2, "--classes", *classes, "--seed", made["seed"], "--output-dir", results,
+    command(pool_match, *DM.split()[1:], "--ipc", 2, "--classes", *classes, "--seed", made["seed"], "--output-dir", results,
             "--tag", "alone")
     images = [load_source(results / path).pixels for path in ("alone", f"cl/memories/dm-order{order}-step{step}")]
     assert torch.equal(*images)
@@ -185,7 +183,7 @@ def test_labels_of_the_pools(command, tmp_path):
 def test_two_processes_judge_what_one_does(command, tmp_path):
     words = [str(word) for word in (*QUICK, "--steps", 5, "--orders", 1, "--labels", "hard", "previous", "--num-eval", 3,
                                     "--memory", "random=pool_match.py --method random --eval-epochs 1",
-                                    f"replay={GAN} && {MATCHED} --match-classes 2")]
+                                    f"replay={GAN} && {MATCHED}")]
     command(continual, "--output-dir", tmp_path / "one", *words)
     subprocess.run([sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", "continual.py",
                     "--output-dir", str(tmp_path / "two"), *words], check=True, timeout=400, cwd=ROOT,
@@ -220,6 +218,10 @@ def test_two_processes_judge_what_one_does(command, tmp_path):
     (("--memory", DM, "--eval-model", "convnet:colour=9"), "unknown option of convnet 'colour'"),
     (("--memory", DM, "--protocol", "dim"), "invalid choice: 'dim'"),
     (("--memory", DM, "--resume"), "holds no run"),
+    (("--memory", "itgan=pool_match.py --method itgan --weight no"), "--memory itgan: --weight no does not exist"),
+    (("--memory", f"{DM} --teacher no"), "--memory dm: --teacher no does not exist: check its command"),
+    (("--memory", DM, "--ipc", 900), "fewer than the 900 that --memory dm starts from: lower --ipc"),
+    (("--memory", f"{DM} --factor 2", "--ipc", 50), "fewer than the 200 that --memory dm starts from: lower --ipc"),
 ])
 def test_bad_input_is_one_line(fails, tmp_path, words, message):
     error = fails(2, continual, "--output-dir", tmp_path, *words)
@@ -241,11 +243,13 @@ def test_a_name_keeps_its_memory(fails, results):
 
 
 @pytest.mark.parametrize("words", ["random", "mgd3 --weight flow"])
-def test_what_is_stored_counts_as_stored(words, tmp_path):
+def test_what_is_stored_counts_as_stored(words, dataset, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path("flow").mkdir()
     memory = Memory.parse(f"one=pool_match.py --method {words}", {"pool_match.py": pool_match})
     args = SimpleNamespace(output_dir=tmp_path, tag="cl", data="digits", held_out=0.1, precision="auto", compile="auto", ipc=2,
                            data_dir=None, image_size=None, seed=0, labels=("hard",))
-    assert memory.check(args)
+    assert memory.check(args, dataset)
     (_, words, _, _), = memory._runs(args, "step", [0], 0)
     assert words[-2:] == ["--ipc", "2"]
 

@@ -17,11 +17,6 @@ from gendistil.data.images import moments, resize
 LEVELS = torch.arange(256, dtype=torch.uint8)
 
 
-@pytest.fixture
-def cache(tmp_path):
-    return tmp_path / "cache"
-
-
 # --- conversions
 
 

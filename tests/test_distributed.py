@@ -113,8 +113,7 @@ def pixels(method, folder, tag):
             "--match-batch", "4", "--precision", "fp32", "--eval-epochs", "1", "--log-interval", "1"]
 
 
-def test_two_processes_learn_the_pixels_of_one(command, tmp_path, monkeypatch):
-    monkeypatch.setenv("ACCELERATE_USE_CPU", "1")
+def test_two_processes_learn_the_pixels_of_one(command, tmp_path, on_the_cpu):
     for method in ("dm", "dream"):
         command(pool_match, *pixels(method, tmp_path, f"{method}1")[1:])
     launch(tmp_path, [pixels(method, tmp_path, f"{method}2") for method in ("dm", "dream")])
@@ -155,8 +154,7 @@ TRAININGS = {
 }
 
 
-def test_two_processes_share_a_training_on_the_images(command, tmp_path, monkeypatch):
-    monkeypatch.setenv("ACCELERATE_USE_CPU", "1")
+def test_two_processes_share_a_training_on_the_images(command, tmp_path, on_the_cpu):
     shared = ["pool_match", "--output-dir", str(tmp_path), "--steps", str(STEPS), "--precision", "fp32", "--eval-epochs", "1",
               "--eval-ipc", "1", "--log-interval", "1", "--pool", "convnet:depth=1,width=8"]
     _, *words = stage1("pyramid", tmp_path, "gan")
@@ -270,8 +268,7 @@ def test_every_process_draws_other_data(runs):
     assert not any(set(ours) & set(theirs) for ours, theirs in zip(first["noises"], second["noises"]))
 
 
-def test_two_processes_train_flows_as_one(command, tmp_path, monkeypatch):
-    monkeypatch.setenv("ACCELERATE_USE_CPU", "1")
+def test_two_processes_train_flows_as_one(command, tmp_path, on_the_cpu):
     for recipe in ("flow", "shortcut"):
         _, *words = stage1(recipe, tmp_path, f"{recipe}1")
         command(gen_condense, *words)

@@ -5,13 +5,14 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from conftest import SMALL_POOL
 
 import gen_condense
 import pool_match
 from gendistil.common.device import make_accelerator
 from gendistil.common.errors import UserError
 from gendistil.common.rng import stream
-from gendistil.data import load_dataset, to_signed
+from gendistil.data import to_signed
 from gendistil.matching import Matcher
 from gendistil.matching.drawing import DrawingLearner, modes_of
 from gendistil.sources import PixelSet, load_source
@@ -19,11 +20,6 @@ from generators.unet import FlowGenerator
 from pools import RandomPool
 
 STEPS = 4
-
-
-@pytest.fixture(scope="module")
-def digits():
-    return load_dataset("digits")
 
 
 @pytest.fixture(scope="module")
@@ -81,9 +77,7 @@ def test_a_drawing_goes_on_where_it_was_stopped_in_as_many_steps(digits, flow):
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
-def test_an_objective_steers_them(digits, flow, monkeypatch, precision):
-    monkeypatch.setenv("ACCELERATE_USE_CPU", "1")
-
+def test_an_objective_steers_them(digits, flow, on_the_cpu, precision):
     def loss_of(steer):
         learner = drawing(digits, flow, precision=precision, steer=steer)
         matcher = Matcher(learner, digits, Fixed(digits), match="mean", weight=1.0, select="random", classes=0, per_class=64,
@@ -116,9 +110,8 @@ def run(tmp_path_factory):
 
 
 @pytest.mark.parametrize("method", ["mgd3", "igd"])
-def test_methods_draw_sets(command, tmp_path, monkeypatch, run, method):
-    monkeypatch.setenv("ACCELERATE_USE_CPU", "1")
-    pool = ("--pool-members", 1, "--pool-epochs", 1, "--pool-snapshots", 1) if method == "igd" else ()
+def test_methods_draw_sets(command, tmp_path, on_the_cpu, run, method):
+    pool = SMALL_POOL if method == "igd" else ()
     command(pool_match, "--output-dir", tmp_path, "--method", method, "--weight", run, "--ipc", 2, "--steps", 4,
             "--eval-epochs", 1, *pool)
     source = load_source(tmp_path / "match")
@@ -137,7 +130,6 @@ def test_methods_draw_sets(command, tmp_path, monkeypatch, run, method):
     (("--method", "mgd3", "--weight", "{run}", "--pool", "mlp"), "--pool is not for --match none"),
     (("--method", "dm", "--pull", 0.1), "--pull is not for --method dm"),
 ])
-def test_what_does_not_go_together_is_refused(fails, tmp_path, monkeypatch, run, words, said):
-    monkeypatch.setenv("ACCELERATE_USE_CPU", "1")
+def test_what_does_not_go_together_is_refused(fails, tmp_path, on_the_cpu, run, words, said):
     words = (str(word).format(run=run) for word in words)
     assert said in fails(2, pool_match, "--output-dir", tmp_path, "--ipc", 1, *words)

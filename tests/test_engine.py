@@ -5,6 +5,7 @@ import json
 import pytest
 import torch
 from accelerate import Accelerator
+from conftest import SMALL_POOL
 from torch import nn
 from torch.nn import functional as F
 
@@ -128,8 +129,7 @@ def runs(command, tmp_path_factory):
         shared = ("--output-dir", folder / how, "--precision", "fp32", "--compile", how, "--log-interval", 1)
         command(gen_condense, *shared, "--tag", "gan", "--width", 16, "--batch-size", 16, "--steps", 4)
         command(pool_match, *shared, "--tag", "match", "--weight", folder / how / "gan", "--steps", 2, "--match-batch", 4,
-                "--match-classes", 2, "--pool-members", 1, "--pool-epochs", 1, "--pool-snapshots", 1, "--eval-epochs", 1,
-                "--eval-ipc", 1, "--batch-size", 16)
+                "--match-classes", 2, *SMALL_POOL, "--eval-epochs", 1, "--eval-ipc", 1, "--batch-size", 16)
         command(validate, *shared[:-2], "--tag", "test", "--pretrain-weight", folder / how / "match", "--ipc", 2, "--epochs", 2,
                 "--min-steps", 2, "--num-eval", 1)
     return folder

@@ -14,7 +14,7 @@ from torch.nn import functional as F
 from gendistil.common.engine import Engine
 from gendistil.common.errors import UserError
 from gendistil.common.rng import stream
-from gendistil.data import Augment, Split, load_dataset
+from gendistil.data import Augment, Split
 from gendistil.data.augment import cut_mix
 from gendistil.evaluation import (
     PROTOCOLS,
@@ -60,11 +60,6 @@ class TinyStudent(nn.Module):
 
     def forward(self, images):
         return self.classifier(self.embed(images))
-
-
-@pytest.fixture(scope="module")
-def digits():
-    return load_dataset("digits")
 
 
 @pytest.fixture

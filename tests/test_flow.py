@@ -14,11 +14,13 @@ import pool_match
 import sample
 import validate
 from gendistil.common.errors import UserError
-from gendistil.data import load_dataset, to_signed
+from gendistil.data import to_signed
 from gendistil.sources import LatentSet, Refined, Refinement, load_source
 from generators import RECIPES, make_trainer
 from generators.flow import TIMES
 from generators.unet import FINEST, FlowGenerator
+
+pytestmark = pytest.mark.usefixtures("on_the_cpu")
 
 TINY = {recipe: replace(RECIPES[recipe], width=8, batch_size=32) for recipe in ("flow", "shortcut")}
 STAGE1 = ("--width", 8, "--batch-size", 16, "--log-interval", 1, "--sample-steps", 2)
@@ -26,19 +28,9 @@ STAGE2 = ("--pool-members", 1, "--pool-epochs", 1, "--pool-snapshots", 2, "--bat
           "--select-candidates", 20, "--select-interval", 2, "--eval-epochs", 1, "--eval-ipc", 1, "--pool", "convnet")
 
 
-@pytest.fixture(scope="module")
-def digits():
-    return load_dataset("digits")
-
-
 @pytest.fixture
 def batch(digits):
     return to_signed(digits.train.images[:32]), digits.train.labels[:32]
-
-
-@pytest.fixture(autouse=True)
-def on_the_cpu(monkeypatch):
-    monkeypatch.setenv("ACCELERATE_USE_CPU", "1")
 
 
 def trainer(spec, recipe, precision="no", **values):

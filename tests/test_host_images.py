@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from conftest import SMALL_POOL
 
 import gen_condense
 import pool_match
@@ -12,19 +13,18 @@ from gendistil.data import HostImages, datasets, load_dataset, take
 from gendistil.evaluation.rows import read_report
 
 GAN = ("--recipe", "pyramid", "--width", 8, "--batch-size", 8, "--steps", 2)
-POOL = ("--pool-members", 1, "--pool-epochs", 1, "--pool-snapshots", 1)
 SHORT = ("--pool", "convnet:width=8", "--match-batch", 4, "--eval-model", "convnet:width=8", "--eval-epochs", 1,
          "--eval-ipc", 1)
 PIXELS = ("--ipc", 1, *SHORT)
 STEPS = ("--steps", 2)
 COMMANDS = {
-    "match": (pool_match, "--weight", "results/gan", "--select-candidates", 20, *POOL, *SHORT, *STEPS),
-    "dm": (pool_match, "--method", "dm", *PIXELS, *STEPS, "--pool", "convnet:norm=batch,width=8"),
+    "match": (pool_match, "--weight", "results/gan", "--select-candidates", 20, *SMALL_POOL, *SHORT, *STEPS),
+    "dm": (pool_match, "--method", "dm", "--ipc", 1, *SHORT[2:], *STEPS, "--pool", "convnet:norm=batch,width=8"),
     "dsa": (pool_match, "--method", "dsa", *PIXELS, *STEPS),
     "idc": (pool_match, "--method", "idc", *PIXELS, *STEPS, "--pool-images", 16, "--pool-batch", 8),
     "dream": (pool_match, "--method", "dream", *PIXELS, *STEPS, "--select-candidates", 20, "--pool-images", 16, "--pool-batch",
               8),
-    "herding": (pool_match, "--method", "herding", *POOL, *PIXELS),
+    "herding": (pool_match, "--method", "herding", *SMALL_POOL, "--ipc", 1, *SHORT[:2], *SHORT[4:]),
     "itgan": (pool_match, "--method", "itgan", "--weight", "results/gan", "--chunk-steps", 1, *PIXELS, *STEPS),
 }
 

@@ -89,7 +89,7 @@ FILES = {"config.json", "diffusion_pytorch_model.safetensors", "gendistil.json",
 ROW = {"source": "gan", "data": "digits", "sampling": "fresh", "ipc": 10, "model": "convnet", "mean": 91.25, "std": 1.5,
        "ci95": 3.7, "n": 3, "seconds": 1.0, "protocol": "default", "bytes": 12_345, "diversity": 0.5}
 COMMAND = ["validate.py", "--pretrain-weight", "results/gan", "--push-to-hub", NAME]
-CONFIG = {"command": "pool_match.py", "argv": ["--tag", "a b", "--data-dir", "/home/me/data"],
+CONFIG = {"commands": [["pool_match.py", "--tag", "a b", "--data-dir", "/home/me/data"], ["pool_match.py", "--resume"]],
           "method": "dm", "data_dir": "/home/me", "steps": 7,
           "versions": {"torch": "2.15"}, "commit": "abc"}
 
@@ -143,7 +143,8 @@ def test_the_card_says_what_it_is(spec):
         "library_name": "diffusers", "tags": ["gendistil", "dataset-distillation", "dm"], "datasets": ["digits"],
         "pipeline_tag": "unconditional-image-generation"}
     for words in ("91.25 ± 1.50 (±3.70)", "80.00 ± 1.50", "scored once at the last step", "`--protocol dsa`", "12,345",
-                  "Student's t", "10 classes (0, 1,", "1×8×8", "Method `dm`", "pool_match.py --tag 'a b'", " ".join(COMMAND),
+                  "Student's t", "10 classes (0, 1,", "1×8×8", "Method `dm`",
+                  "```\npool_match.py --tag 'a b' --data-dir data\npool_match.py --resume\n```", " ".join(COMMAND),
                   "torch 2.15", "commit abc", f'load_source("hub:{NAME}")', "10 % of the training images"):
         assert words in text, words
     stored = card(NAME, [ROW], hub.facts_of(make_pixels(), {}, spec, 0.1), [COMMAND])
@@ -200,7 +201,7 @@ def test_samples_of_a_model_on_a_hub(server, command, tmp_path):
 def test_facts_of_a_stranger_are_taken_with_care(server, tmp_path):
     assert hub.read_facts(None) == hub.read_facts(tmp_path) == hub.read_facts(tmp_path / "nowhere") == {}
     mixed = b'{"data": 3, "image_size": "8", "held_out": 0.1, "x": 1}'
-    odd = (b'{"classes": [[1]], "image_size": -5, "held_out": NaN, "dataset": {"classes": 5}, "data": "/etc", "argv": [3],'
+    odd = (b'{"classes": [[1]], "image_size": -5, "held_out": NaN, "dataset": {"classes": 5}, "data": "/etc", "commands": [3],'
            b' "method": "dm"}')
     for content, facts in ((b"{", {}), (b"[1]", {}), (mixed, {"held_out": 0.1}), (odd, {"method": "dm"})):
         server.put(tmp_path, **{"gendistil.json": content})

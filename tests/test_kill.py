@@ -66,8 +66,7 @@ def killed(script, words, run, writes, moment):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_killed_run_resumes_to_the_bit(command, folder, monkeypatch, kind):
-    monkeypatch.setenv("ACCELERATE_USE_CPU", "1")  # a GPU does not add in the same order twice
+def test_a_killed_run_resumes_to_the_bit(command, folder, on_the_cpu, kind):
     script, words = KINDS[kind]
     words = [str(word).format(gan=folder / "gan", inversion=folder / "inversion") for word in words]
     words = [*words, "--output-dir", str(folder), "--tag"]

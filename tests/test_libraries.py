@@ -9,17 +9,11 @@ from torch import nn
 
 from gendistil.common.errors import UserError
 from gendistil.common.rng import stream
-from gendistil.data import load_dataset
 from gendistil.evaluation import PROTOCOLS, TRAINED, Protocol, evaluate, protocol_for
 from gendistil.sources import RealImages
 from pools import ClassifierPool, RandomPool, base_name, build_classifier, check_classifiers, full_name
 
 SMALL = "torchvision:shufflenet_v2_x0_5"
-
-
-@pytest.fixture(scope="module")
-def digits():
-    return load_dataset("digits")
 
 
 class Seen(nn.Module):

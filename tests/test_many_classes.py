@@ -7,6 +7,7 @@ import pytest
 import safetensors.torch
 import torch
 from accelerate import Accelerator
+from conftest import SMALL_POOL
 
 import gen_condense
 import pool_match
@@ -52,9 +53,9 @@ STORED = ("--ipc", 1, *SHORT)
 COMMANDS = {
     **{name: ("--method", name, *STORED) for name in ("dm", "dsa")},
     "idc": ("--method", "idc", "--factor", 1, *STORED, "--pool-images", 8),
-    "inversion": ("--method", "inversion", "--weight", "results/gan", "--chunk-steps", 1, *STORED),
-    "match": ("--weight", "results/gan", "--match-classes", 0, "--select-candidates", 3, "--pool-members", 1, "--pool-epochs",
-              1, "--pool-snapshots", 1, "--batch-size", 4, *SHORT),
+    "inversion": ("--method", "inversion", "--weight", "results/gan", "--chunk-steps", 1, "--ipc", 1, *SHORT[:8], *SHORT[10:]),
+    "match": ("--weight", "results/gan", "--match-classes", 0, "--select-candidates", 3, *SMALL_POOL, "--batch-size", 4,
+              *SHORT),
 }
 
 

@@ -15,7 +15,7 @@ from torch.nn import functional as F
 from gendistil.common.engine import EAGER
 from gendistil.common.errors import UserError
 from gendistil.common.rng import counter_normal, stream
-from gendistil.data import load_dataset, standardise, to_signed
+from gendistil.data import standardise, to_signed
 from gendistil.matching import (
     METHODS,
     OBJECTIVES,
@@ -168,11 +168,6 @@ class Pool(RandomPool):
 
     def draw(self, generator):
         return self.model
-
-
-@pytest.fixture(scope="module")
-def digits():
-    return load_dataset("digits")
 
 
 @pytest.mark.parametrize("select", SELECTORS)

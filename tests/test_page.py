@@ -2,7 +2,6 @@
 
 import json
 import re
-import sys
 from html.parser import HTMLParser
 from pathlib import Path
 from types import SimpleNamespace
@@ -13,13 +12,12 @@ from matplotlib import pyplot
 from PIL import Image
 from test_report import make_row
 
-from gendistil.common.cli import run_script
 from gendistil.common.run import Run, sample_path
 from gendistil.data import DATASETS
-from gendistil.evaluation import plots
+from gendistil.evaluation import plots, report
 from gendistil.evaluation.page import draw_sheets, find_sheets
 from gendistil.evaluation.published import METHODS, STUDENTS, VARIANTS, published
-from gendistil.evaluation.report import main, read_report, tables, told_apart, write_report
+from gendistil.evaluation.report import read_report, tables, told_apart, write_report
 from gendistil.sources import PixelSet
 from generators import NETWORKS
 from pools import CLASSIFIERS
@@ -71,7 +69,7 @@ def make_run(folder):
     run = object.__new__(Run)
     run.is_main, run.dir, run.step = True, folder, 0
     (folder / "samples").mkdir(parents=True)
-    (folder / "config.json").write_text(json.dumps({"command": "validate.py", "dataset": {"classes": ["cat", "<dog>"]}}))
+    (folder / "config.json").write_text(json.dumps({"commands": [["validate.py"]], "dataset": {"classes": ["cat", "<dog>"]}}))
     return run
 
 
@@ -179,11 +177,6 @@ def reports(tmp_path):
     return [tmp_path / name / "report.json" for name in "ab"]
 
 
-def call(monkeypatch, *words):
-    monkeypatch.setattr(sys, "argv", ["report.py", *map(str, words)])
-    run_script(main)
-
-
 def test_rows_of_one_place_in_several_reports_are_told_apart(reports):
     reports[0].write_text(json.dumps([make_row(mean=90.0), make_row(source="same")]))
     reports[1].write_text(json.dumps([make_row(mean=80.0), make_row(source="same")]))
@@ -198,9 +191,9 @@ def test_names_that_are_no_text_are_written(tmp_path):
     assert "caf\\udce9" in (tmp_path / "report.html").read_text()
 
 
-def test_several_runs_have_one_report(reports, tmp_path, monkeypatch, capsys):
+def test_several_runs_have_one_report(command, reports, tmp_path, capsys):
     both = tmp_path / "new" / "both"
-    call(monkeypatch, *reports, "--output-dir", both)
+    command(report, *reports, "--output-dir", both)
     assert capsys.readouterr().out.endswith(f"report: {both / 'report.html'}\n")
     page = Page((both / "report.html").read_text())
     assert len(page.images) == 2  # accuracy.png and the sheet: no row says its bytes
@@ -208,7 +201,7 @@ def test_several_runs_have_one_report(reports, tmp_path, monkeypatch, capsys):
     assert "other" in page.text
     assert "python -m gendistil.evaluation.report" in page.text
     assert sorted(path.name for path in both.iterdir()) == ["accuracy.png", "report.html", "report.json", "report.md"]
-    call(monkeypatch, both / "report.json", "--output-dir", tmp_path / "again")
+    command(report, both / "report.json", "--output-dir", tmp_path / "again")
 
 
 @pytest.mark.parametrize(("words", "message"), [
@@ -218,14 +211,11 @@ def test_several_runs_have_one_report(reports, tmp_path, monkeypatch, capsys):
     (["--document", "{a}", "--output-dir", "x"], "--output-dir is for the report of several"),
     (["--document", "{a}", "--against", "gan"], "--against is for the report of several"),
 ])
-def test_a_joined_report_replaces_no_run(reports, monkeypatch, capsys, words, message):
+def test_a_joined_report_replaces_no_run(fails, reports, words, message):
     reports = dict(zip("ba", reports))  # b is the run
     before = {path: path.read_bytes() for path in reports["b"].parent.parent.rglob("*") if path.is_file()}
     words = [str(reports[word[1]].parent) if word.endswith("/..") else word.format(**reports) for word in words]
-    with pytest.raises(SystemExit) as leaving:
-        call(monkeypatch, *words)
-    error = capsys.readouterr().err
-    assert leaving.value.code == 2
+    error = fails(2, report, *words)
     assert message in error
     assert error.count("\n") == 1
     assert {path: path.read_bytes() for path in before} == before

@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 import torch
 from checkpoints import assert_same_weights, contents
+from conftest import SMALL_POOL
 from picture_folders import write_folder
 from PIL import Image
 from safetensors.torch import load_file
@@ -65,9 +66,9 @@ def test_a_run_holds_everything(results, tag):
     required = [] if tag == "gan" else ["--weight", str(results / "gan")]
     assert vars(script.parse_args(required)).keys() <= config.keys()
     assert config.get("recipe", "pyramid") == "pyramid"
-    assert config["command"] == f"{script.__name__}.py"
+    assert config["commands"][0][0] == f"{script.__name__}.py"
     assert {"torch", "diffusers", "accelerate", "python"} <= config["versions"].keys()
-    assert {"commit", "device", "mixed_precision", "processes", "started", "argv"} <= config.keys()
+    assert {"commit", "device", "mixed_precision", "processes", "started", "commands"} <= config.keys()
     assert config["dataset"]["classes"] == list("0123456789")
     assert list(run.glob("events.out.tfevents.*"))
     assert load_source(run).size == 8
@@ -119,8 +120,9 @@ MATCHES = (*(name for name, row in OBJECTIVES.items() if row.paired != "real" an
 
 @pytest.mark.parametrize(("match", "select"), [*((match, "dream") for match in MATCHES), ("moments", "random")])
 def test_each_objective(command, results, match, select):
-    command(pool_match, "--output-dir", results, "--tag", f"{match}-{select}", "--weight", results / "gan", *STAGE2,
-            "--match", match, "--select", select, *SELECTED[select], "--steps", 2)
+    compared = STAGE2[6:] if match == "none" else (*STAGE2, "--select", select, *SELECTED[select])
+    command(pool_match, "--output-dir", results, "--tag", f"{match}-{select}", "--weight", results / "gan", *compared,
+            "--match", match, "--steps", 2)
     record = next(record for record in records(results / f"{match}-{select}") if record["step"])
     assert record["step"] == 2
     assert ("matching" in record) == (match != "none")
@@ -128,8 +130,7 @@ def test_each_objective(command, results, match, select):
 
 
 @pytest.mark.parametrize("recipe", ["pyramid", "dim"])
-def test_stage_1_resumes_exactly(command, tmp_path, monkeypatch, recipe):
-    monkeypatch.setenv("ACCELERATE_USE_CPU", "1")
+def test_stage_1_resumes_exactly(command, tmp_path, on_the_cpu, recipe):
     words = (*STAGE1, "--output-dir", tmp_path, "--recipe", recipe)
     command(gen_condense, *words, "--tag", "whole", "--steps", 5)
     command(gen_condense, *words, "--tag", "cut", "--steps", 2)
@@ -141,8 +142,7 @@ def test_stage_1_resumes_exactly(command, tmp_path, monkeypatch, recipe):
 
 
 @pytest.mark.parametrize("select", ["dream", "random"])
-def test_stage_2_resumes_exactly(command, fails, results, monkeypatch, select):
-    monkeypatch.setenv("ACCELERATE_USE_CPU", "1")
+def test_stage_2_resumes_exactly(command, fails, results, monkeypatch, on_the_cpu, select):
     words = (*STAGE2, "--output-dir", results, "--weight", results / "gan", "--select", select, *SELECTED[select], "--steps", 5,
              "--eval-interval", 2, "--tag")
     whole, cut = f"whole-{select}", f"cut-{select}"
@@ -169,6 +169,12 @@ def test_a_control_resumes_too_and_says_what_matching_gained(command, results, c
     match, control = (read_json(results / tag / "summary.json")["held_out_accuracy"] for tag in ("match", "control"))
     said = f"matching is {match - control:.1f} points above" if match > control else "matching has gained nothing beside"
     assert f"By this one student each {said} its control" in capsys.readouterr().out
+
+
+def test_a_student_that_cannot_have_as_many_images_as_asked_is_named_once(command, tmp_path, capsys):
+    command(pool_match, "--output-dir", tmp_path, "--method", "dm", "--ipc", 2, "--match-batch", 4, "--steps", 2,
+            "--eval-interval", 1, "--eval-epochs", 1, "--eval-ipc", 5)
+    assert capsys.readouterr().err.count("--eval-ipc 5: 2 images of a class are stored") == 1
 
 
 def test_stage_2_stopped_before_its_first_score_leaves_a_generator(fails, results, monkeypatch):
@@ -222,7 +228,7 @@ def test_ctrl_c_saves_and_resume_goes_on(command, tmp_path):
 
 
 def stage_words(script, results, folder):
-    stage = STAGE1 if script is gen_condense else ("--weight", results / "gan", *STAGE2, "--match", "none")
+    stage = STAGE1 if script is gen_condense else ("--weight", results / "gan", *STAGE2[6:], "--match", "none")
     return ("--output-dir", folder, "--tag", "nan", *stage)
 
 
@@ -236,8 +242,10 @@ def test_a_loss_that_is_not_finite_names_the_step_and_spares_the_checkpoint(comm
     error = fails(2, script, *words, *late, "--resume", "--steps", 40, "--lr-critic", 1e6)
     assert re.search(r"a loss was NaN or infinite at step \d+:", error.splitlines()[-1])
     after = contents(tmp_path / "nan")
-    for name in before.keys() - {"config.json"}:
+    for name in before.keys() - {"config.json", "summary.json"}:
         assert after[name] == before[name], name
+    if "summary.json" in before:  # which now says that more steps are to come
+        assert json.loads(after["summary.json"]) == {**json.loads(before["summary.json"]), "ended": False}
 
 
 def test_a_weight_that_is_not_finite_is_never_saved(command, fails, tmp_path, monkeypatch):
@@ -344,8 +352,8 @@ def test_a_folder_of_the_largest_pictures(command, tmp_path, recipe):
             "--steps", 1)
     if recipe == "pyramid":
         small = ("--eval-model", "convnet:width=8", "--eval-ipc", 1, "--eval-epochs", 1)
-        command(pool_match, *shared, "--weight", results / "gan", "--pool", "convnet:width=8", "--pool-members", 1,
-                "--pool-epochs", 1, "--pool-snapshots", 1, "--match-batch", 2, "--batch-size", 2, "--steps", 1, *small)
+        command(pool_match, *shared, "--weight", results / "gan", "--pool", "convnet:width=8", *SMALL_POOL,
+                "--match-batch", 2, "--batch-size", 2, "--steps", 1, *small)
         command(validate, *shared, "--pretrain-weight", results / "match", "--ipc", 1, "--num-eval", 1, "--epochs", 1,
                 "--min-steps", 1, "--eval-model", "convnet:width=8", "resnet10:width=8")
         assert len(json.loads((results / "test" / "report.json").read_text())) == 2

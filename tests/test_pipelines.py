@@ -152,9 +152,8 @@ def test_what_is_no_such_pipeline_is_refused(tmp_path):
             load_source(tmp_path)
 
 
-def test_scripts_write_and_judge_them(command, fails, tmp_path, monkeypatch):
+def test_scripts_write_and_judge_them(command, fails, tmp_path, monkeypatch, on_the_cpu):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("ACCELERATE_USE_CPU", "1")
     flow(False).save_pretrained("model")
     command(sample, "--pretrain-weight", "model", "--ipc", 1, "--format", "pipeline", "--output-dir", "set")
     command(validate, "--data", "digits", "--pretrain-weight", "own=model", "other=set/pipeline", "--ipc", 1, "--sampling",

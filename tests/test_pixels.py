@@ -11,7 +11,7 @@ from parity_fixtures import load_data
 
 from gendistil.common.errors import UserError
 from gendistil.common.rng import stream
-from gendistil.data import Dataset, Spec, Split, load_dataset, standardise, to_signed, to_uint8
+from gendistil.data import Dataset, Spec, Split, standardise, to_signed, to_uint8
 from gendistil.evaluation import Protocol, evaluate, students
 from gendistil.matching import METHODS, Matcher, PixelLearner, build, initial
 from gendistil.sources import DistilledDataset, draw_set, load_source
@@ -19,11 +19,6 @@ from gendistil.sources.pixels import PixelSet, decode, mosaic, scales, zoom
 from pools import OnlinePool, RandomPool, accuracy
 
 FORMATIONS = load_data("multiformation/multiformation")
-
-
-@pytest.fixture(scope="module")
-def digits():
-    return load_dataset("digits")
 
 
 @pytest.mark.parametrize("case", FORMATIONS.json["cases"], ids=lambda case: case["id"])

@@ -12,7 +12,7 @@ import pools.pool
 from gendistil.common.engine import Engine
 from gendistil.common.errors import UserError
 from gendistil.common.rng import stream
-from gendistil.data import load_dataset, standardise, to_signed
+from gendistil.data import standardise, to_signed
 from pools import ClassifierPool, RandomPool, accuracy, embed_images
 from pools.pool import snapshot_steps
 
@@ -22,11 +22,6 @@ SETTINGS = {"members": 2, "epochs": 4, "snapshots": 3, "lr": 0.1, "aug_type": "c
 def cpu():
     """An accelerator on which snapshots are scored in the precision in which they are scored again."""
     return Accelerator(cpu=True, mixed_precision="no")
-
-
-@pytest.fixture(scope="module")
-def digits():
-    return load_dataset("digits")
 
 
 @pytest.fixture(scope="module")

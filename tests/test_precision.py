@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 from accelerate import Accelerator
+from conftest import SMALL_POOL
 
 import gen_condense
 import pool_match
@@ -16,31 +17,22 @@ from gendistil.common.device import make_accelerator, native_bf16
 from gendistil.common.engine import EAGER, Engine
 from gendistil.common.rng import stream
 from gendistil.common.run import load_checkpoint
-from gendistil.data import load_dataset, standardise, to_signed
+from gendistil.data import standardise, to_signed
 from gendistil.matching import METHODS, OBJECTIVES, Matcher, PixelLearner, initial, matcher, objectives, selectors
 from gendistil.sources import PixelSet
 from generators import RECIPES, make_trainer
 from pools import OnlinePool, RandomPool, accuracy, build_classifier
 
+pytestmark = pytest.mark.usefixtures("on_the_cpu")
+
 SHORT = ("--match-batch", 8, "--eval-epochs", 1, "--eval-ipc", 1, "--pool", "convnet", "--log-interval", 1)
 CHOSEN = ("--select-candidates", 40, "--select-interval", 1)
-SMALL_POOL = ("--pool-members", 1, "--pool-epochs", 1, "--pool-snapshots", 1)
 ONLINE = ("--outer", 4, "--inner", 2)  # the network of the second step has been trained in two passes
 STOPPED = ("--lr", 1e-12, "--overwrite")
 
 # Networks keep three digits in bf16. Two steps of Adam follow the sign of gradients that are near to zero, which three digits
 # do not tell; and gradients of gradients lose more than gradients do.
 TOLERANCE = 0.35
-
-
-@pytest.fixture(autouse=True)
-def on_the_cpu(monkeypatch):
-    monkeypatch.setenv("ACCELERATE_USE_CPU", "1")
-
-
-@pytest.fixture(scope="module")
-def digits():
-    return load_dataset("digits")
 
 
 @pytest.fixture(scope="module")
@@ -77,7 +69,7 @@ CASES = [*((name, ()) for name, row in METHODS.items()
 def test_a_method_learns_in_bf16_what_it_learns_in_float32(command, gan, tmp_path, monkeypatch, method, flags):
     monkeypatch.setattr(pools.pool, "_precision", lambda engine: {})  # both are compared by the same pool
     row = METHODS[method]
-    words = ["--output-dir", tmp_path, "--method", method, *SHORT, *flags]
+    words = ["--output-dir", tmp_path, "--method", method, *(SHORT[2:] if method == "inversion" else SHORT), *flags]
     words += ["--weight", gan.with_name("inversion") if method == "itgan" else gan] if row.learn != "pixels" else []
     words += ["--ipc", 4] if row.learn != "generator" else ["--batch-size", 16]
     words += ["--init", "real"] if row.init == "kmeans" else []  # which images stand for a cluster, three digits do not tell

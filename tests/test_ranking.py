@@ -165,7 +165,8 @@ def test_a_set_is_written_as_the_package_reads_it(command, tmp_path):
     torch.nn.init.uniform_(pixels.pixels, -1, 1)
     pixels.save_pretrained(run / "pixels")
     classes = [f"class{label}" for label in range(10)]
-    (run / CONFIG).write_text(json.dumps({"command": "pool_match.py", "dataset": {"name": "cifar10-jpeg", "classes": classes}}))
+    (run / CONFIG).write_text(json.dumps(
+        {"commands": [["pool_match.py"]], "dataset": {"name": "cifar10-jpeg", "classes": classes}}))
     for _ in range(2):  # the second replaces the first
         command(sample, "--pretrain-weight", run, "--ipc", 2, "--format", "ddranking", "--output-dir", tmp_path / "set")
     folder = tmp_path / "set" / "ddranking"

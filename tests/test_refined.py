@@ -18,7 +18,7 @@ import sample
 import validate
 from benchmarks import refine as search_script
 from gendistil.common.rng import counter_normal, stream
-from gendistil.data import load_dataset, to_signed, to_uint8
+from gendistil.data import to_signed, to_uint8
 from gendistil.evaluation import Protocol
 from gendistil.evaluation.report import read_report
 from gendistil.sources import (
@@ -55,13 +55,9 @@ class Blurred(ConditionalGenerator):
 def table():
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(NETWORKS, "blurred", (Blurred, None))
+        patch.setattr(search_script, "usual_classifier", lambda size: "convnet:width=8")
         patch.setattr(search_script, "student_protocol", lambda epochs: Protocol(epochs=epochs, min_steps=1))
         yield
-
-
-@pytest.fixture(scope="module")
-def digits():
-    return load_dataset("digits")
 
 
 @pytest.fixture(scope="module")
@@ -88,7 +84,7 @@ def run(source, pool, tmp_path):
     """A run of that generator, as matched with the pool."""
     source.save_pretrained(tmp_path / "run" / "generator")
     (tmp_path / "run" / "config.json").write_text(json.dumps(
-        {"command": "pool_match.py", "data": "digits", "held_out": 0.1, "pool_folder": str(pool.dir)}))
+        {"commands": [["pool_match.py"]], "data": "digits", "held_out": 0.1, "pool_folder": str(pool.dir)}))
     return tmp_path / "run"
 
 
@@ -220,12 +216,12 @@ def test_what_cannot_be_refined(command, fails, run, source, pool, tmp_path):
     assert not (tmp_path / "set").exists()
 
 
-def test_a_search_is_kept_by_the_run_and_used(command, fails, capsys, run, pool, tmp_path):
+def test_a_search_is_kept_by_the_run_and_used(command, fails, capsys, run, pool, tmp_path, monkeypatch):
     command(search_script, "--pretrain-weight", run, "--noise-std", 1.2, "--keep-above", 0.5, 1, "--ipc", 2, "--students", 2,
             "--eval-epochs", 1, "--output", tmp_path / "rows.json")
     rows = read_report(tmp_path / "rows.json")
     assert [row["source"] for row in rows[:3]] == ["unrefined", "kept above 0, noise 1.2", "kept above 0.5, noise 1.2"]
-    assert all(row["scored_on"] == "held_out" and row["n"] == 2 for row in rows)
+    assert all(row["scored_on"] == "held_out" and row["n"] == 2 and row["model"] == "convnet:width=8" for row in rows)
     assert "kept above 1, noise 1.2: left out" in capsys.readouterr().out
     rows = rows[:3]
     for gain, chosen in ((2.0, 2), (0.0, 0)):  # new students have to find the best of several above the generator as it is
@@ -242,7 +238,7 @@ def test_a_search_is_kept_by_the_run_and_used(command, fails, capsys, run, pool,
         config = json.loads((run / "config.json").read_text())
         assert config["refinement"] == {**rows[chosen]["refinement"], "teacher": str(pool.dir)}
         assert ("no clear gain" in capsys.readouterr().out) == (chosen == 0)
-    assert config["command"] == "pool_match.py"
+    assert config["commands"] == [["pool_match.py"]]
 
     (run / "config.json").write_text(json.dumps({**config, "refinement": {**rows[2]["refinement"], "teacher": str(pool.dir)}}))
     command(validate, "--output-dir", tmp_path, *QUICK, "--pretrain-weight", run)
@@ -257,6 +253,10 @@ def test_a_search_is_kept_by_the_run_and_used(command, fails, capsys, run, pool,
         assert json.loads(file.metadata()["set"])["refined"] == "kept above 0.5, noise 1.2"
     images = load_file(tmp_path / "set" / "set.safetensors")["images"]
     assert torch.equal(DistilledDataset(run, ipc=1).images, images)
+    with monkeypatch.context() as patch:
+        patch.setattr("os.access", lambda path, mode: path != run)
+        error = fails(2, search_script, "--pretrain-weight", run, "--output", tmp_path / "rows.json")
+    assert f"--pretrain-weight: the folder {run} cannot be written" in error
     (run / "generator").rename(tmp_path / "alone")
     assert "no run's folder" in fails(2, search_script, "--pretrain-weight", tmp_path / "alone", "--teacher", pool.dir)
 

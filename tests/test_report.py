@@ -35,7 +35,7 @@ def project(tmp_path):
     return tmp_path
 
 
-def call(monkeypatch, *words):
+def run_main(monkeypatch, *words):
     monkeypatch.setattr(sys, "argv", ["report", *map(str, words)])
     main()
 
@@ -123,13 +123,13 @@ def test_sources_are_compared_with_a_reference(project, monkeypatch, capsys):
     assert "| -1.0 " in lines[1]
     assert text.count("Points above") == 1
     (project / "a.json").write_text(json.dumps(rows))
-    call(monkeypatch, project / "a.json", "--against", "control", "--output-dir", project / "both")
+    run_main(monkeypatch, project / "a.json", "--against", "control", "--output-dir", project / "both")
     assert "Points above control" in capsys.readouterr().out
     assert all("Points above control" in (project / "both" / name).read_text() for name in ("report.md", "report.html"))
     text = "<!-- table: a.json b.json against control, source-b -->\n<!-- /table -->\n"
     assert rewrite(text, project).count("Points above") == 2
     with pytest.raises(UserError, match=r"--against gans: .*control, gan"):
-        call(monkeypatch, project / "a.json", "--against", "gans")
+        run_main(monkeypatch, project / "a.json", "--against", "gans")
     with pytest.raises(UserError, match="against gans"):
         rewrite(text.replace("control", "gans"), project)
 
@@ -187,7 +187,7 @@ def test_a_heading_names_the_protocol(protocol):
 
 
 def test_reports_are_merged(project, monkeypatch, capsys):
-    call(monkeypatch, project / "a.json", project / "b.json")
+    run_main(monkeypatch, project / "a.json", project / "b.json")
     text = capsys.readouterr().out
     assert text.count(LEGEND) == 1
     assert all(f"| source-{name} " in text for name in "ab")
@@ -195,7 +195,7 @@ def test_reports_are_merged(project, monkeypatch, capsys):
 
 def test_a_document_is_written_anew(project, monkeypatch, capsys):
     page = project / "docs" / "page.md"
-    call(monkeypatch, "--document", page)
+    run_main(monkeypatch, "--document", page)
     text = page.read_text()
     assert capsys.readouterr().out == ""
     assert text.count(LEGEND) == 1
@@ -204,7 +204,7 @@ def test_a_document_is_written_anew(project, monkeypatch, capsys):
     assert "Measured: `a.json`, `b.json`\n<!-- /table -->\nkept\n" in text
     assert "old" not in text
     assert text.startswith("# Title\n\n<!-- legend -->\nMean ±")
-    call(monkeypatch, "--document", page)
+    run_main(monkeypatch, "--document", page)
     assert page.read_text() == text
 
 
@@ -226,21 +226,21 @@ def test_a_broken_document_is_named_and_left_alone(project, monkeypatch, case):
     page.write_text(text)
     before = whole.read_text()
     with pytest.raises(UserError, match=rf"--document .*broken\.md.*{message}"):
-        call(monkeypatch, "--document", whole, page)
+        run_main(monkeypatch, "--document", whole, page)
     assert (page.read_text(), whole.read_text()) == (text, before)
 
 
 def test_a_document_has_a_project(tmp_path, monkeypatch):
     with pytest.raises(UserError, match=r"nowhere\.md"):
-        call(monkeypatch, "--document", ROOT / "nowhere.md")
+        run_main(monkeypatch, "--document", ROOT / "nowhere.md")
     with pytest.raises(UserError, match=r"page\.md.*pyproject\.toml"):
-        call(monkeypatch, "--document", tmp_path / "page.md")
+        run_main(monkeypatch, "--document", tmp_path / "page.md")
 
 
 @pytest.mark.parametrize("words", [[], ["a.json", "--document", "b.md"]])
 def test_reports_or_documents(words, monkeypatch, capsys):
     with pytest.raises(SystemExit) as leaving:
-        call(monkeypatch, *words)
+        run_main(monkeypatch, *words)
     assert leaving.value.code == 2
     assert "either reports, or documents" in capsys.readouterr().err
 

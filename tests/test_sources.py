@@ -5,7 +5,7 @@ import torch
 from prototypes import Prototypes
 
 from gendistil.common.errors import UserError
-from gendistil.data import Split, load_dataset, to_signed, to_uint8
+from gendistil.data import Split, to_signed, to_uint8
 from gendistil.sources import (
     DistilledDataset,
     LatentSet,
@@ -14,11 +14,6 @@ from gendistil.sources import (
     draw,
     draw_set,
 )
-
-
-@pytest.fixture(scope="module")
-def digits():
-    return load_dataset("digits")
 
 
 @pytest.mark.parametrize("ipc", [1, 3, 137])

@@ -8,34 +8,27 @@ import pytest
 import torch
 from accelerate import Accelerator
 from checkpoints import assert_same_weights, contents
+from conftest import SMALL_POOL
 
 import gen_condense
 import pool_match
 from gendistil.common.loop import Interruptible
 from gendistil.common.run import load_checkpoint, read_json, save_checkpoint, write_json
 from gendistil.data import Split, load_dataset, to_signed
-from gendistil.evaluation import judge
+from gendistil.evaluation import selection
 from generators import GAN, RECIPES, GANRecipe
 from generators.losses import PENALTIES
 from generators.trainer import DECAYS
+
+pytestmark = pytest.mark.usefixtures("on_the_cpu")
 
 SMALL = ("--width", 8, "--batch-size", 8, "--log-interval", 1, "--sample-interval", 100)
 TINY = replace(RECIPES["pyramid"], width=8, batch_size=16)
 
 
-@pytest.fixture(scope="module")
-def digits():
-    return load_dataset("digits")
-
-
 @pytest.fixture
 def batch(digits):
     return to_signed(digits.train.images[:16]), digits.train.labels[:16]
-
-
-@pytest.fixture(autouse=True)
-def on_the_cpu(monkeypatch):
-    monkeypatch.setenv("ACCELERATE_USE_CPU", "1")
 
 
 def trainer(spec, **values):
@@ -146,7 +139,7 @@ def test_checkpoints_without_the_newer_values_go_on(command, tmp_path):
     state["recipe"] = {name: value for name, value in state["recipe"].items() if name not in newer}
     save_checkpoint(tmp_path / "old" / "checkpoint.pt", state)
     config = json.loads((tmp_path / "old" / "config.json").read_text())
-    later = {*newer, *(field.name for field in fields(judge.Stopping))}
+    later = {*newer, *(field.name for field in fields(selection.Stopping))}
     write_json(tmp_path / "old" / "config.json", {name: value for name, value in config.items() if name not in later})
     command(gen_condense, *words, "old", "--steps", 4, "--resume")
     assert_same_weights(tmp_path / "whole", tmp_path / "old")
@@ -158,7 +151,7 @@ def scripted(monkeypatch):
 
     def script(*accuracies):
         left = iter(accuracies)
-        monkeypatch.setattr(judge, "evaluate", lambda *args, **options: SimpleNamespace(mean=next(left)))
+        monkeypatch.setattr(selection, "evaluate", lambda *args, **options: SimpleNamespace(mean=next(left)))
 
     return script
 
@@ -208,8 +201,8 @@ def test_no_stage_learns_from_images_that_are_kept_from_it(command, tmp_path, mo
 
     chosen = part == "test"
     stop = ("--auto-stop", "--eval-interval", 1) if chosen else ()
-    matching = ("--weight", tmp_path / "plain", "--match-batch", 4, "--steps", 2, "--pool-members", 1, "--pool-epochs", 1,
-                "--pool-snapshots", 1, "--pool", "convnet:depth=1,width=8", "--eval-epochs", 1, "--eval-ipc", 1)
+    matching = ("--weight", tmp_path / "plain", "--match-batch", 4, "--steps", 2, *SMALL_POOL, "--pool",
+                "convnet:depth=1,width=8", "--eval-epochs", 1, "--eval-ipc", 1)
     pixels = ("--ipc", 1, "--match-batch", 4, "--steps", 2, "--eval-interval", 1, "--eval-epochs", 1, "--keep",
               "best" if chosen else "last")
     for kind in ("plain", "other"):

@@ -238,7 +238,7 @@ def test_class_names_of_the_run_become_folders(call, gan, tmp_path):
     run = tmp_path / "run"
     names = ["T-shirt/top", "a b", "..", *"3456789"]
     shutil.copytree(gan, run / MODEL)
-    (run / "config.json").write_text(json.dumps({"command": "gen_condense.py", "dataset": {"classes": names}}))
+    (run / "config.json").write_text(json.dumps({"commands": [["gen_condense.py"]], "dataset": {"classes": names}}))
     call(sample, "--pretrain-weight", run, "--ipc", 1, "--output-dir", "set")
     folders = sorted(path.name for path in (tmp_path / "set" / "images").iterdir())
     assert folders[:3] == ["0_T-shirt_top", "1_a_b", "2_"]
@@ -260,6 +260,9 @@ BAD = [
     (validate, ["--pretrain-weight", "{gan}", "--full-epochs", "3"], "--full-epochs is for all real images"),
     (validate, ["--pretrain-weight", "nowhere"], "nowhere does not exist"),
     (validate, ["--pretrain-weight", "{gan}", "--pretrain-weight", "nowhere"], "--pretrain-weight is given twice"),
+    (validate, ["--compare", "--ipc", "1", "--ipc", "50"], "--ipc is given twice: write all its values behind one"),
+    (validate, ["--compare", "--eval-model", "mlp", "--eval-model", "convnet"], "--eval-model is given twice"),
+    (validate, ["--compare", "random", "--compare"], "--compare is given twice"),
     (validate, ["--pretrain-weight", "{gan}", "--ipc", "0"], "--ipc: 0 is out of range"),
     (validate, ["--pretrain-weight", "{gan}", "--ipc", "2.5"], "'2.5' is not a whole number"),
     (validate, ["--pretrain-weight", "{gan}", "--num-eval", "0"], "--num-eval"),

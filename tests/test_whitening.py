@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 from accelerate import Accelerator
+from conftest import SMALL_POOL
 from PIL import Image
 
 import pool_match
@@ -104,9 +105,10 @@ def test_a_run_learns_and_is_judged_whitened_and_keeps_pictures(command, fails, 
 
 
 def test_a_classifier_of_whitened_images_is_shown_no_others(command, fails, tmp_path):
-    out, pool = ("--output-dir", tmp_path), ("--pool-members", 1, "--pool-epochs", 1, "--pool-snapshots", 1)
-    command(pool_match, *out, "--tag", "plain", "--method", "herding", *QUICK[:4], *pool, "--eval-epochs", 1)
-    command(pool_match, *out, "--tag", "white", "--method", "herding", *QUICK[:4], *pool, "--eval-epochs", 1, "--whiten", "zca")
+    out = ("--output-dir", tmp_path)
+    command(pool_match, *out, "--tag", "plain", "--method", "herding", *QUICK[:4], *SMALL_POOL, "--eval-epochs", 1)
+    command(pool_match, *out, "--tag", "white", "--method", "herding", *QUICK[:4], *SMALL_POOL, "--eval-epochs", 1, "--whiten",
+            "zca")
     plain, white = (learned(tmp_path / tag)["pool_folder"] for tag in ("plain", "white"))
     assert plain != white
     judged = (*out, "--tag", "rows", "--overwrite", *JUDGED, "--labels", "rows", "--pretrain-weight", tmp_path / "white")
