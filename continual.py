@@ -43,8 +43,7 @@ SCRIPTS = {"pool_match.py": pool_match, "gen_condense.py": gen_condense}
 """What makes memories."""
 
 # What --resume may be given anew: rows that are there stay, and others are added.
-_MAY_CHANGE = {"resume", "overwrite", "output_dir", "tag", "data_dir", "precision", "compile", "memory", "labels", "orders",
-               "together", "plugin"}
+_MAY_CHANGE = {"memory", "labels", "orders", "together"}
 
 
 def parse_args(argv=None):

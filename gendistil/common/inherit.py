@@ -12,10 +12,10 @@ from gendistil.common.run import CHECKPOINT, CONFIG, check_folder, made_by, read
 
 _NAMED = 20  # classes that a message names
 
-# What --resume may be given anew; everything else decides the weights and stays as the run was started.
-_MAY_CHANGE = {"resume", "overwrite", "output_dir", "tag", "data_dir", "steps", "epochs", "precision", "compile", "lr",
-               "lr_critic", "log_interval", "sample_interval", "save_interval", "eval_interval", "auto_stop", "patience",
-               "teacher", "plugin"}
+# What --resume may be given anew, of every command and of those that train; everything else decides what comes out, and stays.
+_ANYWHERE = {"resume", "overwrite", "output_dir", "tag", "data_dir", "precision", "compile", "plugin", "given"}
+_MAY_CHANGE = {"steps", "epochs", "lr", "lr_critic", "log_interval", "sample_interval", "save_interval", "eval_interval",
+               "auto_stop", "patience", "teacher"}
 _PATHS = ("weight", "control_of", "data")
 _OF_ONE_COMMAND = ("resume", "overwrite", "output_dir", "tag", "push_to_hub", "plugin")  # the last is run before flags are made
 LENGTH = ("steps", "epochs")
@@ -70,10 +70,11 @@ def _given_before(parser, words, either):
 
 
 def check_options(options, may_change=_MAY_CHANGE):
-    """Raise UserError if a flag, other than those of `may_change`, is not what the run that --resume continues began with."""
+    """Raise UserError if a flag, other than those of `may_change` and those that any command may be given anew, is not what
+    the run that --resume continues began with."""
     config = read_json(check_folder(options) / CONFIG)
     now = json.loads(json.dumps(options, default=str))
-    for name in (name for name in now if name not in {*may_change, "given"}):
+    for name in (name for name in now if name not in {*_ANYWHERE, *may_change}):
         if config.get(name) != now[name] and not _same_place(name, config.get(name), now[name]):
             raise UserError(f"--resume: --{name.replace('_', '-')} is not what the run was started with ({config.get(name)})")
 
@@ -87,7 +88,7 @@ def as_begun(row, options, key):
     """The dataclass `row` with the values that the run which --resume continues began with, as its config.json has them at
     `key`, but for its length and what the flags, `options`, give anew: what a table's row says may have changed since."""
     saved = made_by(Path(options["output_dir"]) / options["tag"]).get(key) if options["resume"] else None
-    anew = {"steps", "epochs", *(name for name in _MAY_CHANGE if options.get(name) is not None)}
+    anew = {*LENGTH, *(name for name in _MAY_CHANGE if options.get(name) is not None)}
     values = {name: tuple(value) if isinstance(value, list) else value for name, value in (saved or {}).items()
               if name not in anew}
     return replace(row, **{field.name: values[field.name] for field in fields(row) if field.name in values})

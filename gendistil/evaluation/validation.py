@@ -23,8 +23,8 @@ REAL, WHOLE, TRAIN = "random real images", "whole training set", "training set w
 
 
 # What --resume may be given anew: rows that are there stay, and others and more students are added.
-_MAY_CHANGE = {"resume", "overwrite", "output_dir", "tag", "data_dir", "precision", "compile", "pretrain_weight", "compare",
-               "ipc", "sampling", "labels", "eval_model", "num_eval", "together", "push_to_hub", "ranking", "plugin"}
+_MAY_CHANGE = {"pretrain_weight", "compare", "ipc", "sampling", "labels", "eval_model", "num_eval", "together", "push_to_hub",
+               "ranking"}
 
 
 def resumed(args, paths, may_change=_MAY_CHANGE):

@@ -144,7 +144,8 @@ class Method:
                               type=NATURAL, group="latents", learns=(LATENTS,), first="only")
 
     pull: float = option("how far each image is moved towards its mode, a centroid of its class's real images, in every step: "
-                         "a share, 0 for none (MGD3)", 0.0, type=FRACTION, group="images that a flow draws", learns=(DRAWN,))
+                         "a share, above 1 beyond it, 0 for none (MGD3)", 0.0, type=WEIGHT,
+                         group="images that a flow draws", learns=(DRAWN,))
     pull_until: float = option("time, from 1 (noise) to 0 (image), at which that ends", 0.5, type=FRACTION,
                                group="images that a flow draws", learns=(DRAWN,))
     steer: float = option("how far each image is moved against the gradient of --match in every step, as a share of how far it "
