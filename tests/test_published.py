@@ -126,6 +126,7 @@ PUBLISHED = {
     **rows("bptt", ["tinyimagenet"], **{**BPTT, "match_batch": 5, "unroll_batch": 50, "unroll": 300, "window": 100,
                                         "lr": 3e-4}),
     **rows("dd", ["mnist"], **DD),
+    **rows("dd", ["cifar10", "cifar100"], **{**DD, "step_size": 1e-3}),
     **rows("dm", ["mnist", "svhn"], **DM),
     **rows("dm", ["fashion", "cifar10", "cifar100"], **DM, aug_type=OBJECTS),                     # main_DM.py:28
     **rows("dm", ["tinyimagenet"], **{**DM, **DEEPER}, aug_type=OBJECTS),

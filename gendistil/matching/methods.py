@@ -288,6 +288,7 @@ PUBLISHED = (
     Published(("bptt",), ("cifar100",), {"match_batch": 50, "unroll": 130, "unroll_batch": 100, "window": 90, "lr": 3e-4}),
     Published(("bptt",), ("cifar100",), {"unroll": 300, "window": 100, "lr": 1e-3}, 10),
     Published(("bptt",), ("tinyimagenet",), {"match_batch": 5, "unroll": 300, "unroll_batch": 50, "window": 100, "lr": 3e-4}),
+    Published(("dd",), ("cifar10", "cifar100"), {"step_size": 1e-3}),
     Published(("dd",), ("cifar100",), {"match_batch": 10}),
     Published(("dd",), ("tinyimagenet",), {"match_batch": 5}),
     Published(("mtt",), ("cifar10",), {"unroll": 50, "step_size_lr": 1e-7}),
