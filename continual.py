@@ -32,9 +32,10 @@ from gendistil.evaluation.continual import (
     order_row,
     steps_of,
 )
-from gendistil.evaluation.report import markdown, write_report
+from gendistil.evaluation.report import write_report
 from gendistil.evaluation.rows import row_key
 from gendistil.evaluation.students import GROUP
+from gendistil.evaluation.tables import markdown
 from gendistil.evaluation.validation import add_scored_on, data_words, joined, resumed
 from gendistil.sources import load_source
 from pools import check_classifiers, one_classifier, usual_classifier

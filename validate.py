@@ -22,9 +22,10 @@ from gendistil.evaluation import PROTOCOLS, SAMPLINGS, Protocol, evaluate, evalu
 from gendistil.evaluation.card import card
 from gendistil.evaluation.page import draw_sheets, find_sheets
 from gendistil.evaluation.ranking import complete
-from gendistil.evaluation.report import controls, markdown, write_report
+from gendistil.evaluation.report import controls, write_report
 from gendistil.evaluation.rows import PLAIN, row_key
 from gendistil.evaluation.students import GROUP, rate_of
+from gendistil.evaluation.tables import markdown
 from gendistil.evaluation.teachers import Labels, distilled_from, keep_student, labels_of
 from gendistil.evaluation.validation import (
     REAL,

@@ -28,8 +28,8 @@ from gendistil.common.inherit import check_classes, check_held_out, inherit_data
 from gendistil.common.run import CONFIG, amend, beside, device_name, find_run, made_by, write_json
 from gendistil.data import load_dataset
 from gendistil.evaluation import SAMPLINGS, evaluate
-from gendistil.evaluation.report import tables
 from gendistil.evaluation.rows import difference
+from gendistil.evaluation.tables import tables
 from gendistil.evaluation.teachers import open_pool
 from gendistil.sources import Refined, Refinement, Teacher, TooFewAccepted, check_fits, load_source, weights_digest
 from generators.unet import FlowGenerator

@@ -22,8 +22,8 @@ from gendistil.common.inherit import check_classes, check_held_out, inherit_data
 from gendistil.common.run import device_name, write_json
 from gendistil.data import load_dataset
 from gendistil.evaluation import PROTOCOLS, SAMPLINGS, Result, evaluate
-from gendistil.evaluation.report import tables
 from gendistil.evaluation.rows import read_report
+from gendistil.evaluation.tables import tables
 from pools import usual_classifier
 
 

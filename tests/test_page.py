@@ -17,7 +17,8 @@ from gendistil.data import DATASETS
 from gendistil.evaluation import plots, report
 from gendistil.evaluation.page import draw_sheets, find_sheets
 from gendistil.evaluation.published import METHODS, STUDENTS, VARIANTS, published
-from gendistil.evaluation.report import read_report, tables, told_apart, write_report
+from gendistil.evaluation.report import read_report, told_apart, write_report
+from gendistil.evaluation.tables import tables
 from gendistil.sources import PixelSet
 from generators import NETWORKS
 from pools import CLASSIFIERS

@@ -14,8 +14,9 @@ from gendistil.common.errors import UserError
 from gendistil.common.run import CONFIG
 from gendistil.data import standardise, to_signed
 from gendistil.evaluation.ranking import RankingExport, augmentation_robust, label_robust, rankings, score
-from gendistil.evaluation.report import tables, told_apart
+from gendistil.evaluation.report import told_apart
 from gendistil.evaluation.rows import read_report
+from gendistil.evaluation.tables import tables
 from gendistil.sources import PixelSet, Source, draw_set
 
 

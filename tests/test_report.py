@@ -11,8 +11,9 @@ from scipy.stats import ttest_ind, ttest_rel
 from gendistil.common.errors import UserError
 from gendistil.evaluation import PROTOCOLS, Result
 from gendistil.evaluation.plots import plot, plot_across
-from gendistil.evaluation.report import LEGEND, main, markdown, rewrite, rewrite_document, tables
+from gendistil.evaluation.report import main, rewrite, rewrite_document
 from gendistil.evaluation.rows import KEYS, difference, read_report
+from gendistil.evaluation.tables import LEGEND, markdown, tables
 
 ROOT = Path(__file__).parents[1]
 
@@ -206,6 +207,22 @@ def test_a_document_is_written_anew(project, monkeypatch, capsys):
     assert text.startswith("# Title\n\n<!-- legend -->\nMean ±")
     run_main(monkeypatch, "--document", page)
     assert page.read_text() == text
+
+
+def test_data_sets_stand_in_one_table(tmp_path):
+    for data, sources in (("digits", ("gan", "control")), ("mnist", ("gan",))):
+        counts = (1, 10) if data == "mnist" else (1,)
+        rows = [make_row(source=source, data=data, ipc=ipc) for source in sources for ipc in counts]
+        (tmp_path / f"{data}.json").write_text(json.dumps(rows))
+    text = rewrite("<!-- sets: digits.json mnist.json of gan -->\n<!-- /sets -->\n", tmp_path)
+    cells = [[cell.strip() for cell in line.split("|")[1:-1]] for line in text.splitlines() if line.startswith("|")]
+    assert cells[0] == ["data set", "source", "sampling", "students", "IPC 1", "IPC 10"]
+    score = "91.00 ± 1.50 (±3.70)"
+    assert cells[2:] == [["digits", "gan", "fresh", "3", score, ""], ["mnist", "gan", "fresh", "3", score, score]]
+    assert "**convnet on several data sets**, accuracy on the test set" in text
+    assert "Measured: `digits.json`, `mnist.json`" in text
+    with pytest.raises(UserError, match="of stage2: no row has this source; there are gan"):
+        rewrite("<!-- sets: mnist.json of stage2 -->\n<!-- /sets -->\n", tmp_path)
 
 
 BROKEN = {

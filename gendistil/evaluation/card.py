@@ -5,7 +5,7 @@ import re
 import shlex
 
 from gendistil.common.hub import public
-from gendistil.evaluation.report import LEGEND, tables
+from gendistil.evaluation.tables import LEGEND, tables
 
 _WHAT = {"PixelSet": "Stored images", "LatentSet": "Latents, and the frozen generator that turns them into images,"}
 _GENERATOR = "A conditional generator of images"

@@ -1,4 +1,4 @@
-"""Rows of measured accuracy as tables, plots and files, and the tables of documents.
+"""Rows of measured accuracy as files with tables and plots, and the tables of documents.
 
     python -m gendistil.evaluation.report results/a/report.json results/b/report.json    # prints one table of several reports
     python -m gendistil.evaluation.report results/*/report.json --output-dir both        # also as a page, with plots
@@ -9,7 +9,8 @@ A document marks the place of a table, and the files that it is made from, by th
 `<!-- /table -->`, and that of the legend by `<!-- legend -->` and `<!-- /legend -->`. Paths start at the root of the project,
 the document's nearest parent with a pyproject.toml. `<!-- table: a.json against control, random real images -->` is the same
 as `--against control "random real images"`. `<!-- students: a.json -->` and `<!-- /students -->` mark the place of those tables
-alone that have a column for each student.
+alone that have a column for each student, `<!-- sets: a.json b.json of stage2, control -->` and `<!-- /sets -->` that of a
+table of these sources on all data sets.
 """
 
 import functools
@@ -17,207 +18,27 @@ import re
 import shlex
 import sys
 from pathlib import Path
-from statistics import fmean
 
 from gendistil.common.cli import Parser, run_script
 from gendistil.common.errors import UserError
 from gendistil.common.run import CONFIG, made_by, write_json
 from gendistil.evaluation.page import Picture, find_sheets, page
 from gendistil.evaluation.plots import ACROSS, PLOTS, caption, plot, plot_across, plotted
-from gendistil.evaluation.ranking import ranking_grids, rankings
-from gendistil.evaluation.rows import (
-    LEARNED,
-    REPORT,
-    SCORED,
-    across_students,
-    difference,
-    kind_of,
-    line_of,
-    read_report,
-    students_of,
-    unique,
-)
-from gendistil.evaluation.students import PROTOCOLS
-
-LEGEND = """\
-Mean ± standard deviation over students with different seeds (± half the width of the mean's 95 % interval, Student's t).
-IPC: images per class. Sampling fixed: one set per student; representative: one chosen among 20 or more times as many,
-where there are so many; fresh: a new set every epoch; all: every training image. A heading names the protocol by which
-students were trained where it is not the default of `validate.py`; what flags changed of it, the command or the text says.
-Students of one seed are compared in pairs where their images are alike, as a generator's and its control's are, and memories
-in pairs of one order of the classes; the intervals of other differences are by Welch's t.
-"""
-"""What the words and numbers of a table mean, as markdown: once for all tables of a document."""
+from gendistil.evaluation.ranking import rankings
+from gendistil.evaluation.rows import REPORT, across_students, kind_of, line_of, read_report, unique
+from gendistil.evaluation.tables import LEGEND, grids, markdown, sets_grids, students_grids, text_of
 
 _FACTS = {"data set": "data", "students": "model", "protocol": "protocol", "scored on": "scored_on", "device": "device",
           "torch": "torch"}
 """What a page says below its tables, by the row's key for it."""
 
-_NUMBERS = {2: "two", 3: "three", 4: "four", 5: "five"}
-_PUBLISHED = {"dc": "DC", "dsa": "DSA and DM", "idc": "IDC and DREAM"}
 RANKING = "ranking.json"
 """The file of a report's folder that holds the scores of DD-Ranking."""
-
-_KEPT = {"rows": "; a row is kept with every image", "teacher": "; it is kept with the images"}
-_COLUMNS = {"ipc": ("students", "IPC {}"), "classes": ("orders", "{} classes")}  # what a cell counts, and a column's name
-
-
-def _cell(row):
-    if row["std"] is None:
-        return f"{row['mean']:.2f}"
-    return f"{row['mean']:.2f} ± {row['std']:.2f} (±{row['ci95']:.2f})"
-
-
-def _span(numbers):
-    """The smallest and the largest of them as text, once where they are equal; empty for none."""
-    numbers = sorted(numbers)
-    return "-".join(f"{number:,}" for number in unique([*numbers[:1], *numbers[-1:]]))
-
-
-def _grid(header, lines):
-    """A markdown table whose columns line up in a terminal too."""
-    header, *lines = ([text.replace("|", r"\|") for text in line] for line in (header, *lines))
-    widths = [max(len(line[i]) for line in [header, *lines]) for i in range(len(header))]
-    form = lambda line: "| " + " | ".join(text.ljust(width) for text, width in zip(line, widths)) + " |"
-    return "\n".join([form(header), "| " + " | ".join("-" * width for width in widths) + " |", *map(form, lines)])
-
-
-def _how(protocol, scored_on, labels="hard", teacher=None, augmentation=None):
-    """What the numbers of a table are, in words."""
-    if augmentation:
-        return f"**without augmentation**, {_how(protocol, scored_on, labels, teacher)}"
-    if labels == LEARNED:
-        return f"**labels learned with the images**, {_how(protocol, scored_on)}"
-    if labels != "hard":
-        return f"**labels of a teacher** ({teacher}{_KEPT.get(labels, '')}), {_how(protocol, scored_on)}"
-    scored = SCORED[scored_on]
-    looks = PROTOCOLS[protocol].looks if protocol in PROTOCOLS else 1
-    if looks > 1:
-        name = "published DiM protocol" if protocol == "dim" else f"`--protocol {protocol}`"
-        return f"{name}: best accuracy seen in {_NUMBERS.get(looks, looks)} looks at the {scored}, in per cent"
-    how = f"accuracy on the {scored} in per cent, "
-    if protocol in _PUBLISHED:
-        how += f"students trained as {_PUBLISHED[protocol]} published (`--protocol {protocol}`), "
-    elif protocol != "default":
-        how += f"students trained by `--protocol {protocol}`, "
-    return how + "scored once at the last step"
-
-
-def grids(rows, against=()):
-    """The rows (dicts with `KEYS`) as tables, each a tuple of its heading, its header and its lines of text.
-
-    One table per data set, student and protocol, one column per IPC, or of continual learning per number of classes seen; a
-    column of the students' steps where those of one column differ; and one more table for each source in `against` that is in
-    it, of how far the others are above that one; then, where there are several students, one column for each of them; then the
-    scores of DD-Ranking, where there are all that they need; then one table per data set of what its sources keep.
-    """
-    for group in sorted(unique(map(kind_of, rows)), key=lambda group: group[4] != "hard"):  # hard labels first
-        data, model, *how, task = group
-        chosen = [row for row in rows if kind_of(row) == group]
-        over = "classes" if task else "ipc"
-        counted, column = _COLUMNS[over]
-        values = sorted({row[over] for row in chosen}, key=lambda value: (value is None, value))
-        taken = [{row["steps"] for row in chosen if row[over] == value and "steps" in row} for value in values]
-        facts = {counted: "n", **({"steps": "steps"} if max(map(len, taken)) > 1 else {})}
-        lines = []
-        for name in unique(map(line_of, chosen)):
-            # A later row replaces an earlier one of the same name.
-            cells = {row[over]: row for row in chosen if line_of(row) == name}
-            numbers = [_span(row[fact] for row in cells.values() if fact in row) for fact in facts.values()]
-            lines.append([*name, *numbers, *(_cell(cells[value]) if value in cells else "" for value in values)])
-        columns = ["all images" if value is None else column.format(value) for value in values]
-        heading = f"**{model} on {data}**, {'; '.join(filter(None, [_how(*how), task]))}"
-        yield heading, ["source", "sampling", *facts, *columns], lines
-        yield from _differences(chosen, against, over, ["source", "sampling", *columns], values)
-    yield from students_grids(rows)
-    yield from ranking_grids(rows)
-    known = [row for row in rows if row.get("bytes") is not None]
-    for data in unique(row["data"] for row in known):
-        yield _storage([row for row in known if row["data"] == data], data)
-
-
-def _storage(rows, data):
-    """The table of what the sources of a data set keep, by their rows, as `grids` yields it."""
-    kept = {(row["source"], row["ipc"], row.get("labels", "hard"), row.get("teacher")): row for row in rows}
-    sizes = {}  # of which a source with several teachers may have several
-    for (*name, _), row in kept.items():
-        sizes.setdefault(tuple(name), set()).add(row["bytes"])
-    lines = {}  # of one source, with every IPC for which they are the same
-    for (source, ipc, labels, teacher), row in kept.items():
-        facts = (f"{row['bytes']:,}", "" if row.get("diversity") is None else f"{row['diversity']:.3f}",
-                 f"{fmean(row['draw_seconds']):.1f}" if "draw_seconds" in row else "")
-        name = source if labels == "hard" else f"{source}, labels: {labels}"
-        name += f" ({teacher})" if len(sizes[source, ipc, labels]) > 1 else ""
-        lines.setdefault((name, *facts), []).append(str(ipc))
-    lines = [[name, ", ".join(unique(ipcs)), *facts] for (name, *facts), ipcs in lines.items()]
-    header = ["source", "IPC", "bytes", "diversity", "seconds for 10,000 images"]
-    columns = [place for place in range(len(header)) if place < 3 or any(line[place] for line in lines)]
-    apart = ", and how far apart two images of a class are" if 3 in columns else ""
-    return (f"What the sources of {data} keep{apart}",
-            [header[place] for place in columns], [[line[place] for place in columns] for line in lines])
-
-
-def _differences(rows, against, over, header, values):
-    """Tables of how far the rows of one table are above those of the sources `against`, as `grids` yields them."""
-    place = lambda row: (row["sampling"], row["ipc"], row.get("classes"))
-    for name in against:
-        others = {place(row): row for row in rows if row["source"] == name}
-        lines = {}
-        for row in rows:
-            if row["source"] != name and place(row) in others:
-                lines.setdefault(line_of(row), {})[row[over]] = _difference_cell(row, others[place(row)])
-        if lines:
-            yield (f"Points above {name} (95 % interval of the difference)", header,
-                   [[*line, *(cells.get(value, "") for value in values)] for line, cells in lines.items()])
-
-
-def _difference_cell(row, other):
-    points = difference(row, other)
-    return f"{points[0]:+.1f} ({points[1]:+.1f} to {points[2]:+.1f})" if points else f"{row['mean'] - other['mean']:+.1f}"
-
-
-def students_grids(rows):
-    """The tables of `grids` that have a column for each of several students."""
-    return [_across(data, how, found) for (data, *how), found in across_students(rows).items()]
-
-
-def _across(data, how, found):
-    """A table of `across_students` as `grids` yields it."""
-    students, lines = students_of(found), []
-    for (source, sampling, ipc), row in found.items():
-        cells = [_student_cell(row[name]) if name in row else "" for name in students]
-        drops = [row[students[0]]["mean"] - row[name]["mean"] for name in students[1:] if name in row and students[0] in row]
-        lines.append([source, sampling, "all" if ipc is None else str(ipc), *cells, f"{fmean(drops):.2f}" if drops else ""])
-    mark = " †: the images were learned with this one." if any("†" in cell for line in lines for cell in line[3:]) else ""
-    heading = (f"**Students of several architectures on {data}**, {_how(*how)}.{mark} Mean drop: by how many points the others "
-               f"are below {students[0]}, on average")
-    return heading, ["source", "sampling", "IPC", *students, "mean drop"], lines
-
-
-def _student_cell(row):
-    """Mean ± standard deviation, marked where the source was learned with such a network."""
-    text = f"{row['mean']:.2f}" if row["std"] is None else f"{row['mean']:.2f} ± {row['std']:.2f}"
-    return f"{text} †" if row["model"] in row.get("learned_with", ()) else text
 
 
 def controls(paths):
     """Of the paths of sources by their names, the names of those that are controls of stage 2: a list."""
     return [name for name, path in paths.items() if made_by(Path(path)).get("control_of")]
-
-
-def tables(rows, against=()):
-    """The tables of the rows as markdown; `against` as `grids` has it."""
-    return _text(grids(rows, against))
-
-
-def _text(found):
-    """Tables as `grids` yields them as markdown."""
-    return "\n\n".join(f"{heading}\n\n{_grid(header, lines)}" for heading, header, lines in found) + "\n"
-
-
-def markdown(rows, against=()):
-    """The tables of the rows, and the legend below."""
-    return f"{tables(rows, against)}\n{LEGEND}"
 
 
 def write_report(rows, folder, commands, sheets, against=()):
@@ -264,7 +85,7 @@ def rewrite(text, root, sections=None):
     Raises UserError where a marker lacks its partner, none is there, or a file cannot be read.
     """
     sections = sections or {"table": _section, "students": functools.partial(_section, choose=students_grids),
-                            "legend": lambda rest, root: LEGEND}
+                            "sets": _sets, "legend": lambda rest, root: LEGEND}
     names = "|".join(sections)
     markers = list(re.finditer(rf"^<!-- (/?)({names})(?:: ?(.*?))? -->$", text, re.MULTILINE))
     if not markers:
@@ -281,14 +102,24 @@ def rewrite(text, root, sections=None):
 
 
 def _section(rest, root, choose=None):
-    files, _, against = (rest or "").partition(" against ")
-    files, against = files.split(), [name.strip() for name in against.split(",") if name.strip()]
+    files, rows, against = _read(rest, root, "against")
+    return f"{text_of(choose(rows) if choose else grids(rows, against))}\n{files}"
+
+
+def _sets(rest, root):
+    files, rows, sources = _read(rest, root, "of")
+    return f"{text_of(sets_grids(rows, sources))}\n{files}"
+
+
+def _read(rest, root, word):
+    """Of a marker, the files and behind `word` the sources that it names: a line of the files, their rows, and the sources."""
+    files, _, sources = (rest or "").partition(f" {word} ")
+    files, sources = files.split(), [name.strip() for name in sources.split(",") if name.strip()]
     if not files:
         raise UserError("a table names no file: write <!-- table: FILE ... -->")
     rows = [row for part in told_apart({root / file: read_report(root / file) for file in files}).values() for row in part]
-    _check_against(rows, against, "against")
-    chosen = choose(rows) if choose else grids(rows, against)
-    return f"{_text(chosen)}\nMeasured: {', '.join(f'`{file}`' for file in files)}\n"
+    _check_against(rows, sources, word)
+    return f"Measured: {', '.join(f'`{file}`' for file in files)}\n", rows, sources
 
 
 def _check_against(rows, against, flag):
