@@ -149,6 +149,8 @@ def test_validate_ranks_sets(command, stored, tmp_path, monkeypatch):
 def test_only_sets_are_ranked(fails, stored):
     for sampling in (("fresh",), ("representative",), ("fixed", "fresh")):
         assert "use --sampling fixed" in fails(2, validate, "--pretrain-weight", stored, "--ranking", "--sampling", *sampling)
+    for words in (("--aug-type", "none"), ("--protocol", "dc")):
+        assert "give --aug-type" in fails(2, validate, "--pretrain-weight", stored, "--ranking", "--sampling", "fixed", *words)
 
 
 class Noise(Source):

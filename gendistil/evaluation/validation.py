@@ -110,11 +110,13 @@ def make_teachers(args, paths, sources, dataset, engine):
 def check_students(args, spec):
     """The protocols of the students that validate.py trains, by their kinds, --eval-model, which this fills in.
 
-    Raises UserError for kinds that do not suit the images of `spec`.
+    Raises UserError for kinds that do not suit the images of `spec`, and for --ranking where students see images as they are.
     """
     args.eval_model = args.eval_model or [usual_classifier(spec.size)]
     protocols = {kind: override(protocol_for(args.protocol, spec.name, kind), args) for kind in args.eval_model}
     check_classifiers(args.eval_model, spec, "--eval-model")
+    if args.ranking and any(protocol.aug_type == PLAIN and not protocol.cutmix for protocol in protocols.values()):
+        raise UserError("--ranking compares students with and without augmentation, and these have none: give --aug-type")
     return protocols
 
 
