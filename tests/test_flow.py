@@ -15,7 +15,7 @@ import sample
 import validate
 from gendistil.common.errors import UserError
 from gendistil.data import to_signed
-from gendistil.sources import LatentSet, Refined, Refinement, load_source
+from gendistil.sources import LatentSet, Refined, Refinement, draw, draw_set, load_source
 from generators import RECIPES, make_trainer
 from generators.flow import TIMES
 from generators.unet import FINEST, FlowGenerator
@@ -100,6 +100,17 @@ def test_images_depend_on_seed_class_and_index_alone(options, sampling, tmp_path
     latents = LatentSet.of(again, 2, "grid")
     assert latents.vectors.shape == (3, 2, 1, 8, 8)
     assert torch.equal(latents.draw(1, 2, 0).flatten(1), LatentSet.of(again, 2, "noise").draw(1, 2, 0))
+
+
+def test_a_representative_set_of_a_flow_is_chosen_among_its_own_images(monkeypatch):
+    monkeypatch.setattr(draw, "_CANDIDATES", 50)
+    source = flow(sample_steps=2)
+    chosen, labels = draw_set(source, 2, 5, choice="representative")
+    assert labels.tolist() == [0, 0, 1, 1, 2, 2]
+    among = draw_set(source, 50, 5)[0].unflatten(0, (3, 50))
+    away = (chosen.unflatten(0, (3, 2))[:, :, None].int() - among[:, None].int()).abs().flatten(3).amax(3)
+    assert (away.amin(2) <= 1).all()  # another batch may round otherwise
+    assert (away.argmin(2).diff() != 0).all()
 
 
 @pytest.mark.parametrize("times", TIMES)
