@@ -329,6 +329,7 @@ searches: $(BIN)/.installed
 	    $(call GO,mlp-$$lr) || exit 1; done
 	for lr in 0.05 0.02 0.01; do $(call JUDGE,3) $(RATE) --eval-model convnet convnet_bn mlp --lr $$lr $(call GO,rates-few-$$lr) && \
 	    $(call JUDGE,2) $(RATE) --eval-model alexnet --lr $$lr $(call GO,rates-alex-$$lr) || exit 1; done
+	for lr in 0.05 0.01; do $(call JUDGE,3) $(RATE) --eval-model resnet18 --lr $$lr $(call GO,rates-resnet-$$lr) || exit 1; done
 	for lr in 0.05 0.02 0.01 0.005; do $(call JUDGE,2) $(RATE) --eval-model vgg11 --lr $$lr $(call GO,rates-vgg-$$lr) || exit 1; done
 	for lr in 0.05 0.01; do $(call JUDGE) $(RATE) --eval-model resnet18_full densenet --lr $$lr $(call GO,rates-deep-$$lr) || exit 1; done
 
