@@ -264,7 +264,7 @@ METHODS = {
 """Every method by the name that --method knows."""
 
 
-class Published(NamedTuple):
+class Preset(NamedTuple):
     """What the authors of `methods` set otherwise for some data sets, from `ipc` stored images per class on, and where `parts`
     is true, for images that hold several smaller ones alone."""
 
@@ -277,44 +277,44 @@ class Published(NamedTuple):
 
 _DREAMS = ("dream", "dream+")
 _IDCS = ("idc", *_DREAMS)
-PUBLISHED = (
-    Published(_IDCS, ("mnist", "fashion"), {"metric": "l1", "lr": 1e-4}),
-    Published(_IDCS, ("mnist",), {"aug_type": "color_crop", "pool_cutmix": 0.0}, parts=True),
-    Published(_IDCS, ("cifar10", "cifar100"), {"pool_images": 2000}),
-    Published(_DREAMS, ("tinyimagenet",), {"match_batch": 64, "pool_batch": 64, "pool_images": 1000}),
-    Published(_DREAMS, ("tinyimagenet",), {"lr": 1e-6}, 50),
-    Published(("dm",), ("cifar10",), {"lr": 10.0}, 100),
+PRESETS = (
+    Preset(_IDCS, ("mnist", "fashion"), {"metric": "l1", "lr": 1e-4}),
+    Preset(_IDCS, ("mnist",), {"aug_type": "color_crop", "pool_cutmix": 0.0}, parts=True),
+    Preset(_IDCS, ("cifar10", "cifar100"), {"pool_images": 2000}),
+    Preset(_DREAMS, ("tinyimagenet",), {"match_batch": 64, "pool_batch": 64, "pool_images": 1000}),
+    Preset(_DREAMS, ("tinyimagenet",), {"lr": 1e-6}, 50),
+    Preset(("dm",), ("cifar10",), {"lr": 10.0}, 100),
     # As many real images in all as published, and as many of the learned ones in a step: 100, and one of 50 classes.
-    Published(("bptt",), ("cifar100",), {"match_batch": 50, "unroll": 130, "unroll_batch": 100, "window": 90, "lr": 3e-4}),
-    Published(("bptt",), ("cifar100",), {"unroll": 300, "window": 100, "lr": 1e-3}, 10),
-    Published(("bptt",), ("tinyimagenet",), {"match_batch": 5, "unroll": 300, "unroll_batch": 50, "window": 100, "lr": 3e-4}),
-    Published(("dd",), ("cifar10", "cifar100"), {"step_size": 1e-3}),
-    Published(("dd",), ("cifar100",), {"match_batch": 10}),
-    Published(("dd",), ("tinyimagenet",), {"match_batch": 5}),
-    Published(("mtt",), ("cifar10",), {"unroll": 50, "step_size_lr": 1e-7}),
-    Published(("mtt",), ("cifar10",), {"unroll": 30, "max_start": 15, "step_size_lr": 1e-5}, 10),
-    Published(("mtt",), ("cifar10",), {"max_start": 40, "step_size": 1e-3, "pool_epochs": 45}, 50),
-    Published(("mtt",), ("cifar100",), {"unroll": 20, "expert_epochs": 3, "max_start": 20, "pool_epochs": 25}),
-    Published(("datm",), ("cifar10",), {"max_start": 4, "first_max_start": 0, "skip_above": 1.1, "label_lr": 5.0,
-                                        "step_size_lr": 1e-7}),
-    Published(("datm",), ("cifar10",), {"max_start": 20, "first_max_start": 10, "skip_above": 1.0, "label_lr": 2.0,
-                                        "step_size_lr": 1e-5}, 10),
-    Published(("datm",), ("cifar10",), {"max_start": 40, "first_max_start": 20, "start_grows": 2000, "lr": 1e3,
-                                        "pool_epochs": 45}, 50),
-    Published(("datm",), ("cifar10",), {"unroll": 40, "unroll_batch": 1000, "min_start": 40, "max_start": 60,
-                                        "first_max_start": 0, "label_lr": 10.0, "lr": 50.0, "pool_epochs": 65}, 500),
-    Published(("datm",), ("cifar10",), {"unroll": 100}, 1000),
-    Published(("datm",), ("cifar100",), {"unroll": 40, "expert_epochs": 3, "label_lr": 10.0, "lr": 1e3}),
-    Published(("datm",), ("cifar100",), {"unroll": 80, "unroll_batch": 1000, "expert_epochs": 2, "max_start": 50,
-                                         "first_max_start": 30, "start_grows": 2000, "pool_epochs": 55}, 10),
-    Published(("datm",), ("cifar100",), {"min_start": 20, "max_start": 70, "first_max_start": 0, "pool_epochs": 75}, 50),
-    Published(("datm",), ("cifar100",), {"min_start": 30, "lr": 50.0}, 100),
-    Published(("datm",), ("tinyimagenet",), {"unroll": 40, "unroll_batch": 500, "first_max_start": 15, "start_grows": 2000,
-                                             "label_lr": 10.0, "step_size_lr": 1e-4, "lr": 1e4}),
-    Published(("datm",), ("tinyimagenet",), {"min_start": 10, "max_start": 50, "first_max_start": 0, "lr": 100.0,
-                                             "pool_epochs": 55}, 10),
-    Published(("datm",), ("tinyimagenet",), {"unroll": 20, "unroll_batch": 1000, "min_start": 40, "max_start": 70,
-                                             "pool_epochs": 75}, 50),
+    Preset(("bptt",), ("cifar100",), {"match_batch": 50, "unroll": 130, "unroll_batch": 100, "window": 90, "lr": 3e-4}),
+    Preset(("bptt",), ("cifar100",), {"unroll": 300, "window": 100, "lr": 1e-3}, 10),
+    Preset(("bptt",), ("tinyimagenet",), {"match_batch": 5, "unroll": 300, "unroll_batch": 50, "window": 100, "lr": 3e-4}),
+    Preset(("dd",), ("cifar10", "cifar100"), {"step_size": 1e-3}),
+    Preset(("dd",), ("cifar100",), {"match_batch": 10}),
+    Preset(("dd",), ("tinyimagenet",), {"match_batch": 5}),
+    Preset(("mtt",), ("cifar10",), {"unroll": 50, "step_size_lr": 1e-7}),
+    Preset(("mtt",), ("cifar10",), {"unroll": 30, "max_start": 15, "step_size_lr": 1e-5}, 10),
+    Preset(("mtt",), ("cifar10",), {"max_start": 40, "step_size": 1e-3, "pool_epochs": 45}, 50),
+    Preset(("mtt",), ("cifar100",), {"unroll": 20, "expert_epochs": 3, "max_start": 20, "pool_epochs": 25}),
+    Preset(("datm",), ("cifar10",), {"max_start": 4, "first_max_start": 0, "skip_above": 1.1, "label_lr": 5.0,
+                                     "step_size_lr": 1e-7}),
+    Preset(("datm",), ("cifar10",), {"max_start": 20, "first_max_start": 10, "skip_above": 1.0, "label_lr": 2.0,
+                                     "step_size_lr": 1e-5}, 10),
+    Preset(("datm",), ("cifar10",), {"max_start": 40, "first_max_start": 20, "start_grows": 2000, "lr": 1e3,
+                                     "pool_epochs": 45}, 50),
+    Preset(("datm",), ("cifar10",), {"unroll": 40, "unroll_batch": 1000, "min_start": 40, "max_start": 60,
+                                     "first_max_start": 0, "label_lr": 10.0, "lr": 50.0, "pool_epochs": 65}, 500),
+    Preset(("datm",), ("cifar10",), {"unroll": 100}, 1000),
+    Preset(("datm",), ("cifar100",), {"unroll": 40, "expert_epochs": 3, "label_lr": 10.0, "lr": 1e3}),
+    Preset(("datm",), ("cifar100",), {"unroll": 80, "unroll_batch": 1000, "expert_epochs": 2, "max_start": 50,
+                                      "first_max_start": 30, "start_grows": 2000, "pool_epochs": 55}, 10),
+    Preset(("datm",), ("cifar100",), {"min_start": 20, "max_start": 70, "first_max_start": 0, "pool_epochs": 75}, 50),
+    Preset(("datm",), ("cifar100",), {"min_start": 30, "lr": 50.0}, 100),
+    Preset(("datm",), ("tinyimagenet",), {"unroll": 40, "unroll_batch": 500, "first_max_start": 15, "start_grows": 2000,
+                                          "label_lr": 10.0, "step_size_lr": 1e-4, "lr": 1e4}),
+    Preset(("datm",), ("tinyimagenet",), {"min_start": 10, "max_start": 50, "first_max_start": 0, "lr": 100.0,
+                                          "pool_epochs": 55}, 10),
+    Preset(("datm",), ("tinyimagenet",), {"unroll": 20, "unroll_batch": 1000, "min_start": 40, "max_start": 70,
+                                          "pool_epochs": 75}, 50),
 )
 """Rows that are applied in this order."""
 
@@ -336,7 +336,7 @@ def method_for(name, data, ipc, size=32, factor=None):
     data = original(data)
     method = METHODS[name]
     parts = (factor or method.factor) > 1
-    for row in PUBLISHED:
+    for row in PRESETS:
         if name in row.methods and data in row.data and ipc >= row.ipc and (parts or not row.parts):
             method = replace(method, **row.values)
     if method.pool == ("convnet",):
