@@ -12,8 +12,8 @@ FLAGS = --data $(DATA) --output-dir $(OUT) --overwrite
 STARTED = $(OUT)/$1/checkpoint.pt -o -e $(OUT)/$1/report.json
 GO = --data $(DATA) --output-dir $(OUT) --tag $1 $$(test -e $(STARTED) && echo --resume || echo --overwrite)
 
-.PHONY: demo cifar10 cifar10-methods architectures sets mnist baselines combinations itgan searches curves continual unrolled terms flows test \
-    lint clean
+.PHONY: demo cifar10 cifar10-methods architectures ranking sets mnist baselines combinations itgan searches curves continual unrolled terms \
+    flows test lint clean
 
 $(BIN)/.installed: pyproject.toml requirements.txt requirements-dev.txt
 	$(PYTHON) -m venv .venv
@@ -37,8 +37,8 @@ demo: $(BIN)/.installed
 	@echo "sample sheet:  $(OUT)/ipc10/sheet.png"
 
 # CIFAR-10, as docs/results.md reports it: hours on a GPU, days on two CPU cores.
-cifar10 cifar10-methods architectures searches: OUT = cifar10-results
-cifar10 cifar10-methods architectures searches: DATA = cifar10
+cifar10 cifar10-methods architectures ranking searches: OUT = cifar10-results
+cifar10 cifar10-methods architectures ranking searches: DATA = cifar10
 cifar10 cifar10-methods: POOL = --pool-members 1 --pool-epochs 12 --pool-lr 0.05 --pool-aug crop_flip
 cifar10: TAUGHT = --ipc 50 --labels teacher --temperature 4 --lr 0.02 --aug-type crop_flip --epochs 1200 --teacher $(OUT)/teacher/students/*
 cifar10 architectures searches: MATCHED = $$(sed -n 's/.*"pool_folder": "\(.*\)".*/\1/p' $(OUT)/match/config.json)
@@ -78,6 +78,8 @@ cifar10-methods: $(BIN)/.installed
 	$(RUN) pool_match.py $(call GO,random4) --ipc 10 --method random --factor 2
 	$(RUN) pool_match.py $(call GO,dream) $(PARTS) --method dream --select-candidates 300
 	$(RUN) pool_match.py $(call GO,idc) $(PARTS) --method idc
+	$(RUN) pool_match.py $(call GO,dsa) --ipc 10 --method dsa --match-batch 64 --inner 10 --lr 1 --steps 400 --eval-interval 100 \
+	    --eval-epochs 150
 	$(RUN) pool_match.py $(call GO,inversion) --method inversion --weight $(OUT)/gan --ipc 10
 	$(RUN) pool_match.py $(call GO,itgan) --method itgan --weight $(OUT)/inversion --match-batch 64 --steps 400
 	$(RUN) validate.py $(call GO,methods) --ipc 10 --sampling fixed \
@@ -104,6 +106,19 @@ architectures: $(BIN)/.installed
 	$(RUN) validate.py $(call GO,across-rows-parts) $(FEW) --epochs 43 --labels rows --teacher $(MATCHED) --sampling fixed --compare none \
 	    --pretrain-weight $(foreach name,idc dream,$(name)=$(OUT)/$(name))
 	$(RUN) validate.py $(call GO,across-rows-representative) $(FEW) --labels rows --teacher $(MATCHED) $(SAMPLED) representative
+
+# The scores of DD-Ranking of five sets of ten images of a class, from the runs of `make cifar10` and `make cifar10-methods`, here and by
+# its own package, for which a folder takes the libraries that it wants older (Python 3.12 at most).
+ranking: RANKED = dm dsa gan inversion itgan
+ranking: LIBRARIES = --no-deps ddranking==0.2.0 "numpy<2" "scipy<1.16" "pandas<3" kornia kornia_rs timm python-dateutil pytz tzdata six
+ranking: $(BIN)/.installed
+	$(RUN) validate.py $(call GO,ranking) --ranking --ipc 10 --sampling fixed --num-eval 2 --full-epochs 10 \
+	    --pretrain-weight $(foreach name,$(RANKED),$(name)=$(OUT)/$(name))
+	for name in $(RANKED); do test -e $(OUT)/ranked/$$name || $(BIN)/python sample.py --pretrain-weight $(OUT)/$$name --ipc 10 --seed 0 \
+	    --format ddranking --output-dir $(OUT)/ranked/$$name || exit 1; done
+	test -e $(OUT)/ddranking || $(BIN)/pip install --quiet --target $(OUT)/ddranking $(LIBRARIES)
+	PYTHONPATH=$(OUT)/ddranking $(BIN)/python benchmarks/ranking.py --run $(OUT)/ranking --test-interval 300 \
+	    --sets $(foreach name,$(RANKED),$(name)=$(OUT)/ranked/$(name)) --output $(OUT)/ranking.json
 
 # The three stages on Fashion-MNIST, SVHN and MNIST with the settings of CIFAR-10, as docs/results.md reports them: on a CPU core with
 # AMX, 25 minutes of stage 1 and as many of students. SVHN=DIR names the folder of another SVHN than torchvision's.

@@ -7,9 +7,11 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from picture_folders import write_folder
 
 import sample
 import validate
+from benchmarks import ranking
 from gendistil.common.errors import UserError
 from gendistil.common.run import CONFIG
 from gendistil.data import standardise, to_signed
@@ -222,3 +224,53 @@ def test_an_export_that_is_refused_leaves_nothing(fails, stored, tmp_path):
     assert "--format ddranking" in fails(2, sample, "--pretrain-weight", stored, "--format", "ddranking", "--output-dir",
                                          tmp_path / "set")
     assert not (tmp_path / "set").exists()
+
+
+@pytest.fixture
+def ranked(tmp_path):
+    """A run that ranks `dm`, and a set of that name for the package, whose students see it for one epoch."""
+    folder = write_folder(tmp_path / "cifar10-flat", "abcdefghij", "RGB", (32, 32), 12)
+    run, exported = tmp_path / "run", tmp_path / "set" / "ddranking"
+    run.mkdir()
+    (run / CONFIG).write_text(json.dumps({"commands": [], "data": str(folder), "data_dir": str(tmp_path / "cache")}))
+    (run / "report.json").write_text(json.dumps([{**row, "ipc": row["ipc"] and 2} for row in ROWS]))
+    exported.parent.mkdir()
+    images = torch.randint(256, (20, 3, 32, 32), dtype=torch.uint8)
+    RankingExport({"name": "cifar10"}, Noise()).write(exported, 2, images, torch.arange(10).repeat_interleave(2))
+    config = json.loads((exported / "config.json").read_text())
+    (exported / "config.json").write_text(json.dumps({**config, "num_epochs": 1}))
+    return run
+
+
+def test_the_package_ranks_beside_us(command, ranked, tmp_path):
+    pytest.importorskip("ddranking")
+    command(ranking, "--run", ranked, "--sets", f"dm={tmp_path / 'set'}", "--num-eval", 1, "--test-interval", 1, "--output",
+            tmp_path / "out.json")
+    row, = json.loads((tmp_path / "out.json").read_text())["rows"]
+    assert row["source"] == "dm"
+    own = 85 - row["package"]["hlr"]["mean"]  # all real images are those of the run
+    assert 0 <= own <= 100
+    assert own - 100 <= row["package"]["ior"]["mean"] <= own
+    assert (row["here"]["hlr"], row["here"]["ior"], row["here"]["n"]) == (23, 20, 2)
+
+
+def test_the_scores_of_both_programs_are_a_table(command, tmp_path):
+    theirs = {"hlr": {"mean": 30.0}, "ior": {"mean": 10.0}, "lrs": {"mean": -0.1565}}
+    rows = [{"source": name, "package": theirs, "here": {"hlr": 23.0, "ior": 20.0, "lrs": lrs, "n": 2}}
+            for name, lrs in (("dm", 26.0), ("idc", 27.0))]
+    (tmp_path / "pyproject.toml").touch()
+    (tmp_path / "out.json").write_text(json.dumps({"device": "abacus", "torch": "3.1", "students": 1, "rows": rows}))
+    (tmp_path / "page.md").write_text("<!-- ranking: out.json -->\n<!-- /ranking -->\n")
+    command(ranking, "--document", tmp_path / "page.md")
+    lines = (tmp_path / "page.md").read_text().splitlines()
+    cells = ["idc", "30.00", "23.00", "10.00", "20.00", "-15.65", f"{score(-10):.2f}", "27.00"]
+    assert lines[3] == f"| {' | '.join(cells)} |"
+    assert lines[4].startswith("| dm |")
+    assert "2 here. abacus, torch 3.1" in lines[6]
+
+
+def test_sets_that_no_run_ranks_are_refused(fails, ranked, tmp_path):
+    words = ("--run", ranked, "--output", tmp_path / "out.json", "--sets")
+    assert "ranks no fixed set of this name" in fails(2, ranking, *words, f"idc={tmp_path / 'set'}")
+    assert "--sets" in fails(2, ranking, *words, f"dm={tmp_path / 'nowhere'}")
+    assert "give --run, --sets and --output" in fails(2, ranking, "--run", ranked)

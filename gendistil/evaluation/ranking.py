@@ -7,7 +7,7 @@ and how much of the real images' accuracy it keeps with hard labels.
 import json
 import math
 from statistics import fmean, stdev
-from types import SimpleNamespace
+from typing import NamedTuple
 
 import torch
 
@@ -126,16 +126,30 @@ _ACCURACIES = {"real": "all real, hard", "hard": "set, hard", "own": "set", "ran
 """What the columns of accuracies are called."""
 
 
+class Known(NamedTuple):
+    """A data set of `ddranking` 0.2.0 that is one here: its name there, classes and side in pixels, a network that the package
+    knows how to train on all real images, and how it standardises images."""
+
+    dataset: str
+    classes: int
+    size: int
+    model: str
+    mean: tuple
+    std: tuple
+
+
+_CIFAR = {"size": 32, "model": "ConvNet-3", "mean": (0.4914, 0.4822, 0.4465), "std": (0.2023, 0.1994, 0.2010)}
 _KNOWN = {
-    "cifar100": {"dataset": "CIFAR100", "classes": 100, "size": 32, "model": "ConvNet-3", "mean": (0.4914, 0.4822, 0.4465),
-                 "std": (0.2023, 0.1994, 0.2010)},
-    "cifar10": {"dataset": "CIFAR10", "classes": 10, "size": 32, "model": "ConvNet-3", "mean": (0.4914, 0.4822, 0.4465),
-                "std": (0.2023, 0.1994, 0.2010)},
-    "tinyimagenet": {"dataset": "TinyImageNet", "classes": 200, "size": 64, "model": "ConvNet-4-BN",
-                     "mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225)},
+    "cifar100": Known("CIFAR100", 100, **_CIFAR),
+    "cifar10": Known("CIFAR10", 10, **_CIFAR),
+    "tinyimagenet": Known("TinyImageNet", 200, 64, "ConvNet-4-BN", (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
 }
-"""The data sets of `ddranking` 0.2.0 that are data sets here: how it standardises their test images, and a network for which it
-knows how to train on all real ones."""
+
+
+def known(name):
+    """The `Known` whose name begins that of a data set, as cifar10 does cifar10-jpeg; None where the package knows none."""
+    return next((row for start, row in _KNOWN.items() if name.startswith(start)), None)
+
 
 # One operation for a batch is what the package draws of these, with the ranges of DSA.
 _OPERATIONS = {"flip": 0.5, "rotate": 15.0, "scale": 1.2, "crop": 0.125, "cutout": 0.5, "brightness": 1.0, "saturation": 2.0,
@@ -152,9 +166,9 @@ class RankingExport:
 
     def __init__(self, facts, source):
         name = str(facts.get("name", ""))
-        self.data = next((row for start, row in _KNOWN.items() if name.startswith(start)), None)
+        self.data = known(name)
         shape = (source.num_classes, source.channels, source.size)
-        if self.data is None or shape != (self.data["classes"], 3, self.data["size"]):
+        if self.data is None or shape != (self.data.classes, 3, self.data.size):
             classes, channels, size = shape
             raise UserError(f"--format ddranking: its package knows {', '.join(sorted(_KNOWN))}, and these are {classes} "
                             f"classes of {channels}x{size}x{size} images of {name or 'an unknown data set'}: name a run on one "
@@ -179,7 +193,7 @@ class RankingExport:
         """
         folder.mkdir()
         data, protocol = self.data, PROTOCOLS["default"]
-        torch.save(standardise(to_signed(images), SimpleNamespace(mean=data["mean"], std=data["std"])), folder / "images.pt")
+        torch.save(standardise(to_signed(images), data), folder / "images.pt")
         targets = ("labels.pt", labels) if logits is None else ("soft_labels.pt", logits.float())
         torch.save(targets[1], folder / targets[0])
         torch.save(torch.tensor(self.rate), folder / "lr.pt")
@@ -187,10 +201,10 @@ class RankingExport:
             "soft_label_mode": "S", "soft_label_criterion": "kl",
             "loss_fn_kwargs": {"temperature": 1.0 if learned else 2.0, "scale_loss": True},
             "use_aug_for_hard": True, "stu_use_torchvision": False, "tea_use_torchvision": False,
-            "teacher_dir": "./teacher_models", "teacher_model_names": [data["model"]]}
+            "teacher_dir": "./teacher_models", "teacher_model_names": [data.model]}
         config = {
-            "dataset": data["dataset"], "real_data_path": "./dataset/", "im_size": [data["size"]] * 2, "use_zca": False,
-            "ipc": ipc if logits is None else len(labels) // data["classes"], "model_name": data["model"],
+            "dataset": data.dataset, "real_data_path": "./dataset/", "im_size": [data.size] * 2, "use_zca": False,
+            "ipc": ipc if logits is None else len(labels) // data.classes, "model_name": data.model,
             "use_torchvision": False,
             "data_aug_func": "dsa", "aug_params": _OPERATIONS, "optimizer": "sgd", "momentum": protocol.momentum,
             "weight_decay": protocol.weight_decay, "lr_scheduler": "cosineannealing", "step_size": protocol.epochs // 2,
