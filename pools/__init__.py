@@ -14,10 +14,11 @@ from pools.classifiers import (
 from pools.fresh import OnlinePool, RandomPool
 from pools.pool import ClassifierPool, keep_classifier
 from pools.together import SideBySide
-from pools.training import SCHEDULES, accuracy, embed_images, epoch_batches, train_classifier
+from pools.training import OPTIMIZERS, SCHEDULES, accuracy, embed_images, epoch_batches, train_classifier
 
 __all__ = [
     "CLASSIFIERS",
+    "OPTIMIZERS",
     "SCHEDULES",
     "SETS",
     "ClassifierPool",

@@ -16,18 +16,26 @@ SCHEDULES = {
     "cosine": lambda epoch, epochs: (1 + math.cos(math.pi * (epoch / epochs))) / 2,
     "step": lambda epoch, epochs: 0.2 ** ((epoch >= 2 * epochs // 3) + (epoch >= 5 * epochs // 6)),
     "half": lambda epoch, epochs: 0.1 ** (epoch > epochs // 2 + 1),
+    "fifths": lambda epoch, epochs: 0.5 ** sum(epoch >= part * epochs // 5 for part in range(1, 5)),
     "constant": lambda epoch, epochs: 1.0,
 }
 """The learning rate of an epoch (from 0) of so many, as a multiple of its first value. "step" is IDC's and DREAM's; "half" is
-that of DC, DSA and DM, whose code also forgets the momentum where the rate falls."""
+that of DC, DSA and DM, whose code also forgets the momentum where the rate falls; "fifths" is NCFM's."""
+
+OPTIMIZERS = {
+    "sgd": lambda weights, lr, momentum, decay: torch.optim.SGD(weights, lr, momentum=momentum, weight_decay=decay),
+    "adam": lambda weights, lr, momentum, decay: torch.optim.Adam(weights, lr, weight_decay=decay),
+    "adamw": lambda weights, lr, momentum, decay: torch.optim.AdamW(weights, lr, weight_decay=decay),
+}
+"""What takes a classifier's steps. Only SGD has a momentum that can be set."""
 
 _CALIBRATION = 16  # real images of each class
 _CHECK_INTERVAL = 50  # steps at least between looks at the loss, each of which makes the host wait for the device
 
 
 def train_classifier(model, batches, *, epochs, lr=0.01, momentum=0.9, weight_decay=5e-4, schedule="cosine",
-                     temperature=1.0, optimizer=None, scaler=None, engine=EAGER, on_epoch=None, on_step=None, flag="--lr"):
-    """Train `model` in place by cross-entropy with SGD, and return the mean loss of the last epoch, a 0-dim tensor.
+                     temperature=1.0, optimizer="sgd", scaler=None, engine=EAGER, on_epoch=None, on_step=None, flag="--lr"):
+    """Train `model` in place by cross-entropy, and return the mean loss of the last epoch, a 0-dim tensor.
 
     Args:
         model: images `[B, C, H, W]` -> logits `[B, K]`; left in train mode. A `SideBySide` takes and gives `[S, B, ...]`, as
@@ -37,16 +45,16 @@ def train_classifier(model, batches, *, epochs, lr=0.01, momentum=0.9, weight_de
         epochs: number of calls of `batches`, at least 1.
         temperature: T, by which logits are divided; the loss is T² times the cross-entropy, whose gradient is as large as at 1.
         schedule: a key of `SCHEDULES`, or a function as they are; the learning rate changes between epochs.
-        optimizer, scaler: those that go on from an earlier call, instead of a new SGD by the settings above and a new scaler of
-            the gradients of float16.
+        optimizer: a key of `OPTIMIZERS`, or one that goes on from an earlier call, to which only lr and schedule say anything.
+        scaler: of the gradients of float16, one that goes on too, instead of a new one.
         engine: the `Engine` that runs the model.
         on_epoch: called after each epoch with (epochs done, mean loss as a 0-dim tensor).
         on_step: called after each step with the number of steps done.
         flag: what an error calls the learning rate.
     Raises UserError when the loss is no longer finite.
     """
-    if optimizer is None:
-        optimizer = torch.optim.SGD(model.parameters(), lr, momentum=momentum, weight_decay=weight_decay)
+    if isinstance(optimizer, str):
+        optimizer = OPTIMIZERS[optimizer](model.parameters(), lr, momentum, weight_decay)
     scaler = scaler or engine.loss_scaler(next(model.parameters()).device)
     factor = schedule if callable(schedule) else SCHEDULES[schedule]
     step = last_check = 0

@@ -6,11 +6,12 @@ from inspect import signature
 
 import pytest
 import torch
+import torch.nn.functional as F
 
 from gendistil.common.errors import UserError
 from gendistil.common.rng import stream
 from gendistil.data import AUGMENTATIONS, Augment, AugmentParams, Spec
-from gendistil.data.augment import augmentations
+from gendistil.data.augment import augmentations, cut_mix
 from gendistil.evaluation import PROTOCOLS, students
 from gendistil.matching import METHODS, methods
 from generators import RECIPES
@@ -237,3 +238,43 @@ def test_gpu_agrees_with_cpu(strategy):
     params = augment.draw(16, stream(0, "gpu"))
     on_gpu = augment.apply(x.cuda(), params._replace(uniform=params.uniform.cuda()))
     torch.testing.assert_close(on_gpu.cpu(), augment.apply(x, params), atol=1e-4, rtol=1e-4)
+
+
+def test_cutmix_puts_a_box_of_another_image_into_each():
+    images = torch.arange(6.0)[:, None, None, None].expand(6, 3, 8, 8)  # the pixels of an image are its number
+    labels = torch.arange(6)
+    covered = set()
+    for seed in range(40):
+        mixed, targets = cut_mix(images, labels, 6, 1.0, stream(seed))
+        assert torch.equal(mixed[:, :1].expand_as(mixed), mixed)
+        changed = mixed[:, 0] != images[:, 0]
+        for row, target in enumerate(targets):
+            shares = torch.bincount(mixed[row, 0].flatten().long(), minlength=6) / 64
+            torch.testing.assert_close(target, shares)
+            box = changed[row].nonzero()
+            if len(box):
+                height, width = (box.amax(0) - box.amin(0) + 1).tolist()
+                assert height * width == len(box)
+        covered.add(float(1 - targets.max(1).values.min()))
+    assert len(covered) > 5
+    assert torch.equal(images[:, 0, 0, 0], torch.arange(6.0))  # what was given is unchanged
+
+
+def test_cutmix_is_a_mixture_of_two_losses():
+    logits, labels = torch.randn(6, 10, generator=stream(1)), torch.tensor([3, 1, 4, 1, 5, 9])
+    images = torch.arange(6.0)[:, None, None, None].expand(6, 1, 8, 8)
+    mixed, targets = cut_mix(images, labels, 10, 1.0, stream(0))
+    own = (mixed == images).flatten(1).float().mean(1)
+    partner = torch.where(own < 1, (mixed - (mixed == images) * images).flatten(1).amax(1), torch.arange(6.0)).long()
+    losses = own * F.cross_entropy(logits, labels, reduction="none")
+    losses = losses + (1 - own) * F.cross_entropy(logits, labels[partner], reduction="none")
+    assert 0 < own.min() < 1
+    torch.testing.assert_close(F.cross_entropy(logits, targets), losses.mean())
+
+
+def test_cutmix_mixes_the_asked_share_of_batches_and_soft_labels_too():
+    images, soft = torch.randn(4, 1, 8, 8, generator=stream(0)), torch.rand(4, 10, generator=stream(1)).softmax(1)
+    results = [cut_mix(images, soft, 10, 0.5, stream(seed)) for seed in range(400)]
+    assert 160 < sum(mixed is not images for mixed, _ in results) < 240
+    assert all(targets is soft for mixed, targets in results if mixed is images)
+    assert all(torch.allclose(targets.sum(1), torch.ones(4)) for _, targets in results)

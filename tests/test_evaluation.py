@@ -1,6 +1,7 @@
 """Students, protocols and statistics."""
 
 import dataclasses
+import functools
 import math
 
 import pytest
@@ -15,7 +16,6 @@ from gendistil.common.engine import Engine
 from gendistil.common.errors import UserError
 from gendistil.common.rng import stream
 from gendistil.data import Augment, Split
-from gendistil.data.augment import cut_mix
 from gendistil.evaluation import (
     PROTOCOLS,
     SAMPLINGS,
@@ -182,6 +182,12 @@ PUBLISHED = {
                     aug_type="color_crop_flip_scale_rotate", aug_single=False, cutmix=0.5, looks=1, random_labels=False),
     "dim": Protocol(epochs=1000, min_steps=0, batch_size=128, lr=0.01, schedule="constant", momentum=0.9, weight_decay=5e-4,
                     aug_type="color_crop", aug_single=False, cutmix=0.0, looks=5, random_labels=True),
+    "ncfm": Protocol(epochs=2000, min_steps=0, batch_size=128, optimizer="adamw", lr=0.001, schedule="fifths",
+                     momentum=0.0, weight_decay=0.01, aug_type="color_crop_flip_scale_rotate", aug_single=False, cutmix=0.5,
+                     looks=1, random_labels=False),
+    "bptt": Protocol(epochs=1, min_steps=3000, batch_size=100, optimizer="adam", lr=0.001, schedule="constant",
+                     momentum=0.0, weight_decay=0.0, aug_type="flip_rotate", aug_single=True, cutmix=0.0, looks=1,
+                     random_labels=False),
 }
 
 
@@ -202,51 +208,12 @@ def test_what_a_protocol_sets_otherwise_for_a_data_set():
     ("half", 301, {1: 152, 0.1: 149}),                # utils.py of DC: a rate of 0.1 after epoch 151, counted from 0
     ("half", 1001, {1: 502, 0.1: 499}),
     ("step", 1000, {1: 666, 0.2: 167, 0.04: 167}),    # train.py of IDC: milestones at 666 and 833
+    ("fifths", 2001, {1: 400, 0.5: 400, 0.25: 400, 0.125: 400, 0.0625: 401}),  # evaluate.py of NCFM: 400, 800, 1200, 1600
 ])
 def test_the_rate_falls_where_the_published_code_lets_it_fall(schedule, epochs, runs):
     factors = [round(SCHEDULES[schedule](epoch, epochs), 9) for epoch in range(epochs)]
     assert {factor: factors.count(factor) for factor in dict.fromkeys(factors)} == runs
     assert factors == sorted(factors, reverse=True)
-
-
-def test_cutmix_puts_a_box_of_another_image_into_each():
-    images = torch.arange(6.0)[:, None, None, None].expand(6, 3, 8, 8)  # the pixels of an image are its number
-    labels = torch.arange(6)
-    covered = set()
-    for seed in range(40):
-        mixed, targets = cut_mix(images, labels, 6, 1.0, stream(seed))
-        assert torch.equal(mixed[:, :1].expand_as(mixed), mixed)
-        changed = mixed[:, 0] != images[:, 0]
-        for row, target in enumerate(targets):
-            shares = torch.bincount(mixed[row, 0].flatten().long(), minlength=6) / 64
-            torch.testing.assert_close(target, shares)
-            box = changed[row].nonzero()
-            if len(box):
-                height, width = (box.amax(0) - box.amin(0) + 1).tolist()
-                assert height * width == len(box)
-        covered.add(float(1 - targets.max(1).values.min()))
-    assert len(covered) > 5
-    assert torch.equal(images[:, 0, 0, 0], torch.arange(6.0))  # what was given is unchanged
-
-
-def test_cutmix_is_a_mixture_of_two_losses():
-    logits, labels = torch.randn(6, 10, generator=stream(1)), torch.tensor([3, 1, 4, 1, 5, 9])
-    images = torch.arange(6.0)[:, None, None, None].expand(6, 1, 8, 8)
-    mixed, targets = cut_mix(images, labels, 10, 1.0, stream(0))
-    own = (mixed == images).flatten(1).float().mean(1)
-    partner = torch.where(own < 1, (mixed - (mixed == images) * images).flatten(1).amax(1), torch.arange(6.0)).long()
-    losses = own * F.cross_entropy(logits, labels, reduction="none")
-    losses = losses + (1 - own) * F.cross_entropy(logits, labels[partner], reduction="none")
-    assert 0 < own.min() < 1
-    torch.testing.assert_close(F.cross_entropy(logits, targets), losses.mean())
-
-
-def test_cutmix_mixes_the_asked_share_of_batches_and_soft_labels_too():
-    images, soft = torch.randn(4, 1, 8, 8, generator=stream(0)), torch.rand(4, 10, generator=stream(1)).softmax(1)
-    results = [cut_mix(images, soft, 10, 0.5, stream(seed)) for seed in range(400)]
-    assert 160 < sum(mixed is not images for mixed, _ in results) < 240
-    assert all(targets is soft for mixed, targets in results if mixed is images)
-    assert all(torch.allclose(targets.sum(1), torch.ones(4)) for _, targets in results)
 
 
 def test_without_cutmix_nothing_is_drawn_for_it(digits):
@@ -319,6 +286,25 @@ def test_one_operation_at_a_time(digits, tiny, monkeypatch):
         evaluate(Prototypes(), digits, ipc=2, num_eval=1, protocol=protocol)
     evaluate_full(digits, num_eval=1, protocol=protocol)
     assert made == [("crop_scale_rotate", digits.spec, True)] * 3
+
+
+@pytest.mark.parametrize(("name", "make"), [
+    ("sgd", functools.partial(torch.optim.SGD, lr=0.01, momentum=0.5, weight_decay=0.1)),
+    ("adam", functools.partial(torch.optim.Adam, lr=0.01, weight_decay=0.1)),
+    ("adamw", functools.partial(torch.optim.AdamW, lr=0.01, weight_decay=0.1))])
+def test_a_protocols_optimizer_takes_the_steps(digits, name, make):
+    protocol = Protocol(epochs=1, min_steps=0, batch_size=20, aug_type="none", schedule="constant", optimizer=name, lr=0.01,
+                        momentum=0.5, weight_decay=0.1)
+    student, expected = (TinyStudent("tiny", 1, 8, 10, generator=stream(0, "weights")) for _ in range(2))
+    batches = student_batches(lambda epoch: (digits.train.images[:60], digits.train.labels[:60]), digits.spec, protocol, seed=0)
+    train_student(student, batches, digits.test, digits.spec, protocol)
+    optimizer = make(expected.parameters())
+    for images, labels in batches(0):
+        optimizer.zero_grad()
+        F.cross_entropy(expected(images), labels).backward()
+        optimizer.step()
+    for value, same in zip(student.parameters(), expected.parameters()):
+        torch.testing.assert_close(value, same)
 
 
 def test_a_student_by_itself_is_the_one_of_an_evaluation(digits, tiny):

@@ -174,7 +174,8 @@ HEADINGS = {
     "dim": "published DiM protocol: best accuracy seen in five looks at the test set, in per cent",
     **{name: f"accuracy on the test set in per cent, students trained {how}, scored once at the last step" for name, how in {
         "dc": "as DC published (`--protocol dc`)", "dsa": "as DSA and DM published (`--protocol dsa`)",
-        "idc": "as IDC and DREAM published (`--protocol idc`)", "mine": "by `--protocol mine`"}.items()},
+        "idc": "as IDC and DREAM published (`--protocol idc`)", "ncfm": "as NCFM published (`--protocol ncfm`)",
+        "bptt": "as RaT-BPTT published (`--protocol bptt`)", "mine": "by `--protocol mine`"}.items()},
 }
 
 

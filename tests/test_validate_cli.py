@@ -16,7 +16,7 @@ import sample
 import validate
 from gendistil.evaluation import PROTOCOLS, Result, students
 from gendistil.evaluation.rows import KEYS, read_report
-from gendistil.sources import CHOICES, MODEL, DistilledDataset
+from gendistil.sources import CHOICES, MODEL, DistilledDataset, PixelSet
 from pools import ClassifierPool
 
 QUICK = ("--epochs", 1, "--min-steps", 2, "--num-eval", 2, "--aug-type", "color_crop")
@@ -84,7 +84,7 @@ def test_published_protocol_is_labelled(call, gan, tmp_path):
     assert "best accuracy seen in five looks" in (tmp_path / "results/test/report.md").read_text()
 
 
-@pytest.mark.parametrize("name", ["dc", "dsa", "idc"])
+@pytest.mark.parametrize("name", ["dc", "dsa", "idc", "ncfm"])
 def test_published_trainings(call, gan, tmp_path, name):
     call(validate, "--pretrain-weight", gan, "--ipc", 1, "--sampling", "fixed", "--protocol", name, "--epochs", 3,
          "--num-eval", 1)
@@ -103,6 +103,20 @@ def test_a_field_of_the_protocol_is_a_flag(call, gan, tmp_path, monkeypatch):
          "--num-eval", 1)
     assert asked == [dataclasses.replace(PROTOCOLS["idc"], cutmix=0.0, aug_single=True, schedule="half", momentum=0.5,
                                          weight_decay=0.0, lr=0.1, batch_size=32, min_steps=7, aug_type="crop")]
+
+
+def test_a_rate_or_momentum_of_sgd_is_not_for_another_optimizer(call, fails, tmp_path):
+    PixelSet(size=8, channels=1, num_classes=10, ipc=1, step_size=0.02).save_pretrained(tmp_path / "stored")
+    words = ("--pretrain-weight", tmp_path / "stored", "--ipc", 1, "--sampling", "fixed", "--num-eval", 1, "--protocol", "bptt",
+             "--min-steps", 2)
+    assert "stored has learned a step size for SGD, and students take steps by adam" in fails(2, validate, *words)
+    assert "--momentum is for SGD" in fails(2, validate, *words, "--no-own", "--momentum", 0.5)
+    assert not (tmp_path / "results").exists()
+    for tag, more, rate in (("none", ["--no-own"], 0.001), ("rate", ["--lr", 0.003], 0.003),
+                            ("own", ["--optimizer", "sgd", "--momentum", 0.5], 0.02)):
+        call(validate, *words, "--tag", tag, *more)
+        row, = read_report(tmp_path / f"results/{tag}/report.json")
+        assert (row["lr"], row["steps"]) == (pytest.approx(rate), 2)
 
 
 def test_a_protocol_knows_its_data_sets(call, gan, monkeypatch, tmp_path):

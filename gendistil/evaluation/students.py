@@ -18,7 +18,7 @@ from gendistil.common.rng import stream
 from gendistil.data import Augment, original, to_uint8
 from gendistil.data.augment import augmentations
 from gendistil.sources import CHOICES, Taught, check_fits, draw_set
-from pools import SCHEDULES, SideBySide, accuracy, base_name, build_classifier, epoch_batches, train_classifier
+from pools import OPTIMIZERS, SCHEDULES, SideBySide, accuracy, base_name, build_classifier, epoch_batches, train_classifier
 from pools.training import count_batches, prepare_batch
 
 SAMPLINGS = (*CHOICES, "fresh")
@@ -30,7 +30,7 @@ GROUP = "students (a flag that is not given takes the protocol's value)"
 
 @dataclass(frozen=True)
 class Protocol:
-    """How a student is trained, by SGD with momentum, and scored; the fields with a text are flags of `validate.py`.
+    """How a student is trained and scored; the fields with a text are flags of `validate.py`.
 
     The others say what a score means, so no flag changes them and a report can tell by the protocol's name.
     """
@@ -38,11 +38,13 @@ class Protocol:
     epochs: int = option("passes over the --ipc images of every class", 300, type=COUNT, group=GROUP)
     min_steps: int = option("steps that a student takes at least, in more --epochs if need be", 300, type=NATURAL, group=GROUP)
     batch_size: int = option("images a step", 64, type=number(int, 2), group=GROUP)
-    lr: float = option("learning rate of the first epoch (SGD)", 0.05, type=POSITIVE, group=GROUP)
+    optimizer: str = option("what takes the steps (--lr suits one of them)", "sgd", choices=OPTIMIZERS, group=GROUP)
+    lr: float = option("learning rate of the first epoch", 0.05, type=POSITIVE, group=GROUP)
     schedule: str = option("how the learning rate falls; half: to a tenth after half of the epochs; step: to a fifth after two "
-                           "thirds and again after five sixths", "cosine", choices=SCHEDULES, group=GROUP)
+                           "thirds and again after five sixths; fifths: to a half after each fifth", "cosine",
+                           choices=SCHEDULES, group=GROUP)
     momentum: float = option("momentum of SGD", 0.9, type=number(float, 0, 0.9999), group=GROUP)
-    weight_decay: float = option("weight decay of SGD", 5e-4, type=WEIGHT, group=GROUP)
+    weight_decay: float = option("weight decay", 5e-4, type=WEIGHT, group=GROUP)
     aug_type: str = option("augmentation of every image of a batch, joined by _, or none", "color_crop_cutout",
                            type=augmentations, group=GROUP)
     aug_single: bool = option("only one of the named augmentations at a time, drawn for every batch", False, group=GROUP)
@@ -66,6 +68,12 @@ PROTOCOLS = {
     # DREAM's too. Their scores are the best of four looks at the test set; here the last step alone is scored.
     "idc": Protocol(epochs=1000, min_steps=0, batch_size=64, lr=0.01, schedule="step", momentum=0.9, weight_decay=5e-4,
                     aug_type="color_crop_flip_scale_rotate", cutmix=0.5),
+    # Its authors score every 100th epoch on the test set, and the best counts. The decay is that which AdamW has by itself.
+    "ncfm": Protocol(epochs=2000, min_steps=0, batch_size=128, optimizer="adamw", lr=1e-3, schedule="fifths", momentum=0.0,
+                     weight_decay=0.01, aug_type="color_crop_flip_scale_rotate", cutmix=0.5),
+    # RaT-BPTT's: 3,000 steps, the last of the four places where its authors look at the test set.
+    "bptt": Protocol(epochs=1, min_steps=3000, batch_size=100, optimizer="adam", lr=1e-3, schedule="constant", momentum=0.0,
+                     weight_decay=0.0, aug_type="flip_rotate", aug_single=True),
     # Of Dataset Distillation (2018): each step takes its own images at its own step size.
     "replay": Protocol(epochs=1, min_steps=0, momentum=0.0, weight_decay=0.0, aug_type="none", schedule="constant",
                        replay=True),
@@ -215,9 +223,15 @@ def _random_batches(source, ipc, sampling, spec, protocol, engine, device, seed)
     return batches
 
 
-def rate_of(source, protocol):
-    """The first learning rate of a student of `source`: that of the source where it has one, else the protocol's."""
+def rate_of(source, protocol, name="the source"):
+    """The first learning rate of a student of `source`: that of the source where it has one, else the protocol's.
+
+    Raises UserError, which names the source, for one of its own where it is not SGD that takes the student's steps.
+    """
     rates = [] if source.step_size is None else torch.as_tensor(source.step_size).view(-1).tolist()
+    if len(rates) == 1 and protocol.optimizer != "sgd":
+        raise UserError(f"{name} has learned a step size for SGD, and students take steps by {protocol.optimizer}: give --lr "
+                        "or --no-own")
     return rates[0] if protocol.replay or len(rates) == 1 else protocol.lr
 
 
@@ -306,9 +320,9 @@ def train_students(models, batches, split, spec, protocol, *, engine=EAGER, temp
         if on_epoch:
             on_epoch(epochs_done, protocol.epochs)
 
-    train_classifier(learning, batches, epochs=protocol.epochs, lr=protocol.lr, momentum=protocol.momentum,
-                     weight_decay=protocol.weight_decay, schedule=protocol.schedule, temperature=temperature, engine=engine,
-                     on_epoch=look)
+    train_classifier(learning, batches, epochs=protocol.epochs, optimizer=protocol.optimizer, lr=protocol.lr,
+                     momentum=protocol.momentum, weight_decay=protocol.weight_decay, schedule=protocol.schedule,
+                     temperature=temperature, engine=engine, on_epoch=look)
     return torch.stack(scores).amax(0)
 
 

@@ -17,7 +17,7 @@ in pairs of one order of the classes; the intervals of other differences are by 
 """What the words and numbers of a table mean, as markdown: once for all tables of a document."""
 
 _NUMBERS = {2: "two", 3: "three", 4: "four", 5: "five"}
-_PUBLISHED = {"dc": "DC", "dsa": "DSA and DM", "idc": "IDC and DREAM"}
+_PUBLISHED = {"dc": "DC", "dsa": "DSA and DM", "idc": "IDC and DREAM", "ncfm": "NCFM", "bptt": "RaT-BPTT"}
 _KEPT = {"rows": "; a row is kept with every image", "teacher": "; it is kept with the images"}
 _COLUMNS = {"ipc": ("students", "IPC {}"), "classes": ("orders", "{} classes")}  # what a cell counts, and a column's name
 

@@ -14,7 +14,7 @@ from gendistil.common.inherit import check_classes, check_held_out, check_option
 from gendistil.common.run import CONFIG, check_outside, made_by, read_json
 from gendistil.data import DATASETS, original
 from gendistil.evaluation.rows import LEARNED, PLAIN, REPORT, SCORED, read_report, row_key, unique
-from gendistil.evaluation.students import PROTOCOLS, Result, protocol_for, replayed, steps_per_epoch
+from gendistil.evaluation.students import PROTOCOLS, Result, protocol_for, rate_of, replayed, steps_per_epoch
 from gendistil.evaluation.teachers import Labels, Teachers, fits, named_teacher, open_pool
 from gendistil.sources import RealImages, Refined, Refinement, check_fits, load_source, refine, weights_digest
 from pools import check_classifiers, usual_classifier
@@ -110,11 +110,15 @@ def make_teachers(args, paths, sources, dataset, engine):
 def check_students(args, spec):
     """The protocols of the students that validate.py trains, by their kinds, --eval-model, which this fills in.
 
-    Raises UserError for kinds that do not suit the images of `spec`, and for --ranking where students see images as they are.
+    Raises UserError for kinds that do not suit the images of `spec`, for --ranking where students see images as they are, and
+    for a momentum of another optimizer than SGD.
     """
     args.eval_model = args.eval_model or [usual_classifier(spec.size)]
     protocols = {kind: override(protocol_for(args.protocol, spec.name, kind), args) for kind in args.eval_model}
     check_classifiers(args.eval_model, spec, "--eval-model")
+    optimizer = protocols[args.eval_model[0]].optimizer
+    if optimizer != "sgd" and args.momentum is not None:
+        raise UserError(f"--momentum is for SGD, and students take steps by {optimizer}: leave it out, or add --optimizer sgd")
     if args.ranking and any(protocol.aug_type == PLAIN and not protocol.cutmix for protocol in protocols.values()):
         raise UserError("--ranking compares students with and without augmentation, and these have none: give --aug-type")
     return protocols
@@ -147,6 +151,7 @@ def load_sources(args, paths, dataset, real):
             source.rows = None
         if not args.own or args.lr is not None:
             source.step_size = None
+        rate_of(source, override(PROTOCOLS[args.protocol], args), f"--pretrain-weight {path}")  # wrong ones end here
         source = refine(source, path, args, functools.partial(_open_outside, args, dataset), device)
         name += f", {source.refinement.words}" if isinstance(source, Refined) else ""
         sources[name], named[name] = source, path
