@@ -15,12 +15,12 @@ from gendistil.common.cli import COUNT, Parser, add_data_arguments, add_run_argu
 from gendistil.common.device import make_accelerator
 from gendistil.common.engine import Engine
 from gendistil.common.errors import UserError
-from gendistil.common.flags import add_flags, from_flags, override
+from gendistil.common.flags import add_flags, from_flags
 from gendistil.common.inherit import inherit_data, parse_flags
 from gendistil.common.rng import stream
-from gendistil.common.run import Run, beside, check_folder, device_name, made_by
+from gendistil.common.run import Run, beside, check_folder, device_name, made_by, write_json
 from gendistil.data import load_dataset
-from gendistil.evaluation import PROTOCOLS, Protocol, protocol_for
+from gendistil.evaluation import PROTOCOLS, Protocol
 from gendistil.evaluation.continual import (
     LABELLINGS,
     Continual,
@@ -33,10 +33,10 @@ from gendistil.evaluation.continual import (
     steps_of,
 )
 from gendistil.evaluation.report import write_report
-from gendistil.evaluation.rows import row_key
+from gendistil.evaluation.rows import REPORT, row_key
 from gendistil.evaluation.students import GROUP
 from gendistil.evaluation.tables import markdown
-from gendistil.evaluation.validation import add_scored_on, data_words, joined, resumed
+from gendistil.evaluation.validation import add_scored_on, data_words, joined, protocol_of, resumed
 from gendistil.sources import load_source
 from pools import check_classifiers, one_classifier, usual_classifier
 
@@ -71,7 +71,7 @@ def parse_args(argv=None):
     args = parse_flags(parser, argv, but=("scored_on",))
     vars(args).update(dataclasses.asdict(from_flags(Continual, args)))
     args.labels = tuple(dict.fromkeys(args.labels))
-    names = [memory.name for memory in args.memory]
+    names = [memory.name.lower() for memory in args.memory]  # of folders, which some systems find by any case
     if len({*names}) < len(names):
         parser.error(f"--memory: two memories of {', '.join(names)} have one name: name them apart")
     inherit_data(args, args.output_dir / args.tag if args.resume else None)
@@ -86,7 +86,7 @@ def main():
         dataset = load_dataset(args.data, args.data_dir, args.image_size, args.held_out, args.classes)
     spec = dataset.spec
     args.eval_model = args.eval_model or usual_classifier(spec.size)
-    protocol = override(protocol_for(args.protocol, spec.name, args.eval_model), args)
+    protocol = protocol_of(args, spec.name, args.eval_model)
     orders = [steps_of(class_order(index, spec.num_classes), args.steps) for index in range(args.orders)]
     check_classifiers([args.eval_model], spec, "--eval-model")
     stored = {memory.name: memory.check(args, dataset) for memory in args.memory}
@@ -144,8 +144,10 @@ def main():
                 rows[key] = joined(rows.get(key), order_row(row, result, rows.get(key)))
                 run.log({f"accuracy/{memory.name}, {row['labels']}, order {order}": result.mean}, len(seen))
                 if run.is_main:
-                    write_report([*rows.values()], run.dir, run.commands, {})
+                    write_json(run.dir / REPORT, [*rows.values()])
             before = name
+    if run.is_main:
+        write_report([*rows.values()], run.dir, run.commands, {})
     run.close()
     accelerator.print(f"{markdown([*rows.values()])}\nreport: {run.dir / 'report.html'}")
 

@@ -85,7 +85,7 @@ def main(argv=None):
         learner, over = GeneratorLearner(trainer, dataset), judge.over()
 
     shuffle = Shuffle(len(real), recipe.batch_size, args.seed, "real")
-    with Loop(run, start, start if over else steps, args.log_interval) as loop:
+    with Loop(run, start, start if over else steps, args.log_interval, compiled=engine.compiled) as loop:
         for step in loop:
             images, labels = real.batch(own_rows(accelerator, shuffle.indices(step)))
             trainer.pace(step / steps)

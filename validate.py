@@ -16,14 +16,14 @@ from gendistil.common.engine import Engine
 from gendistil.common.flags import Flattened, add_flags, add_listing, columns, given
 from gendistil.common.hub import facts_of, make_repository, push, repository
 from gendistil.common.inherit import inherit_data, parse_flags
-from gendistil.common.run import Run, check_folder, device_name, made_by
+from gendistil.common.run import Run, check_folder, device_name, made_by, write_json
 from gendistil.data import load_dataset
 from gendistil.evaluation import PROTOCOLS, SAMPLINGS, Protocol, evaluate, evaluate_full
 from gendistil.evaluation.card import card
 from gendistil.evaluation.page import draw_sheets, find_sheets
 from gendistil.evaluation.ranking import complete
 from gendistil.evaluation.report import controls, write_report
-from gendistil.evaluation.rows import PLAIN, row_key
+from gendistil.evaluation.rows import PLAIN, REPORT, row_key
 from gendistil.evaluation.students import GROUP, rate_of
 from gendistil.evaluation.tables import markdown
 from gendistil.evaluation.teachers import Labels, distilled_from, keep_student, labels_of
@@ -79,10 +79,9 @@ def parse_args(argv=None):
                                "convnet, from 64 pixels on convnet4)")
     students.add_argument("--num-eval", type=COUNT, default=3, help="students of each kind, which differ in their seed")
     students.add_argument("--together", type=COUNT, help="students trained side by side (default: all on a GPU, one elsewhere)")
-    students.add_argument("--protocol", choices=PROTOCOLS, default="default",
-                          help="dim: as DiM published, the best of five looks at the test set, and labelled so; dc, dsa "
-                               "(also DM's), idc (also DREAM's): trained as published, scored once, at the last step; "
-                               "replay: the steps that --method dd learned its images for")
+    students.add_argument("--protocol", choices=PROTOCOLS, default="default", help="all but the default as published, scored "
+                          "once, at the last step; dim: the best of five looks at the test set, and labelled so; replay: the "
+                          "steps that --method dd learned its images for")
     students.add_argument("--full-epochs", type=COUNT,
                           help=f"passes over the {WHOLE} (default: the steps of the largest --ipc)")
     students.add_argument("--keep-students", action="store_true", help="keep the first student of every row, for --teacher; "
@@ -170,17 +169,18 @@ def main():
     draw_sheets(run, sources, device)
     rounds = range(0, len(units), accelerator.num_processes)
     form = "validate: {percentage:3.0f}%|{bar}| [{elapsed}<{remaining}]"
-    bar = tqdm(total=len(rounds), bar_format=form, disable=not run.is_main)
-    for first in rounds:
-        index = first + accelerator.process_index  # every process judges students of its own
-        judged = [{**row, **facts, "lr": protocols[row["model"]].lr, **judge(row, first)}
-                  for row, first in units[index:index + 1]]
-        for row in gather_object(judged):
-            rows[row_key(row)] = row = joined(rows.get(row_key(row)), row)
-            run.log({f"accuracy/{row['source']}, {row['model']}, {row['sampling']}": row["mean"]}, row["ipc"] or 0)
-        if run.is_main:
-            write_report([*rows.values()], run.dir, run.commands, find_sheets(rows.values(), run.dir), against)
-    bar.close()
+    with tqdm(total=len(rounds), bar_format=form, disable=not run.is_main) as bar:
+        for first in rounds:
+            index = first + accelerator.process_index  # every process judges students of its own
+            judged = [{**row, **facts, "lr": protocols[row["model"]].lr, **judge(row, first)}
+                      for row, first in units[index:index + 1]]
+            for row in gather_object(judged):
+                rows[row_key(row)] = row = joined(rows.get(row_key(row)), row)
+                run.log({f"accuracy/{row['source']}, {row['model']}, {row['sampling']}": row["mean"]}, row["ipc"] or 0)
+            if run.is_main:
+                write_json(run.dir / REPORT, [*rows.values()])
+    if run.is_main:
+        write_report([*rows.values()], run.dir, run.commands, find_sheets(rows.values(), run.dir), against)
     run.close()
     accelerator.print(f"{markdown([*rows.values()], against)}\nreport: {run.dir / 'report.html'}")
     if args.push_to_hub and run.is_main:

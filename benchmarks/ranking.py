@@ -25,7 +25,7 @@ from benchmarks.search import make_folder
 from gendistil.common.cli import COUNT, Parser, add_data_arguments, run_script
 from gendistil.common.errors import UserError
 from gendistil.common.inherit import inherit_data
-from gendistil.common.run import device_name, write_json
+from gendistil.common.run import CONFIG, device_name, read_json, write_json
 from gendistil.data import load_dataset, standardise, to_signed
 from gendistil.evaluation.ranking import known, rankings, score
 from gendistil.evaluation.report import rewrite_document
@@ -84,7 +84,7 @@ def measure(args, dataset, real):
     """What the package says of every set: dicts of hlr, ior, lrs and their standard deviations, by the names of the sets."""
     found = {}
     with package(dataset, real) as hard_label, tempfile.TemporaryDirectory() as scratch:
-        config = hard_label.Config.from_file(str(args.sets[0][1] / "config.json"))
+        config = hard_label.Config.from_file(str(args.sets[0][1] / CONFIG))
         config.update({"device": "cpu", "num_workers": 0, "eval_full_data": False, "num_eval": args.num_eval,
                        "random_data_path": scratch, "save_path": f"{scratch}/scores.csv"})
         metric = hard_label.LabelRobustScoreHard(config)
@@ -136,12 +136,16 @@ def main():
         return
     if not (args.run and args.sets and args.output):
         parser.error("give --run, --sets and --output, or --document")
+    counts = {read_json(folder / CONFIG)["ipc"] for _, folder in args.sets}
+    if len(counts) > 1:
+        raise UserError("--sets: all are compared with the same random images: name sets of one IPC")
     ours = {row["source"]: row for row in rankings(read_report(args.run / REPORT))
-            if (row["sampling"], row["labels"], row["scored_on"]) == ("fixed", "hard", "test")}
+            if (row["sampling"], row["labels"], row["scored_on"], row["model"]) == ("fixed", "hard", "test", "convnet")
+            and row["ipc"] in counts}
     for name, _ in args.sets:
         if name not in ours:
-            raise UserError(f"--sets {name}: --run {args.run} ranks no fixed set of this name by hard labels and the test set: "
-                            f"name one of {', '.join(ours) or 'another run'}")
+            raise UserError(f"--sets {name}: --run {args.run} ranks no fixed set of this name and size by hard labels, by "
+                            f"ConvNets on the test set: name one of {', '.join(ours) or 'another run'}")
     make_folder(args.output.parent)
     inherit_data(args, args.run)
     dataset = load_dataset(args.data, args.data_dir, args.image_size, args.held_out, args.classes, torch.device("cpu"))

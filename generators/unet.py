@@ -26,7 +26,7 @@ def check_shortcut(sample_steps=None, guidance=None):
     """Raise UserError for what a shortcut cannot be asked for; None for its own."""
     if sample_steps not in (None, *(2**span for span in range(FINEST))):
         raise UserError(f"--sample-steps {sample_steps}: a shortcut draws in 1, 2, 4, ... or {2 ** (FINEST - 1)} steps")
-    if guidance not in (None, 1):
+    if guidance is not None:
         raise UserError(f"--guidance {guidance:g}: a shortcut has learned its guidance: leave it out")
 
 
@@ -52,7 +52,7 @@ class FlowGenerator(ConditionalGenerator):
                             "out")
         self._describe(size, channels, num_classes, entries)
         self.shortcut, self.sample_steps, self.guidance, self.guidable = shortcut, sample_steps, guidance, guidable
-        self.check_sampling(sample_steps, guidance)
+        self.check_sampling(sample_steps, None if guidance == 1 else guidance)
         self.padding = -size % 2 ** doublings(size)
         widths = (width // 2, *[width] * doublings(size))
         self.unet = UNet2DModel(

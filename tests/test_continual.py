@@ -220,6 +220,10 @@ def test_two_processes_judge_what_one_does(command, tmp_path):
     (("--memory", DM, "--resume"), "holds no run"),
     (("--memory", "itgan=pool_match.py --method itgan --weight no"), "--memory itgan: --weight no does not exist"),
     (("--memory", f"{DM} --teacher no"), "--memory dm: --teacher no does not exist: check its command"),
+    (("--memory", f"{DM} --teacher docs"), "--teacher docs is of one set of classes, and each step has others"),
+    (("--memory", "itgan=pool_match.py --method itgan --weight docs"), "--weight docs is of one set of classes"),
+    (("--memory", DM, "--protocol", "bptt", "--momentum", 0.5), "--momentum is for SGD, and students take steps by adam"),
+    (("--memory", DM, DM.replace("dm=", "DM=")), "have one name: name them apart"),
     (("--memory", DM, "--ipc", 900), "fewer than the 900 that --memory dm starts from: lower --ipc"),
     (("--memory", f"{DM} --factor 2", "--ipc", 50), "fewer than the 200 that --memory dm starts from: lower --ipc"),
 ])
@@ -248,7 +252,7 @@ def test_what_is_stored_counts_as_stored(words, dataset, tmp_path, monkeypatch):
     Path("flow").mkdir()
     memory = Memory.parse(f"one=pool_match.py --method {words}", {"pool_match.py": pool_match})
     args = SimpleNamespace(output_dir=tmp_path, tag="cl", data="digits", held_out=0.1, precision="auto", compile="auto", ipc=2,
-                           data_dir=None, image_size=None, seed=0, labels=("hard",))
+                           data_dir=None, image_size=None, seed=0, labels=("hard",), steps=1)
     assert memory.check(args, dataset)
     (_, words, _, _), = memory._runs(args, "step", [0], 0)
     assert words[-2:] == ["--ipc", "2"]

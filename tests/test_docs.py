@@ -1,9 +1,12 @@
 """What the documents show is what works: every command, every example."""
 
+import argparse
 import ast
+import importlib
 import re
 import runpy
 import shlex
+import shutil
 import subprocess
 import sys
 from importlib.metadata import entry_points
@@ -287,3 +290,37 @@ def test_imports_point_down_the_list_of_rooms():
 def test_a_script_has_200_lines_at_most():
     lengths = {name: len((ROOT / f"{name}.py").read_text(encoding="utf-8").splitlines()) for name in SCRIPTS}
     assert max(lengths.values()) <= 200, lengths
+
+
+class Met(Exception):
+    """Carries the parser that a script has made."""
+
+
+def flags_of(script):
+    """The flags of a script, or of a benchmark by its path."""
+    module = SCRIPTS.get(script) or importlib.import_module(script.replace("/", "."))
+
+    def meet(parser, *_):
+        raise Met(parser)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(argparse.ArgumentParser, "parse_args", meet)
+        with pytest.raises(Met) as met:
+            module.parse_args([]) if script in SCRIPTS else module.main()
+    return {flag for action in met.value.args[0]._actions for flag in action.option_strings}
+
+
+@pytest.mark.skipif(shutil.which("make") is None, reason="there is no make")
+def test_the_makefile_gives_flags_that_are_there():
+    makefile = (ROOT / "Makefile").read_text(encoding="utf-8").replace("\\\n", " ")
+    names = re.search(r"^\.PHONY: (.*)", makefile, re.M)[1].split()
+    told = subprocess.run(["make", "--dry-run", *names], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    told = told.replace("\\\n", " ")
+    commands = re.findall(r'"(\w+\.py [^"]*)"', told) + re.split(r"\n|;|&&|\|\|", re.sub(r"\"[^\"]*\"|'[^']*'", "", told))
+    given = {}
+    for command in commands:
+        for script, words in re.findall(r"(?:^| )([\w/]+)\.py (.*)", command):
+            given.setdefault(script, set()).update(re.findall(r"(?<= )--[a-z][\w-]*", f" {words}"))
+    assert {*SCRIPTS, "benchmarks/objectives", "benchmarks/recipes", "benchmarks/refine", "benchmarks/curves"} <= set(given)
+    for script, flags in given.items():
+        assert flags <= flags_of(script), script

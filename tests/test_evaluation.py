@@ -174,20 +174,23 @@ def test_published_protocol_takes_the_best_look(digits, tiny, monkeypatch):
 
 
 PUBLISHED = {
-    "dc": Protocol(epochs=301, min_steps=0, batch_size=256, lr=0.01, schedule="half", momentum=0.9, weight_decay=5e-4,
-                   aug_type="none", aug_single=False, cutmix=0.0, looks=1, random_labels=False),
-    "dsa": Protocol(epochs=1001, min_steps=0, batch_size=256, lr=0.01, schedule="half", momentum=0.9, weight_decay=5e-4,
-                    aug_type="color_crop_cutout_flip_scale_rotate", aug_single=True, cutmix=0.0, looks=1, random_labels=False),
-    "idc": Protocol(epochs=1000, min_steps=0, batch_size=64, lr=0.01, schedule="step", momentum=0.9, weight_decay=5e-4,
-                    aug_type="color_crop_flip_scale_rotate", aug_single=False, cutmix=0.5, looks=1, random_labels=False),
-    "dim": Protocol(epochs=1000, min_steps=0, batch_size=128, lr=0.01, schedule="constant", momentum=0.9, weight_decay=5e-4,
-                    aug_type="color_crop", aug_single=False, cutmix=0.0, looks=5, random_labels=True),
-    "ncfm": Protocol(epochs=2000, min_steps=0, batch_size=128, optimizer="adamw", lr=0.001, schedule="fifths",
-                     momentum=0.0, weight_decay=0.01, aug_type="color_crop_flip_scale_rotate", aug_single=False, cutmix=0.5,
-                     looks=1, random_labels=False),
-    "bptt": Protocol(epochs=1, min_steps=3000, batch_size=100, optimizer="adam", lr=0.001, schedule="constant",
-                     momentum=0.0, weight_decay=0.0, aug_type="flip_rotate", aug_single=True, cutmix=0.0, looks=1,
-                     random_labels=False),
+    "dc": Protocol(epochs=301, min_steps=0, batch_size=256, optimizer="sgd", lr=0.01, schedule="half", momentum=0.9,
+                   weight_decay=5e-4, aug_type="none", aug_single=False, cutmix=0.0, looks=1, random_labels=False, source="DC"),
+    "dsa": Protocol(epochs=1001, min_steps=0, batch_size=256, optimizer="sgd", lr=0.01, schedule="half", momentum=0.9,
+                    weight_decay=5e-4, aug_type="color_crop_cutout_flip_scale_rotate", aug_single=True, cutmix=0.0, looks=1,
+                    random_labels=False, source="DSA and DM"),
+    "idc": Protocol(epochs=1000, min_steps=0, batch_size=64, optimizer="sgd", lr=0.01, schedule="step", momentum=0.9,
+                    weight_decay=5e-4, aug_type="color_crop_flip_scale_rotate", aug_single=False, cutmix=0.5, looks=1,
+                    random_labels=False, source="IDC and DREAM"),
+    "dim": Protocol(epochs=1000, min_steps=0, batch_size=128, optimizer="sgd", lr=0.01, schedule="constant", momentum=0.9,
+                    weight_decay=5e-4, aug_type="color_crop", aug_single=False, cutmix=0.0, looks=5, random_labels=True,
+                    source="DiM"),
+    "ncfm": Protocol(epochs=2000, min_steps=0, batch_size=128, optimizer="adamw", lr=0.001, schedule="fifths", momentum=0.0,
+                     weight_decay=0.01, aug_type="color_crop_flip_scale_rotate", aug_single=False, cutmix=0.5, looks=1,
+                     random_labels=False, source="NCFM"),
+    "bptt": Protocol(epochs=1, min_steps=3000, batch_size=100, optimizer="adam", lr=0.001, schedule="constant", momentum=0.0,
+                     weight_decay=0.0, aug_type="flip_rotate", aug_single=True, cutmix=0.0, looks=1, random_labels=False,
+                     source="RaT-BPTT"),
 }
 
 

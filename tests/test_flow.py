@@ -257,6 +257,7 @@ def test_bad_input_is_named_in_one_line(command, fails, tmp_path):
         (pool_match, ("--weight", tmp_path / "short", "--lr-critic", 0.1), "--lr-critic is for a GAN"),
         (pool_match, ("--method", "dm", "--sample-steps", 2), "--sample-steps is not for --method dm"),
         (validate, (*judged, "--guidance", 2), "--guidance is for a flow"),
+        (validate, ("--pretrain-weight", tmp_path / "short", "--guidance", 1), "--guidance 1: a shortcut"),
         (validate, ("--pretrain-weight", tmp_path / "short", "--guidance", 2), "--guidance 2: a shortcut"),
         (validate, ("--pretrain-weight", tmp_path / "short", "--sample-steps", 5), "--sample-steps 5: a shortcut"),
         (validate, ("--pretrain-weight", tmp_path / "short", "--sample-steps", 128), "1, 2, 4, ... or 64 steps"),

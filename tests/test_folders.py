@@ -159,6 +159,7 @@ BREAKAGES = {
     "not an image": (lambda f: (f / "train" / "bee" / "3.png").write_text("no"), ["bee/3.png: is not a readable image"]),
     "truncated image": (truncate, ["bee/3.jpg: is not a readable image", "truncated"]),
     "floating point": (lambda f: Image.new("F", (4, 4)).save(f / "test" / "ant" / "x.tif"), ["ant/x.tif", "floating-point"]),
+    "32 bits": (lambda f: Image.new("I", (4, 4)).save(f / "test" / "ant" / "x.tif"), ["ant/x.tif", "32-bit pixels"]),
     "broken link": (lambda f: (f / "train" / "bee" / "x.png").symlink_to("nowhere"), ["bee/x.png: cannot be read"]),
     "single image": (
         lambda f: [p.unlink() for p in list((f / "train" / "cat").iterdir())[1:]],

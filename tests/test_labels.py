@@ -308,6 +308,9 @@ def test_rows_are_those_of_the_images_beside_them(digits, pool, taught_run):
     some = labels[order]
     assert torch.equal(source.rows.logits(None, some)[some == 3], source.rows.values[3, : (some == 3).sum()].float())
     assert source.rows.held_out_accuracy == pytest.approx(teacher.accuracy(digits.held_out))
+    namesake = Teacher(teacher.networks, teacher.spec, source.rows.name, digests=["another"])  # of a pool of the same kind
+    assert source.rows.of(Teacher.of(pool))
+    assert not source.rows.of(namesake)
 
 
 def test_stored_rows_need_no_teacher(command, taught_run, pool, monkeypatch, capsys):

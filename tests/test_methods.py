@@ -200,6 +200,8 @@ CORESET = "does nothing at --steps 0, where nothing is learned"
         "--match logit", "--match-weight 2", "--match-classes 2", "--match-batch 4", "--no-match-aug", "--aug-type crop",
         "--aug-single", "--aug-setting image", "--class-batch 2", "--select dream", "--syn-batch 1", "--optimizer adam",
         "--momentum 0.9", "--lr 2", "--space unit", "--keep best")),
+    ("--method herding --pool-mix", f"--pool-mix {CORESET}"),
+    ("--weight x --steps 0 --ema 0.5", f"--ema {CORESET}"),
     ("--method herding --match-real 4", f"--match-real {CORESET}"),
     ("--method herding --calibrate 1", f"--calibrate {CORESET}"),
     ("--method dm --steps 0 --select-interval 5", f"--select-interval {CORESET}"),

@@ -16,7 +16,7 @@ from gendistil.common.run import Run, sample_path
 from gendistil.data import DATASETS
 from gendistil.evaluation import plots, report
 from gendistil.evaluation.page import draw_sheets, find_sheets
-from gendistil.evaluation.published import METHODS, STUDENTS, VARIANTS, published
+from gendistil.evaluation.published import METHODS, STUDENTS, published
 from gendistil.evaluation.report import read_report, told_apart, write_report
 from gendistil.evaluation.tables import tables
 from gendistil.sources import PixelSet
@@ -158,8 +158,8 @@ def test_bytes_of_published_sets_and_generators():
     assert found["DiM"].points == ((NETWORKS["dim"][0](size=32, channels=3, num_classes=10).stored_bytes(None), 72.6),)
     assert published("cifar10-jpeg", {"convnet"}) == list(found.values())
     assert published("digits", {"convnet"}) == published("cifar10", {"vgg"}) == []
+    assert published("cifar10-jpeg, classes 3 5", {"convnet"}) == published("cifar10, 16 pixels", {"convnet"}) == []
     assert set(STUDENTS) <= set(CLASSIFIERS)
-    assert set(VARIANTS.values()) <= set(DATASETS)
     for entry in (entry for data in DATASETS for entry in published(data, STUDENTS)):
         assert list(entry.points) == sorted(entry.points)
         assert all(0 < accuracy < 100 for _, accuracy in entry.points)
@@ -185,6 +185,9 @@ def test_rows_of_one_place_in_several_reports_are_told_apart(reports):
     assert [row["source"] for rows in found.values() for row in rows] == ["gan of a", "same", "gan of b", "same"]
     found = told_apart({Path("x/a/report.json"): [make_row(mean=90.0)], Path("y/a/report.json"): [make_row(mean=80.0)]})
     assert [row["source"] for rows in found.values() for row in rows] == ["gan of x/a/report.json", "gan of y/a/report.json"]
+    one, other = ([make_row(ipc=ipc, weights=weights)] for ipc, weights in ((1, "x"), (10, "y")))
+    found = told_apart({Path("a/report.json"): one, Path("b/report.json"): other})  # which no cell shows
+    assert [row["source"] for rows in found.values() for row in rows] == ["gan of a", "gan of b"]
 
 
 def test_names_that_are_no_text_are_written(tmp_path):
@@ -192,7 +195,7 @@ def test_names_that_are_no_text_are_written(tmp_path):
     assert "caf\\udce9" in (tmp_path / "report.html").read_text()
 
 
-def test_several_runs_have_one_report(command, reports, tmp_path, capsys):
+def test_several_runs_have_one_report(command, fails, reports, tmp_path, capsys):
     both = tmp_path / "new" / "both"
     command(report, *reports, "--output-dir", both)
     assert capsys.readouterr().out.endswith(f"report: {both / 'report.html'}\n")
@@ -203,6 +206,11 @@ def test_several_runs_have_one_report(command, reports, tmp_path, capsys):
     assert "python -m gendistil.evaluation.report" in page.text
     assert sorted(path.name for path in both.iterdir()) == ["accuracy.png", "report.html", "report.json", "report.md"]
     command(report, both / "report.json", "--output-dir", tmp_path / "again")
+    command(report, *reports, "--output-dir", both)
+    (tmp_path / "pictures").mkdir()
+    (tmp_path / "pictures" / "classes.png").touch()
+    error = fails(2, report, *reports, "--output-dir", tmp_path / "pictures")
+    assert "holds files, and no report that could be replaced" in error
 
 
 @pytest.mark.parametrize(("words", "message"), [

@@ -271,6 +271,6 @@ def test_the_scores_of_both_programs_are_a_table(command, tmp_path):
 
 def test_sets_that_no_run_ranks_are_refused(fails, ranked, tmp_path):
     words = ("--run", ranked, "--output", tmp_path / "out.json", "--sets")
-    assert "ranks no fixed set of this name" in fails(2, ranking, *words, f"idc={tmp_path / 'set'}")
+    assert "ranks no fixed set of this name and size" in fails(2, ranking, *words, f"idc={tmp_path / 'set'}")
     assert "--sets" in fails(2, ranking, *words, f"dm={tmp_path / 'nowhere'}")
     assert "give --run, --sets and --output" in fails(2, ranking, "--run", ranked)

@@ -3,6 +3,7 @@
 import json
 import math
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -12,6 +13,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 from accelerate import Accelerator
+from safetensors import SafetensorError
 from safetensors.torch import load_file
 
 import gen_condense
@@ -203,12 +205,13 @@ def test_a_loop_ends_by_the_clock_and_counts_no_pause(ticks):
 
 
 def test_compiling_in_the_first_step_is_not_counted(ticks):
-    with Loop(Silent(), 0, 4, 100) as loop:
-        for step in loop:
-            ticks.seconds += 3 if step else 500
-            loop.report({"loss": torch.tensor(0.0)})
-            loop.due(100)
-    assert loop.seconds == 4 * 3 + 10  # for which the last pause waited
+    for compiled, first in ((True, 3), (False, 500)):
+        with Loop(Silent(), 0, 4, 100, compiled=compiled) as loop:
+            for step in loop:
+                ticks.seconds += 3 if step else 500
+                loop.report({"loss": torch.tensor(0.0)})
+                loop.due(100)
+        assert loop.seconds == first + 3 * 3 + 10  # for which the last pause waited
 
 
 def test_several_processes_agree_at_every_tenth_step(monkeypatch):
@@ -252,10 +255,18 @@ def test_a_loss_that_is_not_finite_stops_before_it_is_saved():
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_waits_until_the_loop_asks(number):
     before = signal.getsignal(number)
-    with loops.Interruptible(SimpleNamespace(num_processes=1)) as interruptible:
-        assert not interruptible.requested(1)
-        os.kill(os.getpid(), number)
-        assert interruptible.requested(1)
+
+    def work():
+        with loops.Interruptible(SimpleNamespace(num_processes=1)) as interruptible:
+            assert not interruptible.requested(1)
+            os.kill(os.getpid(), number)
+            assert interruptible.requested(1)
+            finished.append(number)
+
+    finished = []
+    with pytest.raises(KeyboardInterrupt):  # once all is done, which nothing else may follow
+        work()
+    assert finished
     assert signal.getsignal(number) is before
 
 
@@ -275,6 +286,43 @@ def test_a_run_keeps_every_command_that_made_it(tmp_path, monkeypatch):
     assert not {"command", "argv"} & config.keys()
     (tmp_path / "config.json").write_text(json.dumps({"command": "gen_condense.py", "argv": []}))  # of an older version
     assert find_run(tmp_path) == tmp_path
+
+
+def test_a_run_without_its_pictures_goes_on_or_is_replaced(tmp_path):
+    for again in ({"resume": True}, {"overwrite": True}):
+        Run(options(tmp_path), Accelerator(cpu=True)).close()
+        (tmp_path / "run" / SAMPLES).rmdir()
+        Run(options(tmp_path, **again), Accelerator(cpu=True)).close()
+        shutil.rmtree(tmp_path / "run")
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / ".config.7.partial.json").touch()  # of a run that was killed at once
+    Run(options(tmp_path), Accelerator(cpu=True)).close()
+
+
+def test_a_run_goes_on_with_the_images_that_it_began_with(tmp_path):
+    facts = {"name": "pets", "classes": ("cat", "dog"), "channels": 1, "size": 8, "mean": (0.5,), "std": (0.2,)}
+    Run(options(tmp_path), Accelerator(cpu=True), dataset=facts).close()
+    Run(options(tmp_path, resume=True), Accelerator(cpu=True), dataset={**facts, "mean": (0.5 + 1e-7,)}).close()
+    for change in ({"mean": (0.501,)}, {"classes": ("cat", "dog", "eel")}, {"size": 9}):
+        with pytest.raises(UserError, match="the images of pets are no longer those that the run was started with"):
+            Run(options(tmp_path, resume=True), Accelerator(cpu=True), dataset={**facts, **change})
+
+
+@pytest.mark.parametrize("error", [RuntimeError("PytorchStreamWriter failed writing file data/0"), SafetensorError("No space")])
+def test_a_full_disk_is_one_line_and_leaves_the_old_file(tmp_path, monkeypatch, capsys, error):
+    def full(state, path):
+        path.write_bytes(b"half")
+        raise error
+
+    save_checkpoint(tmp_path / "checkpoint.pt", {"step": 1})
+    monkeypatch.setattr(torch, "save", full)
+    monkeypatch.setattr(sys, "argv", ["gen_condense.py"])
+    with pytest.raises(SystemExit) as leaving:
+        run_script(lambda: save_checkpoint(tmp_path / "checkpoint.pt", {"step": 2}))
+    assert leaving.value.code == 2
+    assert f"gen_condense.py: error: {tmp_path / 'checkpoint.pt'}: " in capsys.readouterr().err
+    assert load_checkpoint(tmp_path / "checkpoint.pt") == {"step": 1}
+    assert [path.name for path in tmp_path.iterdir()] == ["checkpoint.pt"]
 
 
 def test_what_is_no_run_is_not_replaced(tmp_path):

@@ -29,6 +29,7 @@ def split_of(sizes):
 
 def test_a_class_is_used_up_before_an_image_comes_again():
     selector = Uniform(split_of(SIZES), len(SIZES), 20, 0)
+    assert torch.equal(selector.indices(torch.arange(4), 3), selector.indices([0, 1, 2, 3], 3))
     for label, rows in enumerate(selector.indices(torch.arange(4), 3)):
         count = rows.bincount()[rows.unique()]
         assert len(rows) == 20

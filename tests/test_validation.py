@@ -2,6 +2,7 @@
 
 import re
 import shutil
+from types import SimpleNamespace
 
 import pytest
 from conftest import SMALL_POOL
@@ -11,9 +12,10 @@ import pool_match
 import validate
 from gendistil.common.errors import UserError
 from gendistil.common.run import amend, read_json
+from gendistil.data import Spec
 from gendistil.evaluation import Result, students
 from gendistil.evaluation.rows import read_report
-from gendistil.evaluation.validation import joined
+from gendistil.evaluation.validation import data_words, joined
 
 QUICK = ("--epochs", 1, "--min-steps", 2, "--num-eval", 2, "--aug-type", "color_crop")
 RESULT = Result((90.0, 92.0), images=10, epochs=1, steps=1, seconds=1.0)
@@ -49,6 +51,7 @@ def test_an_evaluation_is_not_continued_with_what_would_not_fit_its_rows(call, g
     words, source = ("--tag", "t", "--ipc", 1, *QUICK), ("--pretrain-weight", f"g={gan}")
     call(validate, *words, *source)
     other = shutil.copytree(gan, tmp_path / "other")
+    call(validate, *words, "--pretrain-weight", f"g={gan.parent / 'none' / '..' / gan.name}", "--resume")  # the same one
     for change, message in ((("--lr", 0.01), "--lr is not what the run was started with"),
                             (("--seed", 4), "--seed is not what the run was started with"),
                             (("--no-own",), "--own is not what the run was started with"),
@@ -185,6 +188,9 @@ def test_all_real_images_are_passed_as_often_as_is_asked(call, tmp_path):
 def test_a_size_that_a_flag_gave_stands_beside_the_data_set(call, tmp_path):
     call(validate, "--image-size", 12, "--compare", "random", "--ipc", 1, *QUICK)
     assert read_report(tmp_path / "results/test/report.json")[0]["data"] == "digits, 12 pixels"
+    folder = Spec("pets", ("cat", "dog"), 1, 16, (0.5,), (0.2,), True)
+    words = [data_words(SimpleNamespace(image_size=size, classes=None), folder) for size in (16, None)]
+    assert words == ["pets, 16 pixels", "pets"]
 
 
 def test_larger_images_are_seen_by_a_deeper_network(call, tmp_path):

@@ -88,8 +88,8 @@ def tag(text):
     """An argparse type: the name of a run, which becomes one folder."""
     if not text or text in (".", "..") or any(c in text for c in "/\\\0"):
         raise argparse.ArgumentTypeError(f"'{text}' must be the name of one folder, without slashes")
-    if text == "pools":
-        raise argparse.ArgumentTypeError("'pools' is the folder that classifiers are kept in: choose another name")
+    if text.lower() == "pools":  # which some systems take for one name
+        raise argparse.ArgumentTypeError(f"'{text}' is the folder that classifiers are kept in: choose another name")
     if len(os.fsencode(text)) > LONGEST:
         raise argparse.ArgumentTypeError(f"a name of more than {LONGEST} bytes makes no folder")
     return text

@@ -16,7 +16,7 @@ _NAMED = 20  # classes that a message names
 _ANYWHERE = {"resume", "overwrite", "output_dir", "tag", "data_dir", "precision", "compile", "plugin", "given"}
 _MAY_CHANGE = {"steps", "epochs", "lr", "lr_critic", "log_interval", "sample_interval", "save_interval", "eval_interval",
                "auto_stop", "patience", "teacher"}
-_PATHS = ("weight", "control_of", "data")
+_PATHS = ("weight", "control_of", "data", "teacher")
 _OF_ONE_COMMAND = ("resume", "overwrite", "output_dir", "tag", "push_to_hub", "plugin")  # the last is run before flags are made
 LENGTH = ("steps", "epochs")
 """Flags that say how long a run of stage 1 or 2 is, one in place of the other."""
@@ -75,13 +75,14 @@ def check_options(options, may_change=_MAY_CHANGE):
     config = read_json(check_folder(options) / CONFIG)
     now = json.loads(json.dumps(options, default=str))
     for name in (name for name in now if name not in {*_ANYWHERE, *may_change}):
-        if config.get(name) != now[name] and not _same_place(name, config.get(name), now[name]):
+        paths = (config.get(name), now[name])
+        if config.get(name) != now[name] and not (name in _PATHS and None not in paths and same_place(*paths)):
             raise UserError(f"--resume: --{name.replace('_', '-')} is not what the run was started with ({config.get(name)})")
 
 
-def _same_place(name, *paths):
-    """Whether two values of a flag are one folder or file, spelled otherwise."""
-    return name in _PATHS and None not in paths and len({Path(path).resolve() for path in paths}) == 1
+def same_place(*paths):
+    """Whether they are one folder or file, perhaps spelled otherwise."""
+    return len({Path(path).resolve() for path in paths}) == 1
 
 
 def as_begun(row, options, key):

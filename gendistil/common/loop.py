@@ -23,17 +23,19 @@ class Loop:
                 ...
 
     Args: run, a `Run`; start, steps that were taken already; steps, of the whole run, or infinity; log_interval, steps between
-    log entries; seconds, that training took already; limit, seconds after which it ends.
+    log entries; seconds, that training took already; limit, seconds after which it ends; compiled, whether networks are.
     `done` counts the steps taken, `last` says whether the run ends here, `seconds` is the time that training has taken: what a
-    script does after `due` or `saves` is not counted, and the first step of a process, in which networks are compiled, counts
-    as its second one does. As a context, it makes Ctrl-C and SIGTERM wait for the end of a step.
+    script does after `due` or `saves` is not counted, and the first step of a process, in which networks are compiled or a GPU
+    begins, counts as its second one does. As a context, it makes Ctrl-C and SIGTERM wait for the end of a step, or of the
+    context.
     """
 
-    def __init__(self, run, start, steps, log_interval, *, seconds=0.0, limit=math.inf):
+    def __init__(self, run, start, steps, log_interval, *, seconds=0.0, limit=math.inf, compiled=False):
         self.run, self.done, self.steps, self.log_interval, self.limit = run, start, steps, log_interval, limit
         self.clock, self.meter, self.interrupt = Clock(run.accelerator.device, seconds), Meter(), Interruptible(run.accelerator)
         self.last = start >= steps or seconds >= limit
         self.interrupted, self._took = False, []
+        self._forgives = compiled or run.accelerator.device.type != "cpu"
 
     def __enter__(self):
         self.interrupt.__enter__()
@@ -73,7 +75,7 @@ class Loop:
 
     def _forgive(self):
         """After the second step, take from the clock by how much longer the first took."""
-        if len(self._took) < 2:
+        if self._forgives and len(self._took) < 2:
             self._took.append(self.clock.read() - self._began)
             if len(self._took) == 2:
                 first, second = self._took
@@ -195,6 +197,8 @@ class Interruptible:
     def __exit__(self, *exception):
         for number, handler in self._before.items():
             signal.signal(number, handler)
+        if self._noted and exception[:1] in ((), (None,)):
+            raise KeyboardInterrupt
 
 
 def agreed(accelerator, flag, step):

@@ -9,8 +9,11 @@ import torch
 def stream(seed, *name, device="cpu"):
     """A `torch.Generator` that depends on `seed` and on `name` (strings and integers) and on nothing else.
 
-    On a CPU it takes 32 bits of them, so that among tens of thousands of streams some are the same.
+    On a CPU it takes 32 bits of them, so that among tens of thousands of streams some are the same. Raises TypeError for a name
+    of anything else, whose text may say where a tensor lies.
     """
+    if not all(isinstance(key, (str, int)) for key in (seed, *name)):
+        raise TypeError(f"a stream is named by strings and integers, not by {(seed, *name)}")
     digest = hashlib.blake2b(repr((seed, *name)).encode(), digest_size=8).digest()
     return torch.Generator(device).manual_seed(int.from_bytes(digest, "little") >> 1)
 

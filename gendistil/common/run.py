@@ -14,6 +14,7 @@ import time
 from pathlib import Path
 
 import torch
+from safetensors import SafetensorError
 from torchvision.io import read_image
 from torchvision.utils import save_image
 
@@ -57,6 +58,15 @@ def replacing(path):
         partial.unlink(missing_ok=True)
 
 
+@contextlib.contextmanager
+def writing(path):
+    """A context in which torch or safetensors writes to `path`: what they raise where it has no room becomes an OSError."""
+    try:
+        yield
+    except (RuntimeError, SafetensorError) as error:
+        raise OSError(None, str(error).split("\n")[0], str(path)) from None
+
+
 def write_json(path, value):
     """Write `value` in place of what is in `path`."""
     with replacing(path) as partial:
@@ -76,7 +86,7 @@ def read_json(path):
 
 def save_checkpoint(path, state):
     """Save a nested dict of tensors and plain values, replacing the file only once the new one is complete."""
-    with replacing(path) as partial:
+    with replacing(path) as partial, writing(path):
         torch.save(state, partial)
 
 
@@ -109,7 +119,8 @@ def save_model(model, folder):
     folder = Path(folder)
     draft = folder.with_name(f".{folder.name}.partial")
     shutil.rmtree(draft, ignore_errors=True)
-    model.save_pretrained(draft)
+    with writing(folder):
+        model.save_pretrained(draft)
     if folder.exists():
         for file in draft.iterdir():
             os.replace(file, folder / file.name)
@@ -124,7 +135,7 @@ def check_folder(options):
     What holds files and is no run stays as it is, whatever --overwrite says.
     """
     folder = Path(options["output_dir"]) / options["tag"]
-    started, resumed = (folder / CONFIG).exists() and (folder / SAMPLES).is_dir(), options.get("resume", False)
+    started, resumed = find_run(folder) == folder, options.get("resume", False)
     if resumed and options["overwrite"]:
         raise UserError("--resume goes on with a run, and --overwrite replaces it: give one of them")
     parent = next((path for path in (folder, *folder.parents) if path.exists()), folder)
@@ -132,7 +143,8 @@ def check_folder(options):
         raise UserError(f"--output-dir: {parent} is a file: choose another --output-dir or --tag")
     if resumed and not started:
         raise UserError(f"--resume: {folder} holds no run: check --tag and --output-dir")
-    if not started and folder.is_dir() and any(path.name != SAMPLES for path in folder.iterdir()):
+    found = [path.name for path in folder.iterdir()] if folder.is_dir() else []
+    if not started and any(name != SAMPLES and ".partial" not in name for name in found):  # of a run that was killed at once
         raise UserError(f"{folder} holds files, and no run that could be replaced: choose another --tag or --output-dir")
     if started and not resumed and not options["overwrite"]:
         raise UserError(f"{folder} already holds a run: choose another --tag, or pass --overwrite to replace it")
@@ -162,6 +174,8 @@ class Run:
         self.dir, self.name = check_folder(options), Path(sys.argv[0]).stem
         self.accelerator, self.is_main, self.step = accelerator, accelerator.is_main_process, step
         resumed, self.commands = options.get("resume", False), [[Path(sys.argv[0]).name, *sys.argv[1:]]]
+        if resumed:
+            _check_images(read_json(self.dir / CONFIG).get("dataset"), facts.get("dataset"))
         accelerator.wait_for_everyone()  # every process has looked before the first one writes
         if self.is_main:
             try:
@@ -233,6 +247,15 @@ def short(name):
     if len(os.fsencode(name)) > LONGEST:
         return f"{name[:40]}-{hashlib.sha256(os.fsencode(name)).hexdigest()[:16]}"
     return name
+
+
+def _check_images(before, now):
+    """Raise UserError where the facts of a data set say that a run would go on with other images than it began with."""
+    if before and now:
+        alike = all(math.isclose(*pair, rel_tol=1e-5) for key in ("mean", "std") for pair in zip(before[key], now[key]))
+        if not alike or any(before[key] != json.loads(json.dumps(now[key])) for key in ("classes", "channels", "size")):
+            raise UserError(f"--resume: the images of {now['name']} are no longer those that the run was started with: give "
+                            "another --tag")
 
 
 def _forget(path, step):

@@ -191,10 +191,11 @@ def _decode(path, size):
     """One picture as uint8 `[C, size, size]`."""
     try:
         with Image.open(path) as image:
+            wide = image.mode == "I" and image.format == "TIFF"
             image.draft(None, (2 * size, 2 * size))  # a JPEG far larger than needed is decoded at a fraction of its size
             image = ImageOps.exif_transpose(image)
-            if image.mode == "F":
-                raise ValueError("floating-point pixels")
+            if image.mode == "F" or wide:
+                raise ValueError("32-bit pixels" if wide else "floating-point pixels")
             if image.mode.startswith("I"):  # 16 bits, which Pillow's convert would clip instead of scale
                 image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
             depth = 1 if image.mode in ("1", "L", "LA") else 3

@@ -176,6 +176,9 @@ class Memory:
                 path, flag = getattr(options, name, None), name.replace("_", "-")
                 if path and path not in made and not is_hub(path) and not path.exists():
                     raise UserError(f"--memory {self.name}: --{flag} {path} does not exist: check its command")
+                if path and path not in made and args.steps > 1:
+                    raise UserError(f"--memory {self.name}: --{flag} {path} is of one set of classes, and each step has "
+                                    "others: make one for each by a command before, with && between the two")
             made.append(folder)
         row = override(METHODS[options.method], options) if "method" in options else None
         if row and {PIXELS: row.init != "noise", LATENTS: True, DRAWN: row.pull > 0}.get(row.learn):

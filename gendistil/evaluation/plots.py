@@ -3,7 +3,8 @@
 import math
 import textwrap
 
-from gendistil.evaluation.published import VARIANTS, published
+from gendistil.data import original
+from gendistil.evaluation.published import published
 from gendistil.evaluation.rows import DEFAULT, KIND, across_students, kind_of, line_of, students_of, unique
 
 PLOTS = {"ipc": ("accuracy.png", "images per class"), "bytes": ("bytes.png", "bytes that are kept"),
@@ -39,8 +40,8 @@ def _beside(rows):
     for data in unique(row["data"] for row in rows):
         points = published(data, {row["model"] for row in rows if row["data"] == data})
         found += points
-        if points and data in VARIANTS:
-            title += f", for the original images of {VARIANTS[data]}"
+        if points and original(data) != data:
+            title += f", for the original images of {original(data)}"
     return found, title
 
 

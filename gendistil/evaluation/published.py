@@ -6,11 +6,10 @@ and scored.
 
 from dataclasses import dataclass
 
+from gendistil.data import original
+
 STUDENTS = {"convnet": "ConvNet-3", "convnet4": "ConvNet-4", "resnet18": "ResNet-18"}
 """What the papers call the students that the suite calls so."""
-
-VARIANTS = {"cifar10-jpeg": "cifar10"}
-"""Data sets that hold the images of another one in another form, and whose points are therefore only near."""
 
 _IMAGES = {"mnist": 10 * 28**2, "fashion": 10 * 28**2, "svhn": 10 * 3 * 32**2, "cifar10": 10 * 3 * 32**2,
            "cifar100": 100 * 3 * 32**2, "tinyimagenet": 200 * 3 * 64**2}
@@ -97,14 +96,14 @@ class Published:
 
 
 def published(data, students):
-    """The `Published` of a data set, or of the one whose images it holds in another form.
+    """The `Published` of a data set, or of its `original`, whose points are only near.
 
-    Args: data, its name; students, names of classifiers that stand beside them. A list, empty where nothing is known.
+    Args: data, what rows call it, with a comma where its classes or its size are others, of which nothing is known; students,
+    names of classifiers that stand beside them. A list, empty where nothing is known.
     """
-    original = VARIANTS.get(data, data)
     found = []
-    for name, method, student, accuracies in _ROWS:
-        if name == original and student in students:
+    for name, method, student, accuracies in _ROWS if "," not in data else ():
+        if name == original(data) and student in students:
             how = METHODS[method]
             points = tuple((how.weights or ipc * _IMAGES[name], accuracy) for ipc, accuracy in accuracies.items())
             words = f"{method} on {name}, {STUDENTS[student]}, {how.labels} labels, {how.protocol}"

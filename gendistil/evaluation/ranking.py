@@ -12,7 +12,7 @@ from typing import NamedTuple
 import torch
 
 from gendistil.common.errors import UserError
-from gendistil.data import standardise, to_signed
+from gendistil.data import original, standardise, to_signed
 from gendistil.evaluation.rows import DEFAULT, PLAIN
 from gendistil.evaluation.students import PROTOCOLS, rate_of
 from gendistil.evaluation.validation import REAL
@@ -147,8 +147,8 @@ _KNOWN = {
 
 
 def known(name):
-    """The `Known` whose name begins that of a data set, as cifar10 does cifar10-jpeg; None where the package knows none."""
-    return next((row for start, row in _KNOWN.items() if name.startswith(start)), None)
+    """The `Known` of a data set, or of its `original`; None where the package knows none."""
+    return _KNOWN.get(original(name))
 
 
 # One operation for a batch is what the package draws of these, with the ranges of DSA.
@@ -159,8 +159,8 @@ _OPERATIONS = {"flip": 0.5, "rotate": 15.0, "scale": 1.2, "crop": 0.125, "cutout
 class RankingExport:
     """Writes sets for `ddranking` 0.2.0: images.pt, labels.pt or soft_labels.pt, lr.pt and config.json.
 
-    Args: facts, what is known of the data set, a dict whose `name` is one of the package's, as cifar10, or begins with it, as a
-    folder's does (cifar10-jpeg); source, a `Source`. Raises UserError for images of anything else, and for another number of
+    Args: facts, what is known of the data set, a dict whose `name`, or the `original` of that name, is one of the package's;
+    source, a `Source`. Raises UserError for images of anything else, and for another number of
     classes or size than the package has.
     """
 

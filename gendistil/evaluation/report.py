@@ -149,6 +149,8 @@ def _join(reports, rows, folder, commands, against):
     """Write the report of several in a folder that is no run's, with the sheets that lie beside each of them."""
     if (folder / CONFIG).exists() or folder.resolve() in [path.resolve().parent for path in reports]:
         raise UserError(f"--output-dir {folder} holds a run or one of the reports: name another folder")
+    if folder.is_dir() and any(folder.iterdir()) and not (folder / REPORT).exists():
+        raise UserError(f"--output-dir {folder} holds files, and no report that could be replaced: name another folder")
     sheets = {}
     for path, part in reports.items():
         sheets |= find_sheets(part, path.parent)
@@ -162,13 +164,15 @@ def _join(reports, rows, folder, commands, against):
 
 def told_apart(reports):
     """The rows of several reports, a dict of lists by their paths, whose sources have their run's name, or the file's, where
-    two reports have a row of the same place with other accuracies; `origin` and `report` say what they were."""
+    two reports have a row of the same place with other accuracies, or rows of other weights; `origin` and `report` say what
+    they were."""
     place = lambda row: (kind_of(row), line_of(row), row["ipc"], row.get("classes"))
-    seen = {}
-    for rows in reports.values():
-        for row in rows:
-            seen.setdefault(place(row), []).append(row["mean"])
-    lost = {row["source"] for rows in reports.values() for row in rows if len(set(seen[place(row)])) > 1}
+    seen, weights = {}, {}
+    for row in (row for rows in reports.values() for row in rows):
+        seen.setdefault(place(row), set()).add(row["mean"])
+        weights.setdefault((row["data"], row["source"]), set()).update({row["weights"]} if row.get("weights") else ())
+    lost = {row["source"] for rows in reports.values() for row in rows
+            if len(seen[place(row)]) > 1 or len(weights[row["data"], row["source"]]) > 1}
     names = [path.resolve().parent.name if path.name == REPORT else path.stem for path in reports]
     names = dict(zip(reports, names if len({*names}) == len(names) else map(str, reports)))
     facts = lambda row, path: {"origin": row["source"], "report": names[path], **row}

@@ -52,6 +52,7 @@ class Protocol:
     looks: int = 1               # how often the student is scored, evenly spaced; the best counts, so only 1 is honest
     replay: bool = False         # the very training that the images were learned for, see `replayed`
     random_labels: bool = False  # whole batches of random labels, as many as fit into IPC times classes, at least one
+    source: str = ""             # whose it is, as a heading calls them
 
 
 # The code of DC, DSA and DM.
@@ -60,20 +61,20 @@ _VICO = Protocol(epochs=1001, min_steps=0, batch_size=256, lr=0.01, schedule="ha
 PROTOCOLS = {
     "default": Protocol(),
     # That of DiM's validate.py, but for scoring in eval mode and training at IPC so small that it takes no step at all.
-    "dim": Protocol(epochs=1000, min_steps=0, batch_size=128, lr=0.01, schedule="constant", aug_type="color_crop", looks=5,
-                    random_labels=True),
+    "dim": Protocol(source="DiM", epochs=1000, min_steps=0, batch_size=128, lr=0.01, schedule="constant", aug_type="color_crop",
+                    looks=5, random_labels=True),
     # Their loop runs one epoch more than the 300 or 1000 that it is told.
-    "dc": replace(_VICO, epochs=301, aug_type="none"),
-    "dsa": replace(_VICO, aug_type="color_crop_cutout_flip_scale_rotate", aug_single=True),  # DM's too
-    # DREAM's too. Their scores are the best of four looks at the test set; here the last step alone is scored.
-    "idc": Protocol(epochs=1000, min_steps=0, batch_size=64, lr=0.01, schedule="step", momentum=0.9, weight_decay=5e-4,
-                    aug_type="color_crop_flip_scale_rotate", cutmix=0.5),
+    "dc": replace(_VICO, source="DC", epochs=301, aug_type="none"),
+    "dsa": replace(_VICO, source="DSA and DM", aug_type="color_crop_cutout_flip_scale_rotate", aug_single=True),
+    # Their scores are the best of four looks at the test set; here the last step alone is scored.
+    "idc": Protocol(source="IDC and DREAM", epochs=1000, min_steps=0, batch_size=64, lr=0.01, schedule="step", momentum=0.9,
+                    weight_decay=5e-4, aug_type="color_crop_flip_scale_rotate", cutmix=0.5),
     # Its authors score every 100th epoch on the test set, and the best counts. The decay is that which AdamW has by itself.
-    "ncfm": Protocol(epochs=2000, min_steps=0, batch_size=128, optimizer="adamw", lr=1e-3, schedule="fifths", momentum=0.0,
-                     weight_decay=0.01, aug_type="color_crop_flip_scale_rotate", cutmix=0.5),
-    # RaT-BPTT's: 3,000 steps, the last of the four places where its authors look at the test set.
-    "bptt": Protocol(epochs=1, min_steps=3000, batch_size=100, optimizer="adam", lr=1e-3, schedule="constant", momentum=0.0,
-                     weight_decay=0.0, aug_type="flip_rotate", aug_single=True),
+    "ncfm": Protocol(source="NCFM", epochs=2000, min_steps=0, batch_size=128, optimizer="adamw", lr=1e-3, schedule="fifths",
+                     momentum=0.0, weight_decay=0.01, aug_type="color_crop_flip_scale_rotate", cutmix=0.5),
+    # 3,000 steps are the last of the four places where its authors look at the test set.
+    "bptt": Protocol(source="RaT-BPTT", epochs=1, min_steps=3000, batch_size=100, optimizer="adam", lr=1e-3,
+                     schedule="constant", momentum=0.0, weight_decay=0.0, aug_type="flip_rotate", aug_single=True),
     # Of Dataset Distillation (2018): each step takes its own images at its own step size.
     "replay": Protocol(epochs=1, min_steps=0, momentum=0.0, weight_decay=0.0, aug_type="none", schedule="constant",
                        replay=True),

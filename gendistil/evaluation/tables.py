@@ -17,7 +17,6 @@ in pairs of one order of the classes; the intervals of other differences are by 
 """What the words and numbers of a table mean, as markdown: once for all tables of a document."""
 
 _NUMBERS = {2: "two", 3: "three", 4: "four", 5: "five"}
-_PUBLISHED = {"dc": "DC", "dsa": "DSA and DM", "idc": "IDC and DREAM", "ncfm": "NCFM", "bptt": "RaT-BPTT"}
 _KEPT = {"rows": "; a row is kept with every image", "teacher": "; it is kept with the images"}
 _COLUMNS = {"ipc": ("students", "IPC {}"), "classes": ("orders", "{} classes")}  # what a cell counts, and a column's name
 
@@ -51,13 +50,13 @@ def _how(protocol, scored_on, labels="hard", teacher=None, augmentation=None):
     if labels != "hard":
         return f"**labels of a teacher** ({teacher}{_KEPT.get(labels, '')}), {_how(protocol, scored_on)}"
     scored = SCORED[scored_on]
-    looks = PROTOCOLS[protocol].looks if protocol in PROTOCOLS else 1
-    if looks > 1:
-        name = "published DiM protocol" if protocol == "dim" else f"`--protocol {protocol}`"
-        return f"{name}: best accuracy seen in {_NUMBERS.get(looks, looks)} looks at the {scored}, in per cent"
+    row = PROTOCOLS.get(protocol, PROTOCOLS["default"])  # of a plugin that is not here: nothing is known
+    if row.looks > 1:
+        name = f"published {row.source} protocol" if row.source else f"`--protocol {protocol}`"
+        return f"{name}: best accuracy seen in {_NUMBERS.get(row.looks, row.looks)} looks at the {scored}, in per cent"
     how = f"accuracy on the {scored} in per cent, "
-    if protocol in _PUBLISHED:
-        how += f"students trained as {_PUBLISHED[protocol]} published (`--protocol {protocol}`), "
+    if row.source:
+        how += f"students trained as {row.source} published (`--protocol {protocol}`), "
     elif protocol != "default":
         how += f"students trained by `--protocol {protocol}`, "
     return how + "scored once at the last step"

@@ -90,7 +90,7 @@ def keep_rows(folder, teacher, dataset):
     source = load_source(folder, device)
     images, _ = draw_set(source, source.max_ipc, 0, device)
     values = teacher.logits(images).half().unflatten(0, (source.num_classes, -1))
-    Rows(values, teacher.name, teacher.accuracy(dataset.held_out)).save(folder)
+    Rows(values, teacher.name, teacher.accuracy(dataset.held_out), networks=teacher.weights).save(folder)
 
 
 class Teachers:
@@ -137,7 +137,7 @@ class Teachers:
             networks = tuple(teacher.weights)
             if networks not in self._scores:
                 kept = (rows for rows in (source.rows for source in self.sources if self._keeps_rows(source))
-                        if rows.name == teacher.name)  # one teacher has one score, and measured again it may be another decimal
+                        if rows.of(teacher))  # one teacher has one score, and measured again it may be another decimal
                 rows = next(kept, None)
                 self._scores[networks] = rows.held_out_accuracy if rows else teacher.accuracy(self.dataset.held_out)
             score = self._scores[networks]

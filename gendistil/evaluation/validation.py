@@ -10,7 +10,7 @@ from gendistil.common.cli import say
 from gendistil.common.errors import UserError
 from gendistil.common.flags import fields, from_flags, given, override
 from gendistil.common.hub import is_hub
-from gendistil.common.inherit import check_classes, check_held_out, check_options, name_other_data
+from gendistil.common.inherit import check_classes, check_held_out, check_options, name_other_data, same_place
 from gendistil.common.run import CONFIG, check_outside, made_by, read_json
 from gendistil.data import DATASETS, original
 from gendistil.evaluation.rows import LEARNED, PLAIN, REPORT, SCORED, read_report, row_key, unique
@@ -46,7 +46,7 @@ def resumed(args, paths, may_change=_MAY_CHANGE):
     check_options(vars(args), may_change)
     known = config.get("sources", {})
     for name, path in paths.items():
-        if known.get(name, path) != path:
+        if not same_place(known.get(name, path), path):
             raise UserError(f"--resume: '{name}' was {known[name]} when the evaluation was started: give {path} another name")
     return {row_key(row): row for row in rows}, {**known, **paths}
 
@@ -100,25 +100,30 @@ def make_teachers(args, paths, sources, dataset, engine):
     """The `Teachers` of --labels, by the runs at `paths`, or None where all labels are hard. Raises UserError as they do."""
     if args.labels == ("hard",):
         return None
-    protocol = override(protocol_for(args.protocol, dataset.spec.name), args)
+    protocol = protocol_of(args, dataset.spec.name)
     teachers = Teachers(from_flags(Labels, args), paths, sources, dataset, engine=engine, protocol=protocol, seed=args.seed)
     if teachers.pool:
         check_outside(args, "--teacher", teachers.pool.dir)
     return teachers
 
 
+def protocol_of(args, data, kind="convnet"):
+    """The protocol of the flags for students of a kind on the data set called `data`. UserError for a momentum without SGD."""
+    protocol = override(protocol_for(args.protocol, data, kind), args)
+    if protocol.optimizer != "sgd" and args.momentum is not None:
+        raise UserError(f"--momentum is for SGD, and students take steps by {protocol.optimizer}: leave it out, or add "
+                        "--optimizer sgd")
+    return protocol
+
+
 def check_students(args, spec):
     """The protocols of the students that validate.py trains, by their kinds, --eval-model, which this fills in.
 
-    Raises UserError for kinds that do not suit the images of `spec`, for --ranking where students see images as they are, and
-    for a momentum of another optimizer than SGD.
+    Raises UserError for kinds that do not suit the images of `spec`, and for --ranking where students see images as they are.
     """
     args.eval_model = args.eval_model or [usual_classifier(spec.size)]
-    protocols = {kind: override(protocol_for(args.protocol, spec.name, kind), args) for kind in args.eval_model}
+    protocols = {kind: protocol_of(args, spec.name, kind) for kind in args.eval_model}
     check_classifiers(args.eval_model, spec, "--eval-model")
-    optimizer = protocols[args.eval_model[0]].optimizer
-    if optimizer != "sgd" and args.momentum is not None:
-        raise UserError(f"--momentum is for SGD, and students take steps by {optimizer}: leave it out, or add --optimizer sgd")
     if args.ranking and any(protocol.aug_type == PLAIN and not protocol.cutmix for protocol in protocols.values()):
         raise UserError("--ranking compares students with and without augmentation, and these have none: give --aug-type")
     return protocols
@@ -151,7 +156,7 @@ def load_sources(args, paths, dataset, real):
             source.rows = None
         if not args.own or args.lr is not None:
             source.step_size = None
-        rate_of(source, override(PROTOCOLS[args.protocol], args), f"--pretrain-weight {path}")  # wrong ones end here
+        rate_of(source, protocol_of(args, dataset.spec.name), f"--pretrain-weight {path}")  # wrong ones end here
         source = refine(source, path, args, functools.partial(_open_outside, args, dataset), device)
         name += f", {source.refinement.words}" if isinstance(source, Refined) else ""
         sources[name], named[name] = source, path
@@ -201,10 +206,10 @@ def compared(args):
 
 
 def data_words(args, spec):
-    """What a report calls the data set that `spec` describes, with the size that --image-size gave a data set of another, and
-    the classes that --classes gave it."""
+    """What a report calls the data set that `spec` describes, with the size that --image-size gave one of another or of unknown
+    size, and the classes that --classes gave it."""
     row = DATASETS.get(original(spec.name))
-    size = f", {spec.size} pixels" if args.image_size and row and spec.size != row.size else ""
+    size = f", {spec.size} pixels" if args.image_size and (row is None or spec.size != row.size) else ""
     return spec.title + size + (f", classes {' '.join(map(str, args.classes))}" if args.classes else "")
 
 

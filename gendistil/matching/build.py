@@ -135,7 +135,7 @@ def kin_of(weight, earlier=None):
 
     That of `earlier`, the folder of a run which goes on, stays: another generator may lie at --weight by now.
     """
-    return made_by(earlier).get("kin") or made_by(weight).get("kin") or weights_digest(weight)
+    return made_by(earlier).get("kin") or made_by(weight).get("kin") or weights_digest(find_run(weight) or weight)
 
 
 def steps_taken(state):

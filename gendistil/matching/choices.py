@@ -44,7 +44,7 @@ _OF_CLASSES = {"match_classes", "match_real", "aug_setting", "class_batch", "cal
 _OF_MATCHING = {*_OF_CLASSES, *_OF_SELECTION, "select", "metric", "match_weight", "match_batch", "mean_weight", "match_aug",
                 "aug_type"}
 _OF_LEARNING = {"syn_batch", "optimizer", "momentum", "lr", "space", "paired_weight", "chunk_steps", "keep", "lr_critic",
-                "batch_size", "tune", "outer", "inner", "pool_images"}
+                "batch_size", "ema", "tune", "outer", "inner", "pool_images", "pool_mix"}
 _OF_TRAINING = {"inner", "pool_images", "pool_batch", "pool_lr", "pool_momentum", "pool_decay", "pool_aug", "pool_cutmix"}
 _OF_POOLS = {field.name for field in fields(Method) if field.metadata["group"] == "pool"}
 _NOTHING = "does nothing at --steps 0, where nothing is learned"

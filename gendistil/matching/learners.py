@@ -21,6 +21,7 @@ from gendistil.common.rng import Shuffle, stream
 from gendistil.data import Whitened, take, to_signed
 from gendistil.matching import initial
 from gendistil.sources import LATENTS, MODEL, PIXELS, draw_set
+from pools import OPTIMIZERS
 
 SPACES = ("standardised", "unit")
 """Units in which pixels are learned: of standardised images, without bounds, or of images in [0, 1], clamped to that."""
@@ -97,8 +98,7 @@ class StoredLearner:
         if spec.num_classes % accelerator.num_processes:
             raise UserError(f"{accelerator.num_processes} processes cannot share {spec.num_classes} classes evenly: launch "
                             "another number of them")
-        adam = optimizer == "adam"
-        self.optimizer = torch.optim.Adam([parameter], lr) if adam else torch.optim.SGD([parameter], lr, momentum=momentum)
+        self.optimizer = OPTIMIZERS[optimizer]([parameter], lr, momentum, 0.0)
         self.scaler = self.engine.loss_scaler(accelerator.device)
 
     def begin(self, dataset, method, pool):

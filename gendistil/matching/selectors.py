@@ -20,8 +20,8 @@ class Uniform:
         self.rows = [torch.nonzero(split.labels == label)[:, 0].cpu() for label in range(num_classes)]
 
     def indices(self, classes, step):
-        """Rows of the split for `classes` (a list of k labels): int64 [k, count]."""
-        return torch.stack([self._draw(label, self.count, step) for label in classes])
+        """Rows of the split for `classes`, int64 [k] or a list: int64 [k, count]."""
+        return torch.stack([self._draw(label, self.count, step) for label in torch.as_tensor(classes).tolist()])
 
     def state_dict(self):
         return {}

@@ -9,7 +9,7 @@ from safetensors.torch import save_file
 
 from gendistil.common.engine import EAGER
 from gendistil.common.errors import UserError
-from gendistil.common.run import replacing
+from gendistil.common.run import replacing, writing
 from gendistil.common.source import ROWS, Source, index_within_class
 from gendistil.data import Whitened, restandardise, standardise, to_signed, to_uint8
 from pools.training import answers
@@ -70,11 +70,17 @@ class Rows:
 
     Args: values, [K, m, K], of the m decoded images of every class in their order, kept as float16; name, what a report calls
     the teacher; held_out_accuracy, the percentage of the held-out images that it classified as it should, None where there was
-    no teacher; learned, whether they were learned with the images, of which they are then the labels.
+    no teacher; learned, whether they were learned with the images, of which they are then the labels; networks, the digests of
+    the teacher's.
     """
 
-    def __init__(self, values, name, held_out_accuracy, learned=False):
+    def __init__(self, values, name, held_out_accuracy, learned=False, networks=()):
         self.values, self.name, self.held_out_accuracy, self.learned = values, name, held_out_accuracy, learned
+        self.networks = tuple(networks)
+
+    def of(self, teacher):
+        """Whether they are answers of this `Teacher`."""
+        return self.networks == tuple(teacher.weights)
 
     @classmethod
     def load(cls, folder, source, device="cpu"):
@@ -94,8 +100,9 @@ class Rows:
 
     def save(self, folder):
         """Write them beside the weights in `folder`; a reader sees the whole file or none."""
-        facts = {"name": self.name, "held_out_accuracy": self.held_out_accuracy, "learned": self.learned}
-        with replacing(Path(folder) / ROWS) as partial:
+        facts = {"name": self.name, "held_out_accuracy": self.held_out_accuracy, "learned": self.learned,
+                 "networks": self.networks}
+        with replacing(Path(folder) / ROWS) as partial, writing(Path(folder) / ROWS):
             save_file({"logits": self.values.half().cpu().contiguous()}, partial, metadata={"teacher": json.dumps(facts)})
 
     def logits(self, images, labels):
