@@ -125,7 +125,7 @@ def main():
             learner.step(step, warm)
         for kept in (file for pool in pools.glob("*/pool.json") for file in pool.parent.glob("*.npy")):
             kept.unlink()  # embeddings that are there: each training makes its own, in its seconds
-        learner.load_state_dict(first, file)
+        learner.load_state_dict(copy.deepcopy(first), file)
         matcher = make_matcher()
         steps = train(learner, matcher, args.seconds)
         if args.models:

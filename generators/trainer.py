@@ -227,6 +227,10 @@ class Trainer:
         """What `load_state_dict` does with a state that fits."""
         self.restore_network(self.generator, self.optim_g, state["generator"], state["optim_g"])
         load_weights(self.source, state.get("ema", state["generator"]))
+        with torch.no_grad():
+            for live, averaged in zip(self.generator.parameters(), self.source.parameters()):
+                if not live.requires_grad:  # by --tune: what does not learn stays what it was on average
+                    live.copy_(averaged)
         if state.get("scaler") and self.accelerator.scaler:  # empty unless it was written under float16
             self.accelerator.scaler.load_state_dict(state["scaler"])
 

@@ -129,10 +129,14 @@ class ClassifierPool:
         row = self._rows[index]
         model = self._build(row["member"])
         try:
-            model.load_state_dict(safetensors.torch.load_file(self.dir / row["file"]))
+            data = (self.dir / row["file"]).read_bytes()
+            model.load_state_dict(safetensors.torch.load(data))
         except (OSError, SafetensorError, RuntimeError) as error:
             raise UserError(f"{self.dir / row['file']} holds no weights of a {row['name']} ({type(error).__name__}): name "
                             "another folder of classifiers, or make this one again") from None
+        if _digest(data) != row["digest"]:
+            raise UserError(f"{self.dir / row['file']} was replaced since this command began, perhaps by another that makes "
+                            "the same pool: start again when that has ended")
         return model.to(self.device).eval().requires_grad_(False)
 
     def segment(self, generator, starts, epochs):

@@ -4,6 +4,7 @@ import pytest
 import torch
 from parity_fixtures import load_data
 
+from gendistil.common import clustering
 from gendistil.common.clustering import herding, k_center, kmeans, representatives
 from gendistil.common.rng import stream
 
@@ -44,6 +45,15 @@ def test_several_images_are_taken_around_each_centroid():
     points = torch.tensor([[0.0, 0], [0.1, 0], [0.3, 0], [9, 9], [9.1, 9], [9.4, 9]])[None]
     rows = representatives(points, 4, stream(0, "start"), each=2)[0]
     assert {frozenset(pair) for pair in rows.view(2, 2).tolist()} == {frozenset((0, 1)), frozenset((3, 4))}
+
+
+def test_a_choice_of_distinct_rows_takes_none_twice():
+    points = torch.tensor([[0.0, 0], [4, 0], [5, 0]])[None]
+    centroids = torch.tensor([[0.1, 0], [0.2, 0], [5.1, 0]])[None]  # the first two are nearest to one row
+    assert clustering._around(centroids, points, 1, distinct=False).tolist() == [[0, 0, 2]]
+    assert clustering._around(centroids, points, 1, distinct=True).tolist() == [[0, 1, 2]]
+    rows = representatives(torch.randn(3, 40, 2, generator=stream(0, "cloud")), 40, stream(0, "start"), distinct=True)
+    assert all(sorted(group) == list(range(40)) for group in rows.tolist())
 
 
 CORESET = load_data("coreset/coreset")

@@ -274,6 +274,10 @@ def test_norms_and_class_embeddings_alone_are_learned(digits, recipe):
     assert moved == {name for name, value in gan.generator.named_parameters() if value.requires_grad}
     assert all(before[name].dim() < 4 for name in moved)  # no convolution
     assert {name.split(".")[0] for name, value in gan.critic.named_parameters() if not value.requires_grad} == set()
+    state = {**gan.state_dict(), "ema": {name: value + 1 for name, value in gan.source.state_dict().items()}}
+    gan.load_state_dict(state, "a run")
+    averaged = dict(gan.source.named_parameters())
+    assert all(torch.equal(value, averaged[name]) != value.requires_grad for name, value in gan.generator.named_parameters())
 
 
 class Replay:

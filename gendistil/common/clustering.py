@@ -61,10 +61,11 @@ def _plus_plus(points, k, generator):
 _PROJECTED = 128  # dimensions
 
 
-def representatives(points, count, generator, each=1):
+def representatives(points, count, generator, each=1, distinct=False):
     """The rows nearest to the centroids of each group (DREAM, arXiv 2302.14416): int64 [G, count] for points [G, N, D].
 
-    `each` of them are around one centroid, the nearest first, and a row may be near to two; count is a multiple of it.
+    `each` of them are around one centroid, the nearest first, and a row may be near to two; count is a multiple of it. With
+    `distinct` there is one around each, and none twice: the later centroid takes the nearest that is left.
     Points of many dimensions are clustered in a random projection, which keeps their distances (Johnson and Lindenstrauss,
     1984) and with them what a clustering costs (Makarychev et al., STOC 2019); three more iterations are of the points as they
     are.
@@ -72,20 +73,24 @@ def representatives(points, count, generator, each=1):
     dim, k = points.shape[-1], count // each
     if dim <= 2 * _PROJECTED:
         centroids, _ = kmeans(points, k, generator, iterations=30)
-        return _around(centroids, points, each)
+        return _around(centroids, points, each, distinct)
     projection = torch.randn(dim, _PROJECTED, generator=generator).to(points) / _PROJECTED**0.5
     assignment = kmeans(points @ projection, k, generator, iterations=30)[1]
     middle = points.mean(1, keepdim=True).expand(-1, k, -1)
     centroids, _ = kmeans(points, k, centroids=_means(points, assignment, middle), iterations=3)
-    return _around(centroids, points, each)
+    return _around(centroids, points, each, distinct)
 
 
-def _around(centroids, points, each):
+def _around(centroids, points, each, distinct):
     """The `each` points nearest to each centroid [G, k, D], one centroid after the other: int64 [G, k * each]."""
-    if each == 1:
-        return _nearest(centroids, points)
-    gaps = points.square().sum(-1).unsqueeze(1) - 2 * centroids @ points.transpose(1, 2)  # less the centroids' own squares
-    return gaps.topk(each, largest=False).indices.flatten(1)
+    gaps = points.square().sum(-1).unsqueeze(1) - centroids @ (2 * points).transpose(1, 2)  # less the centroids' own squares
+    if not distinct:
+        return gaps.topk(each, largest=False).indices.flatten(1) if each > 1 else gaps.argmin(-1)
+    taken, rows = torch.zeros_like(gaps[:, 0]), []
+    for gap in gaps.unbind(1):
+        rows.append((gap + taken).argmin(1, keepdim=True))
+        taken.scatter_(1, rows[-1], torch.inf)
+    return torch.cat(rows, 1)
 
 
 def herding(points, k):

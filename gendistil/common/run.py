@@ -7,6 +7,7 @@ import importlib.metadata
 import json
 import math
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -64,6 +65,8 @@ def writing(path):
     try:
         yield
     except (RuntimeError, SafetensorError) as error:
+        if isinstance(error, RuntimeError) and not re.search("inline_container|PytorchStreamWriter", str(error)):
+            raise
         raise OSError(None, str(error).split("\n")[0], str(path)) from None
 
 

@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 from gendistil.common.cli import COUNT, say
 from gendistil.common.flags import option
 from gendistil.common.loop import any_process
+from gendistil.common.rng import stream
 from gendistil.evaluation.students import evaluate, protocol_for
 from gendistil.sources import PIXELS
 from pools import one_classifier, usual_classifier
@@ -43,14 +44,14 @@ class Stopping(Judging):
 class Judge:
     """Scores a source on the held-out images and keeps it in the run's folder: the best so far, or the latest.
 
-    Args: run, a `Run`; engine, the `Engine` that runs the students; dataset; judging, a `Judging`; seed, of the student;
-    keep, "best" or "last"; summary, a dict in which the score (per cent) and the step of what is kept stand, and go on from an
-    earlier part of the run.
+    Args: run, a `Run`; engine, the `Engine` that runs the students; dataset; judging, a `Judging`; seed, of the run, from which
+    the student has one of its own: what is kept must not be the best for a student of the evaluation; keep, "best" or "last";
+    summary, a dict in which the score (per cent) and the step of what is kept stand, and go on from an earlier part of the run.
     """
 
     def __init__(self, run, engine, dataset, judging, seed, keep, summary):
         self.run, self.engine, self.dataset, self.judging = run, engine, dataset, judging
-        self.seed, self.keep, self.summary = seed, keep, summary
+        self.seed, self.keep, self.summary = stream(seed, "judge").initial_seed() % 2**31, keep, summary
         self.student = judging.student(dataset.spec)
         protocol = protocol_for("default", dataset.spec.name, self.student)
         self.protocol = replace(protocol, epochs=judging.eval_epochs, min_steps=0)

@@ -271,7 +271,9 @@ def _evaluate(make_batches, images, dataset, model_name, num_eval, seed, protoco
     spec, scored = dataset.spec, getattr(dataset, scored_on)
     protocol = long_enough(protocol, images)
     scores, device, student = [], scored.images.device, None
-    for seeds in torch.arange(seed, seed + num_eval).split(together or (num_eval if device.type == "cuda" else 1)):
+    # In float16 students side by side would share one scale of their losses.
+    together = 1 if engine.precision == "fp16" else together or (num_eval if device.type == "cuda" else 1)
+    for seeds in torch.arange(seed, seed + num_eval).split(together):
         models = [build_classifier(model_name, spec.channels, spec.size, spec.num_classes,
                                    generator=stream(student_seed, weights)).to(device)
                   for student_seed in seeds.tolist()]

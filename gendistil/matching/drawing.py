@@ -88,10 +88,12 @@ class DrawingLearner(PixelLearner):
         return report
 
     def state_dict(self):
-        return {**super().state_dict(), "place": self.place, "steps": self.steps}
+        return {**super().state_dict(), "place": self.place, "steps": self.steps, "modes": self.modes}
 
     def load_state_dict(self, state, path):
         super().load_state_dict(state, path)
         if state["steps"] != self.steps:
             raise UserError(f"{path}: this drawing was begun with --steps {state['steps']}, now {self.steps}: give these again")
         self.place = state["place"].to(self.place)
+        if state.get("modes") is not None:  # clustered again on a GPU they may be others
+            self.modes = state["modes"].to(self.place)

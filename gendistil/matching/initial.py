@@ -26,7 +26,7 @@ def _k_center(points, count, generator):
 
 
 def _kmeans(points, count, generator):
-    return representatives(points[None], count, generator)[0]
+    return representatives(points[None], count, generator, distinct=True)[0]
 
 
 CHOICES = {"real": _real, "herding": _herding, "k-center": _k_center, "kmeans": _kmeans}

@@ -5,7 +5,7 @@ import math
 
 import torch
 
-from gendistil.common.device import process_sums, twice_differentiable
+from gendistil.common.device import process_first, process_sums, twice_differentiable
 
 
 class SGD:
@@ -109,8 +109,9 @@ def unroll(loss, optimizer, weights, inputs, rates, steps, terminal, window=0, u
         final = _leaves(state[:count])
         with torch.enable_grad():
             value = terminal(final)
-        if useless and useless(value.detach()):
-            return value.detach(), None
+        told = process_first(value.detach())
+        if useless and useless(told):
+            return told, None
         adjoint = [*torch.autograd.grad(value, final, materialize_grads=True), *map(torch.zeros_like, state[count:])]
         gradients = [torch.zeros_like(x) for x in learned]
         for begin in reversed(range(first, steps, spacing)):
@@ -121,7 +122,7 @@ def unroll(loss, optimizer, weights, inputs, rates, steps, terminal, window=0, u
             for step in reversed(range(begin, end)):
                 adjoint, found = backward(between.pop(), adjoint, step)
                 torch._foreach_add_(gradients, found)
-    return value.detach(), [*process_sums(gradients[:-1]), gradients[-1]]
+    return told, [*process_sums(gradients[:-1]), process_first(gradients[-1])]
 
 
 def _leaves(tensors):

@@ -60,7 +60,7 @@ def _representatives(source, ipc, seed, device):
         labels = classes.repeat_interleave(count)
         drawn = to_uint8(source.sample(labels, seed))
         points = _seen(drawn, views).unflatten(0, (len(classes), count))  # k,N,D
-        rows = representatives(points, wanted, stream(seed, "clusters", int(classes[0])))  # k,wanted
+        rows = representatives(points, wanted, stream(seed, "clusters", int(classes[0])), distinct=True)  # k,wanted
         rows = (rows + count * torch.arange(len(classes), device=device)[:, None]).flatten()
         images.append(drawn[rows])
         targets.append(source.targets(labels, seed, drawn)[rows])
