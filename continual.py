@@ -36,7 +36,7 @@ from gendistil.evaluation.report import write_report
 from gendistil.evaluation.rows import REPORT, row_key
 from gendistil.evaluation.students import GROUP
 from gendistil.evaluation.tables import markdown
-from gendistil.evaluation.validation import add_scored_on, data_words, joined, protocol_of, resumed
+from gendistil.evaluation.validation import add_scored_on, data_words, protocol_of, resumed, with_more_students
 from gendistil.sources import load_source
 from pools import check_classifiers, one_classifier, usual_classifier
 
@@ -141,7 +141,7 @@ def main():
                                protocol=protocol, scored_on=args.scored_on, engine=engine,
                                kept=student_of(memory, name) if chained else None)
                 row = {**row, "bytes": source.stored_bytes(row["ipc"])}
-                rows[key] = joined(rows.get(key), order_row(row, result, rows.get(key)))
+                rows[key] = with_more_students(rows.get(key), order_row(row, result, rows.get(key)))
                 run.log({f"accuracy/{memory.name}, {row['labels']}, order {order}": result.mean}, len(seen))
                 if run.is_main:
                     write_json(run.dir / REPORT, [*rows.values()])

@@ -18,7 +18,7 @@ from gendistil.common.run import CHECKPOINT, Run, made_by
 from gendistil.data import load_dataset, to_signed
 from gendistil.evaluation.selection import Stopping, StoppingJudge
 from gendistil.matching import GeneratorLearner
-from gendistil.sources import MODEL
+from gendistil.sources import MODEL_FOLDER
 from generators import RECIPES, TRAINERS, make_trainer
 from generators.trainer import GROUP
 from pools import check_classifiers
@@ -91,7 +91,7 @@ def main(argv=None):
             trainer.pace(step / steps)
             loop.report(trainer.step(to_signed(images), labels, step))
             if loop.due(args.sample_interval):
-                run.images(MODEL, *trainer.grid(), loop.done)
+                run.images(MODEL_FOLDER, *trainer.grid(), loop.done)
             if judge and loop.due(judge.judging.eval_interval):
                 trainer.check(loop.done)
                 judge.score(learner, loop.done)
@@ -100,12 +100,12 @@ def main(argv=None):
             if loop.saves(args.save_interval):
                 trainer.check(loop.done)
                 if not judge or not judge.summary["best_step"]:
-                    run.save_model(trainer.source, MODEL)
+                    run.save_model(trainer.source, MODEL_FOLDER)
                 run.save({"step": loop.done, **({"summary": judge.summary} if judge else {}), **trainer.state_dict()})
     run.close()
     if judge:
         accelerator.print(judge.verdict(loop.done, over))
-    accelerator.print(f"generator: {run.dir / MODEL}")
+    accelerator.print(f"generator: {run.dir / MODEL_FOLDER}")
 
 
 def command():

@@ -36,7 +36,6 @@ from gendistil.evaluation.validation import (
     count_pixels,
     data_words,
     full_protocol,
-    joined,
     kept_bytes,
     list_rows,
     load_sources,
@@ -45,6 +44,7 @@ from gendistil.evaluation.validation import (
     named_paths,
     real_images,
     resumed,
+    with_more_students,
 )
 from gendistil.sources import Refinement, diversity, load_source
 from pools import CLASSIFIERS, SETS, some_classifiers
@@ -175,7 +175,7 @@ def main():
             judged = [{**row, **facts, "lr": protocols[row["model"]].lr, **judge(row, first)}
                       for row, first in units[index:index + 1]]
             for row in gather_object(judged):
-                rows[row_key(row)] = row = joined(rows.get(row_key(row)), row)
+                rows[row_key(row)] = row = with_more_students(rows.get(row_key(row)), row)
                 run.log({f"accuracy/{row['source']}, {row['model']}, {row['sampling']}": row["mean"]}, row["ipc"] or 0)
             if run.is_main:
                 write_json(run.dir / REPORT, [*rows.values()])

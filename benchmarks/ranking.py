@@ -27,7 +27,7 @@ from gendistil.common.errors import UserError
 from gendistil.common.inherit import inherit_data
 from gendistil.common.run import CONFIG, device_name, read_json, write_json
 from gendistil.data import load_dataset, standardise, to_signed
-from gendistil.evaluation.ranking import known, rankings, score
+from gendistil.evaluation.ranking import package_data, rankings, score
 from gendistil.evaluation.report import rewrite_document
 from gendistil.evaluation.rows import REPORT, read_report
 
@@ -49,7 +49,7 @@ def package(dataset, real):
         from ddranking.metrics import hard_label
     except ImportError as error:
         raise UserError(f"ddranking is not there ({error}): pip install .[ddranking] into another environment") from None
-    facts = known(dataset.spec.name)
+    facts = package_data(dataset.spec.name)
 
     def pictures(root, train, **_):
         split = dataset.full_train if train else dataset.test
@@ -149,7 +149,7 @@ def main():
     make_folder(args.output.parent)
     inherit_data(args, args.run)
     dataset = load_dataset(args.data, args.data_dir, args.image_size, args.held_out, args.classes, torch.device("cpu"))
-    if known(dataset.spec.name) is None:
+    if package_data(dataset.spec.name) is None:
         raise UserError(f"--run {args.run}: the package has no data set like {dataset.spec.name}")
     real = ours[args.sets[0][0]]["real"]
     theirs = measure(args, dataset, real)

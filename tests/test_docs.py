@@ -27,7 +27,7 @@ from gendistil.evaluation import PROTOCOLS
 from gendistil.matching import METHODS as METHODS_TABLE
 from gendistil.matching import OBJECTIVES
 from gendistil.matching.build import LEARNED
-from gendistil.sources import STORED
+from gendistil.sources import STORED_SOURCES
 from generators import RECIPES, TRAINERS
 from pools import CLASSIFIERS, SETS, usual_classifier
 
@@ -110,7 +110,7 @@ def workshop(tmp_path_factory):
 @pytest.fixture
 def tables():
     """The tables as they are without plugins, afterwards too."""
-    rows = (CLASSIFIERS, DATASETS, LEARNED, METHODS_TABLE, OBJECTIVES, RECIPES, STORED, TRAINERS)
+    rows = (CLASSIFIERS, DATASETS, LEARNED, METHODS_TABLE, OBJECTIVES, RECIPES, STORED_SOURCES, TRAINERS)
     before, modules = [dict(table) for table in rows], set(sys.modules)
     yield
     for table, was in zip(rows, before):

@@ -16,7 +16,7 @@ from gendistil.common.run import Run, sample_path
 from gendistil.data import DATASETS
 from gendistil.evaluation import plots, report
 from gendistil.evaluation.page import draw_sheets, find_sheets
-from gendistil.evaluation.published import METHODS, STUDENTS, published
+from gendistil.evaluation.published import PAPERS, STUDENTS, published
 from gendistil.evaluation.report import read_report, told_apart, write_report
 from gendistil.evaluation.tables import tables
 from gendistil.sources import PixelSet
@@ -145,7 +145,7 @@ def test_published_points_stand_beside_ours(tmp_path, legends):
     assert "DC on cifar10, ConvNet-3, hard labels, 300 epochs, scored at the last" in both
     assert not any("ResNet-18" in name for name in both)
     caption = plots.caption(rows, "bytes")
-    assert all(METHODS[name].source in caption for name in ("DC", "DSA", "DM", "IDC", "NCFM", "DiM"))
+    assert all(PAPERS[name].source in caption for name in ("DC", "DSA", "DM", "IDC", "NCFM", "DiM"))
     assert "original images" not in plots.caption([make_row(data="cifar10")], "bytes")
     assert "Hollow" not in plots.caption([make_row(bytes=1)], "bytes") + plots.caption(rows, "ipc")
     assert "Hollow" not in plots.caption([{**rows[0], "scored_on": "held_out"}], "bytes")

@@ -16,7 +16,7 @@ import sample
 import validate
 from gendistil.evaluation import PROTOCOLS, Result, students
 from gendistil.evaluation.rows import KEYS, read_report
-from gendistil.sources import CHOICES, MODEL, DistilledDataset, PixelSet
+from gendistil.sources import CHOICES, MODEL_FOLDER, DistilledDataset, PixelSet
 from pools import ClassifierPool
 
 QUICK = ("--epochs", 1, "--min-steps", 2, "--num-eval", 2, "--aug-type", "color_crop")
@@ -122,7 +122,7 @@ def test_a_rate_or_momentum_of_sgd_is_not_for_another_optimizer(call, fails, tmp
 def test_a_protocol_knows_its_data_sets(call, gan, monkeypatch, tmp_path):
     asked = []
     monkeypatch.setattr(validate, "evaluate", lambda *_, protocol, **__: asked.append(protocol) or RESULT)
-    monkeypatch.setitem(students.PUBLISHED["dc"], "digits", students.PUBLISHED["dc"]["mnist"])
+    monkeypatch.setitem(students.OF_DATA_SETS["dc"], "digits", students.OF_DATA_SETS["dc"]["mnist"])
     for tag, words in (("a", ()), ("b", ("--epochs", 9))):
         call(validate, "--tag", tag, "--pretrain-weight", gan, "--ipc", 1, "--protocol", "dc", "--num-eval", 1, *words)
     mnist = students.protocol_for("dc", "mnist")
@@ -131,7 +131,7 @@ def test_a_protocol_knows_its_data_sets(call, gan, monkeypatch, tmp_path):
 
 def test_students_are_named_with_their_options_and_in_sets(call, gan, tmp_path, monkeypatch):
     asked = []
-    monkeypatch.setitem(students.TRAINED, "mlp", {"lr": 0.2, "min_steps": 9})
+    monkeypatch.setitem(students.OF_ARCHITECTURES, "mlp", {"lr": 0.2, "min_steps": 9})
     monkeypatch.setattr(validate, "evaluate", lambda *args, protocol, **_: asked.append((args[2], protocol.lr)) or RESULT)
     call(validate, "--pretrain-weight", gan, "--ipc", 1, "--num-eval", 1, "--eval-model",
          "convnet:width=128", "P", "mlp")
@@ -251,7 +251,7 @@ def test_the_same_command_writes_the_same_bytes(call, gan, tmp_path):
 def test_class_names_of_the_run_become_folders(call, gan, tmp_path):
     run = tmp_path / "run"
     names = ["T-shirt/top", "a b", "..", *"3456789"]
-    shutil.copytree(gan, run / MODEL)
+    shutil.copytree(gan, run / MODEL_FOLDER)
     (run / "config.json").write_text(json.dumps({"commands": [["gen_condense.py"]], "dataset": {"classes": names}}))
     call(sample, "--pretrain-weight", run, "--ipc", 1, "--output-dir", "set")
     folders = sorted(path.name for path in (tmp_path / "set" / "images").iterdir())

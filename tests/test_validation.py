@@ -15,7 +15,7 @@ from gendistil.common.run import amend, read_json
 from gendistil.data import Spec
 from gendistil.evaluation import Result, students
 from gendistil.evaluation.rows import read_report
-from gendistil.evaluation.validation import data_words, joined
+from gendistil.evaluation.validation import data_words, with_more_students
 
 QUICK = ("--epochs", 1, "--min-steps", 2, "--num-eval", 2, "--aug-type", "color_crop")
 RESULT = Result((90.0, 92.0), images=10, epochs=1, steps=1, seconds=1.0)
@@ -88,17 +88,17 @@ def test_real_images_and_teachers_are_those_of_the_first_part_of_an_evaluation(c
 @pytest.mark.parametrize("fact", ["epochs", "lr", "teacher"])
 def test_students_of_two_trainings_are_not_one_row(fact):
     row = {**RESULT.row(), "source": "gan", "device": "cpu", "lr": 0.1, "teacher": "A"}
-    assert joined(row, row)["n"] == 4
+    assert with_more_students(row, row)["n"] == 4
     with pytest.raises(UserError, match=f"gan that are there have {fact} "):
-        joined(row, {**row, fact: 7})
+        with_more_students(row, {**row, fact: 7})
 
 
 def test_a_teacher_is_the_same_in_another_precision():
     row = {**RESULT.row(), "source": "gan", "device": "cpu"}
     one, other = ({**row, "teacher": f"A, {score} % of the held-out images, temperature 2"} for score in (33.7, 33.8))
-    assert joined(one, other)["teacher"] == one["teacher"]
+    assert with_more_students(one, other)["teacher"] == one["teacher"]
     with pytest.raises(UserError, match="have teacher A"):
-        joined(one, {**other, "teacher": "B, 33.7 % of the held-out images, temperature 2"})
+        with_more_students(one, {**other, "teacher": "B, 33.7 % of the held-out images, temperature 2"})
 
 
 def test_images_that_a_source_has_learned_from_are_not_held_out(call, gan, tmp_path, capsys):

@@ -1,9 +1,9 @@
 """Judging what was distilled: students trained on it, statistics and reports."""
 
 from gendistil.evaluation.students import (
+    OF_ARCHITECTURES,
     PROTOCOLS,
     SAMPLINGS,
-    TRAINED,
     Protocol,
     Result,
     evaluate,
@@ -16,9 +16,9 @@ from gendistil.evaluation.students import (
 )
 
 __all__ = [
+    "OF_ARCHITECTURES",
     "PROTOCOLS",
     "SAMPLINGS",
-    "TRAINED",
     "Protocol",
     "Result",
     "evaluate",

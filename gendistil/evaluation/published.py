@@ -20,7 +20,7 @@ _DIM = 14_273_580
 
 
 @dataclass(frozen=True)
-class Method:
+class Paper:
     """Where a method was published, and how its students learned: their labels, hard or soft, and their protocol.
 
     `weights` are the bytes of its generator, None where images are stored.
@@ -32,15 +32,15 @@ class Method:
     weights: int | None = None
 
 
-METHODS = {
-    "DC": Method("arXiv 2006.05929", "300 epochs, scored at the last"),
-    "DSA": Method("arXiv 2102.08259", "1000 epochs, scored at the last"),
-    "DM": Method("arXiv 2110.04181", "1000 epochs, scored at the last"),
-    "IDC-I": Method("arXiv 2205.14959", "1000 epochs, best on the test set"),
-    "IDC": Method("arXiv 2205.14959", "1000 epochs, best on the test set"),
-    "MTT": Method("arXiv 2203.11932", "1000 epochs at a learned step size, best on the test set"),
-    "NCFM": Method("arXiv 2502.20653", "2000 epochs, best on the test set"),
-    "DiM": Method("arXiv 2303.04707", "1000 epochs of new images, best of five looks at the test set",
+PAPERS = {
+    "DC": Paper("arXiv 2006.05929", "300 epochs, scored at the last"),
+    "DSA": Paper("arXiv 2102.08259", "1000 epochs, scored at the last"),
+    "DM": Paper("arXiv 2110.04181", "1000 epochs, scored at the last"),
+    "IDC-I": Paper("arXiv 2205.14959", "1000 epochs, best on the test set"),
+    "IDC": Paper("arXiv 2205.14959", "1000 epochs, best on the test set"),
+    "MTT": Paper("arXiv 2203.11932", "1000 epochs at a learned step size, best on the test set"),
+    "NCFM": Paper("arXiv 2502.20653", "2000 epochs, best on the test set"),
+    "DiM": Paper("arXiv 2303.04707", "1000 epochs of new images, best of five looks at the test set",
                   weights=_DIM),
 }
 
@@ -104,7 +104,7 @@ def published(data, students):
     found = []
     for name, method, student, accuracies in _ROWS if "," not in data else ():
         if name == original(data) and student in students:
-            how = METHODS[method]
+            how = PAPERS[method]
             points = tuple((how.weights or ipc * _IMAGES[name], accuracy) for ipc, accuracy in accuracies.items())
             words = f"{method} on {name}, {STUDENTS[student]}, {how.labels} labels, {how.protocol}"
             found.append(Published(method, words, how.source, points))

@@ -126,7 +126,7 @@ _ACCURACIES = {"real": "all real, hard", "hard": "set, hard", "own": "set", "ran
 """What the columns of accuracies are called."""
 
 
-class Known(NamedTuple):
+class PackageData(NamedTuple):
     """A data set of `ddranking` 0.2.0 that is one here: its name there, classes and side in pixels, a network that the package
     knows how to train on all real images, and how it standardises images."""
 
@@ -140,14 +140,14 @@ class Known(NamedTuple):
 
 _CIFAR = {"size": 32, "model": "ConvNet-3", "mean": (0.4914, 0.4822, 0.4465), "std": (0.2023, 0.1994, 0.2010)}
 _KNOWN = {
-    "cifar100": Known("CIFAR100", 100, **_CIFAR),
-    "cifar10": Known("CIFAR10", 10, **_CIFAR),
-    "tinyimagenet": Known("TinyImageNet", 200, 64, "ConvNet-4-BN", (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
+    "cifar100": PackageData("CIFAR100", 100, **_CIFAR),
+    "cifar10": PackageData("CIFAR10", 10, **_CIFAR),
+    "tinyimagenet": PackageData("TinyImageNet", 200, 64, "ConvNet-4-BN", (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
 }
 
 
-def known(name):
-    """The `Known` of a data set, or of its `original`; None where the package knows none."""
+def package_data(name):
+    """The `PackageData` of a data set, or of its `original`; None where the package knows none."""
     return _KNOWN.get(original(name))
 
 
@@ -160,13 +160,13 @@ class RankingExport:
     """Writes sets for `ddranking` 0.2.0: images.pt, labels.pt or soft_labels.pt, lr.pt and config.json.
 
     Args: facts, what is known of the data set, a dict whose `name`, or the `original` of that name, is one of the package's;
-    source, a `Source`. Raises UserError for images of anything else, and for another number of
-    classes or size than the package has.
+    source, a `Source`. Raises UserError for images of anything else, and for another number of classes or size than the package
+    has.
     """
 
     def __init__(self, facts, source):
         name = str(facts.get("name", ""))
-        self.data = known(name)
+        self.data = package_data(name)
         shape = (source.num_classes, source.channels, source.size)
         if self.data is None or shape != (self.data.classes, 3, self.data.size):
             classes, channels, size = shape

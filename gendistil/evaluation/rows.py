@@ -31,7 +31,7 @@ DEFAULT = {"protocol": "default", "scored_on": "test", "labels": "hard"}
 """What a row means that does not say so."""
 
 
-LEARNED = "learned"
+OWN_LABELS = "learned"
 """What a row calls the labels of a source that were learned with its images."""
 
 SCORED = {"test": "test set", "held_out": "held-out images"}

@@ -81,14 +81,14 @@ PROTOCOLS = {
 }
 """Every protocol by the name that --protocol knows."""
 
-PUBLISHED = {
+OF_DATA_SETS = {
     # DC draws an operation for every image and not for every batch, and rotates by up to 45 degrees and not 15.
     "dc": {"mnist": {"epochs": 1001, "aug_type": "crop_scale_rotate", "aug_single": True}},
     "idc": {"mnist": {"cutmix": 0.0}},  # with images of several parts, which --method idc and dream have
 }
 """What a protocol's authors set otherwise for a data set."""
 
-TRAINED = {
+OF_ARCHITECTURES = {
     "vgg11": {"lr": 0.01},  # at the usual rate it answers one class
     "mlp": {"lr": 0.01},
 }
@@ -105,8 +105,8 @@ def protocol_for(name, data, model="convnet"):
     model, the name of the students, of which the default protocol knows a learning rate.
     """
     base = base_name(model)
-    own = TRAINED.get(base, TRAINED.get(base.partition("_")[0], {})) if name == "default" else {}
-    return replace(PROTOCOLS[name], **own, **PUBLISHED.get(name, {}).get(original(data), {}))
+    own = OF_ARCHITECTURES.get(base, OF_ARCHITECTURES.get(base.partition("_")[0], {})) if name == "default" else {}
+    return replace(PROTOCOLS[name], **own, **OF_DATA_SETS.get(name, {}).get(original(data), {}))
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,7 @@
 from statistics import fmean
 
 from gendistil.evaluation.ranking import ranking_grids
-from gendistil.evaluation.rows import LEARNED, SCORED, across_students, difference, kind_of, line_of, students_of, unique
+from gendistil.evaluation.rows import OWN_LABELS, SCORED, across_students, difference, kind_of, line_of, students_of, unique
 from gendistil.evaluation.students import PROTOCOLS
 
 LEGEND = """\
@@ -45,7 +45,7 @@ def _how(protocol, scored_on, labels="hard", teacher=None, augmentation=None):
     """What the numbers of a table are, in words."""
     if augmentation:
         return f"**without augmentation**, {_how(protocol, scored_on, labels, teacher)}"
-    if labels == LEARNED:
+    if labels == OWN_LABELS:
         return f"**labels learned with the images**, {_how(protocol, scored_on)}"
     if labels != "hard":
         return f"**labels of a teacher** ({teacher}{_KEPT.get(labels, '')}), {_how(protocol, scored_on)}"

@@ -11,7 +11,7 @@ from gendistil.common.errors import UserError
 from gendistil.common.flags import from_flags, option, refuse
 from gendistil.common.run import beside, made_by, short
 from gendistil.data import Whitened
-from gendistil.evaluation.rows import LEARNED
+from gendistil.evaluation.rows import OWN_LABELS
 from gendistil.evaluation.students import SAMPLINGS, evaluate
 from gendistil.sources import CHOICES, KINDS, RealImages, Rows, Taught, Teacher, draw_set, load_source
 from pools import ClassifierPool, accuracy, keep_classifier, usual_classifier
@@ -122,7 +122,7 @@ class Teachers:
         `asked` are the values of --sampling. Where `sampling` is none of them, as of fixed real images beside fresh ones, the
         teacher is that of fresh images.
         """
-        if kind in ("hard", LEARNED):
+        if kind in ("hard", OWN_LABELS):
             return source
         kept = kind == "rows" and self._keeps_rows(source)
         teacher = source.rows if kept else self._teacher(self._choose(kind, ipc, sampling if sampling in asked else "fresh"))

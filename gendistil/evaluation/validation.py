@@ -13,7 +13,7 @@ from gendistil.common.hub import is_hub
 from gendistil.common.inherit import check_classes, check_held_out, check_options, name_other_data, same_place
 from gendistil.common.run import CONFIG, check_outside, made_by, read_json
 from gendistil.data import DATASETS, original
-from gendistil.evaluation.rows import LEARNED, PLAIN, REPORT, SCORED, read_report, row_key, unique
+from gendistil.evaluation.rows import OWN_LABELS, PLAIN, REPORT, SCORED, read_report, row_key, unique
 from gendistil.evaluation.students import PROTOCOLS, Result, protocol_for, rate_of, replayed, steps_per_epoch
 from gendistil.evaluation.teachers import Labels, Teachers, fits, named_teacher, open_pool
 from gendistil.sources import RealImages, Refined, Refinement, check_fits, load_source, refine, weights_digest
@@ -51,7 +51,7 @@ def resumed(args, paths, may_change=_MAY_CHANGE):
     return {row_key(row): row for row in rows}, {**known, **paths}
 
 
-def joined(earlier, row):
+def with_more_students(earlier, row):
     """The row of a report for the students of `earlier`, None for none, and those of `row`, who have the next seeds.
 
     Raises UserError where they were trained in another way.
@@ -286,7 +286,7 @@ def list_rows(args, sources):
                              if fits(kind, sampling))
 
     rows = [{"source": name, "sampling": sampling, "ipc": ipc, "model": model,
-             "labels": LEARNED if kind == "hard" and sources[name].soft else kind, **filters[name]}
+             "labels": OWN_LABELS if kind == "hard" and sources[name].soft else kind, **filters[name]}
             for model in args.eval_model for kind in args.labels for name in sources for sampling in samplings(name, kind)
             for ipc in args.ipc if ipc <= (sources[name].max_ipc or math.inf)]
     if args.ranking:

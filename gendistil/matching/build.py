@@ -21,8 +21,7 @@ from gendistil.matching.matcher import Matcher
 from gendistil.matching.methods import DRAWN, GENERATOR, LATENTS, METHODS, PIXELS, STORED, Method
 from gendistil.matching.objectives import OBJECTIVES
 from gendistil.matching.trained import TrainingMatcher
-from gendistil.sources import LATENTS as LATENTS_FOLDER
-from gendistil.sources import LatentSet, PixelSet, check_fits, load_source, weights_digest
+from gendistil.sources import LATENTS_FOLDER, LatentSet, PixelSet, check_fits, load_source, weights_digest
 from generators import TRAINERS, make_trainer, recipe_of
 from generators.unet import FlowGenerator
 from pools import ClassifierPool, OnlinePool, RandomPool

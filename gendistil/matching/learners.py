@@ -20,7 +20,7 @@ from gendistil.common.errors import UserError
 from gendistil.common.rng import Shuffle, stream
 from gendistil.data import Whitened, take, to_signed
 from gendistil.matching import initial
-from gendistil.sources import LATENTS, MODEL, PIXELS, draw_set
+from gendistil.sources import LATENTS_FOLDER, MODEL_FOLDER, PIXELS_FOLDER, draw_set
 from pools import OPTIMIZERS
 
 SPACES = ("standardised", "unit")
@@ -34,7 +34,7 @@ class GeneratorLearner:
     recipe, that of stage 1, if flags of this stage changed the trainer's: it is saved, and a later stage 2 starts from it.
     """
 
-    folder, has_pairs = MODEL, False
+    folder, has_pairs = MODEL_FOLDER, False
 
     def __init__(self, trainer, dataset, steps_before=0, recipe=None):
         self.recipe = recipe or trainer.recipe
@@ -164,7 +164,7 @@ class PixelLearner(StoredLearner):
     for Adam's); batch counts decoded images; the others as `StoredLearner` has them.
     """
 
-    folder = PIXELS
+    folder = PIXELS_FOLDER
 
     def __init__(self, accelerator, spec, pixels, seed, *, lr, momentum=0.5, space="standardised", batch=None, optimizer="sgd",
                  **settings):
@@ -220,7 +220,7 @@ class LatentLearner(StoredLearner):
     are fitted by Adam for that many steps, then the next ones; the others as `StoredLearner` has them.
     """
 
-    folder, has_pairs = LATENTS, True
+    folder, has_pairs = LATENTS_FOLDER, True
 
     def __init__(self, accelerator, spec, latents, seed, *, real, rows, lr, momentum=0.0, batch=None, chunk_steps=0,
                  **settings):

@@ -31,7 +31,7 @@ DEFAULT_IPC = 10
 
 _UNROLL = "training on the synthetic images (--match trajectory, outcome)"
 _METHOD = "method (a flag that is not given takes the method's value)"
-LENGTH = "length and reports"
+LENGTH_GROUP = "length and reports"
 
 
 @dataclass(frozen=True)
@@ -190,13 +190,13 @@ class Method:
                                  group="pool", pools=("pretrained",))
 
     lr: float | None = option("learning rate of the generator, of pixels or of latents (default: the method's, else that of "
-                              "the generator's recipe)", None, type=POSITIVE, group=LENGTH, learns=(GENERATOR, *STORED))
+                              "the generator's recipe)", None, type=POSITIVE, group=LENGTH_GROUP, learns=(GENERATOR, *STORED))
     steps: int | None = option("steps (default: the method's; of inversion, each latent once)", 1000, type=NATURAL,
-                               group=LENGTH)
+                               group=LENGTH_GROUP)
     epochs: int | None = option("passes over the real images, instead of --steps, for a generator", None, type=COUNT,
-                                group=LENGTH, learns=(GENERATOR,))
+                                group=LENGTH_GROUP, learns=(GENERATOR,))
     keep: str = option("the result is what the last step left, or what scored best on held-out images (DiM, DREAM, MTT, BPTT)",
-                       "last", choices=KEEPS, group=LENGTH)
+                       "last", choices=KEEPS, group=LENGTH_GROUP)
 
 
 DSA = "color_crop_cutout_flip_scale_rotate"

@@ -4,13 +4,21 @@ from gendistil.common.source import ROWS, Source, index_within_class
 from gendistil.sources.draw import CHOICES, DistilledDataset, balanced_labels, diversity, draw_set
 from gendistil.sources.joined import Joined
 from gendistil.sources.latents import LATENT_SPACES, LatentSet
-from gendistil.sources.load import LATENTS, MODEL, PIXELS, STORED, check_fits, load_source, weights_digest
+from gendistil.sources.load import (
+    LATENTS_FOLDER,
+    MODEL_FOLDER,
+    PIXELS_FOLDER,
+    STORED_SOURCES,
+    check_fits,
+    load_source,
+    weights_digest,
+)
 from gendistil.sources.pixels import DECODERS, PixelSet
 from gendistil.sources.real import RealImages
 from gendistil.sources.refined import Refined, Refinement, TooFewAccepted, refine
 from gendistil.sources.taught import KINDS, Rows, Taught, Teacher
 
-__all__ = ["CHOICES", "DECODERS", "KINDS", "LATENTS", "LATENT_SPACES", "MODEL", "PIXELS", "ROWS", "STORED",
-           "DistilledDataset", "Joined", "LatentSet", "PixelSet", "RealImages", "Refined", "Refinement", "Rows", "Source",
-           "Taught", "Teacher", "TooFewAccepted", "balanced_labels", "check_fits", "diversity", "draw_set",
+__all__ = ["CHOICES", "DECODERS", "KINDS", "LATENTS_FOLDER", "LATENT_SPACES", "MODEL_FOLDER", "PIXELS_FOLDER", "ROWS",
+           "STORED_SOURCES", "DistilledDataset", "Joined", "LatentSet", "PixelSet", "RealImages", "Refined", "Refinement",
+           "Rows", "Source", "Taught", "Teacher", "TooFewAccepted", "balanced_labels", "check_fits", "diversity", "draw_set",
            "index_within_class", "load_source", "refine", "weights_digest"]

@@ -17,10 +17,10 @@ from gendistil.sources.pixels import PixelSet
 from gendistil.sources.taught import Rows
 from generators import NETWORKS, load_published
 
-MODEL, PIXELS, LATENTS = "generator", "pixels", "latents"
+MODEL_FOLDER, PIXELS_FOLDER, LATENTS_FOLDER = "generator", "pixels", "latents"
 """The folders inside a run that hold what was learned."""
 
-STORED = {"PixelSet": PixelSet, "LatentSet": LatentSet}
+STORED_SOURCES = {"PixelSet": PixelSet, "LatentSet": LatentSet}
 """Kinds of sources beside generators, by the name of their class: a new one is a row."""
 
 
@@ -39,7 +39,7 @@ def load_source(path, device="cpu"):
     folder = _model_folder(place)
     if not place.exists() and not is_hub(path):
         raise UserError(f"{path} does not exist: name a run's folder, a saved model's folder or a checkpoint file")
-    kinds = STORED | {network.__name__: network for network, _ in NETWORKS.values()}
+    kinds = STORED_SOURCES | {network.__name__: network for network, _ in NETWORKS.values()}
     try:
         name = json.loads((folder / "config.json").read_text())["_class_name"]
     except (TypeError, KeyError, ValueError):
@@ -64,7 +64,7 @@ def load_source(path, device="cpu"):
 
 def _model_folder(place):
     """The folder of the saved model in that of a run, or this one itself; None where there is none."""
-    places = (place / MODEL, place / PIXELS, place / LATENTS, place)
+    places = (place / MODEL_FOLDER, place / PIXELS_FOLDER, place / LATENTS_FOLDER, place)
     return next((folder for folder in places if (folder / "config.json").exists()), None)
 
 
