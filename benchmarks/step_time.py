@@ -35,7 +35,7 @@ from gendistil.common.errors import UserError
 from gendistil.common.run import device_name
 from gendistil.data import Dataset, Spec, Split, standardise, to_signed
 from gendistil.evaluation.report import rewrite_document
-from gendistil.matching import METHODS, OBJECTIVES, SELECTORS, GeneratorLearner, LatentLearner, Matcher, PixelLearner, initial
+from gendistil.matching import METHODS, SELECTORS, GeneratorLearner, LatentLearner, Matcher, PixelLearner, initial
 from gendistil.sources import PixelSet
 from generators import GAN, NETWORKS, RECIPES
 from pools import RandomPool, build_classifier, embed_images, train_classifier
@@ -147,8 +147,7 @@ def ours_training(stage, engine, dataset, recipe):
     if stage == "pool_match":
         member = make_network().to(accelerator.device)
         pool = SimpleNamespace(prepare=lambda step, learner: None, draw=lambda generator: member)
-        matching = Matcher(learner, dataset, pool, match="logit", weight=None, select="random", classes=2,
-                           per_class=recipe.batch_size // 2, aug_type="color_crop_cutout", interval=1, candidates=1)
+        matching = Matcher(learner, dataset, pool, replace(METHODS["dim"], match_classes=2, match_batch=recipe.batch_size // 2))
 
     def step(number):
         learner.step(number, matching)
@@ -162,10 +161,7 @@ def ours_learning_pixels(method, engine, dataset, batch_size):
     pool = RandomPool(dataset, engine=engine)
     initial.start(pixels, dataset, "real", 0, pool)
     learner = PixelLearner(accelerator, spec, pixels, 0, lr=method.lr, engine=engine)
-    matching = Matcher(learner, dataset, pool, match=method.match, weight=1.0, select="random",
-                       options={name: getattr(method, name) for name in OBJECTIVES[method.match].options},
-                       classes=0, per_class=batch_size, aug_type=method.aug_type, aug_single=method.aug_single,
-                       aug_setting="class", interval=1, candidates=1)
+    matching = Matcher(learner, dataset, pool, replace(method, match_batch=batch_size))
 
     def step(number):
         learner.step(number, matching)
@@ -181,8 +177,7 @@ def ours_inverting(engine, dataset, classes, batch_size, width):
     latents, rows = initial.latents(generator, dataset, batch_size, "noise", 0)
     learner = LatentLearner(accelerator, spec, latents, 0, real=dataset.train, rows=rows, lr=method.lr, batch=batch_size,
                             chunk_steps=method.chunk_steps, engine=engine)
-    matching = Matcher(learner, dataset, RandomPool(dataset), match=method.match, weight=1.0, select="random", classes=classes,
-                       per_class=batch_size, aug_type="none", aug_setting="class", interval=1, candidates=1)
+    matching = Matcher(learner, dataset, RandomPool(dataset), replace(method, match_classes=classes, match_batch=batch_size))
 
     def step(number):
         learner.step(number, matching)

@@ -1,8 +1,9 @@
-"""Sources whose images any student tells apart, for tests."""
+"""Sources whose images any student tells apart, and small matching terms, for tests."""
 
 from torch.nn import functional as F
 
 from gendistil.common.rng import counter_normal
+from gendistil.matching import Matcher, Method
 from gendistil.sources import (
     Source,
     index_within_class,
@@ -35,3 +36,9 @@ class SoftPrototypes(Prototypes):
         share = 0.1 + 0.001 * (seed % 2)
         hard = F.one_hot(labels, 10).float()
         return (1 - share) * hard + share * hard.roll(1, 1)
+
+
+def matcher_for(learner, dataset, pool, match="mean", kind=Matcher, **values):
+    """A matcher of weight 1 and without augmentation, but for the `values` of a `Method` that a test names."""
+    small = {"match_weight": 1.0, "aug_type": "none", "select_interval": 1, "select_candidates": 20}
+    return kind(learner, dataset, pool, Method("pixels", "a test", match=match, **{**small, **values}))

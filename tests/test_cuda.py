@@ -5,11 +5,12 @@ import dataclasses
 import pytest
 import torch
 from accelerate import Accelerator
+from prototypes import matcher_for
 
 from gendistil.common.engine import Engine
 from gendistil.data import HostImages, datasets, load_dataset
 from gendistil.evaluation import Protocol, evaluate
-from gendistil.matching import GeneratorLearner, Matcher, PixelLearner, initial
+from gendistil.matching import GeneratorLearner, PixelLearner, initial
 from gendistil.sources import PixelSet, RealImages
 from generators import RECIPES, make_trainer
 from pools import RandomPool
@@ -47,8 +48,8 @@ def test_a_step_of_a_generator_reads_nothing_back(digits, recipe, match):
     engine = Engine(Accelerator(mixed_precision="bf16"))
     small = dataclasses.replace(RECIPES[recipe], width=16, batch_size=16)
     learner = GeneratorLearner(make_trainer(engine.accelerator, digits.spec, small, 0, engine), digits)
-    term = match and Matcher(learner, digits, RandomPool(digits, engine=engine), match=match, weight=1.0, select="random",
-                             classes=2, per_class=8, aug_type="color_crop_cutout", interval=1, candidates=1)
+    term = match and matcher_for(learner, digits, RandomPool(digits, engine=engine), match, match_classes=2, match_batch=8,
+                                 aug_type="color_crop_cutout", aug_setting="image")
     never_waits(lambda step: learner.step(step, term))
 
 
@@ -57,8 +58,7 @@ def test_a_step_of_pixels_reads_nothing_back(digits, match):
     pixels = PixelSet(size=8, channels=1, num_classes=10, ipc=2).to("cuda")
     initial.start(pixels, digits, "real", 0, None)
     learner = PixelLearner(Accelerator(), digits.spec, pixels, 0, lr=0.1)
-    term = Matcher(learner, digits, RandomPool(digits), match=match, weight=1.0, select="random", classes=0, per_class=8,
-                   aug_type="color_crop_cutout", aug_setting="class", interval=1, candidates=1)
+    term = matcher_for(learner, digits, RandomPool(digits), match, match_batch=8, aug_type="color_crop_cutout")
     never_waits(lambda step: learner.step(step, term))
 
 

@@ -6,6 +6,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 from conftest import SMALL_POOL
+from prototypes import matcher_for
 
 import gen_condense
 import pool_match
@@ -13,7 +14,6 @@ from gendistil.common.device import make_accelerator
 from gendistil.common.errors import UserError
 from gendistil.common.rng import stream
 from gendistil.data import to_signed
-from gendistil.matching import Matcher
 from gendistil.matching.drawing import DrawingLearner, modes_of
 from gendistil.sources import PixelSet, load_source
 from generators.unet import FlowGenerator
@@ -80,8 +80,7 @@ def test_a_drawing_goes_on_where_it_was_stopped_in_as_many_steps(digits, flow):
 def test_an_objective_steers_them(digits, flow, on_the_cpu, precision):
     def loss_of(steer):
         learner = drawing(digits, flow, precision=precision, steer=steer)
-        matcher = Matcher(learner, digits, Fixed(digits), match="mean", weight=1.0, select="random", classes=0, per_class=64,
-                          aug_type="none", aug_setting="class", interval=1, candidates=20, at_once=4)
+        matcher = matcher_for(learner, digits, Fixed(digits), class_batch=4)
         drawn(learner, matcher)
         return float(learner.differentiate(0, matcher))
 

@@ -9,6 +9,7 @@ import torch
 from accelerate import Accelerator
 from parity_fixtures import assert_close, fixture, fixture_input, fixture_state
 from PIL import Image
+from prototypes import matcher_for
 from safetensors.torch import load_file
 
 import gen_condense
@@ -18,7 +19,7 @@ import validate
 from gendistil.common.errors import UserError
 from gendistil.common.run import load_checkpoint, read_json
 from gendistil.data import Dataset, Split, to_uint8
-from gendistil.matching import LatentLearner, Matcher, initial
+from gendistil.matching import LatentLearner, initial
 from gendistil.sources import LatentSet, diversity, load_source
 from generators import NETWORKS, load_published
 from generators.biggan import BigGANCritic, BigGANGenerator
@@ -109,8 +110,7 @@ def learner_of(dataset, generator, **options):
 
 
 def matcher_of(learner, dataset, match="paired", **options):
-    return Matcher(learner, dataset, RandomPool(dataset), match=match, weight=1.0, select="random", classes=None, per_class=4,
-                   aug_type="none", aug_setting="class", interval=1, candidates=10, **options)
+    return matcher_for(learner, dataset, RandomPool(dataset), match, match_batch=4, **options)
 
 
 def test_each_latent_starts_from_an_image_like_its_own(digits):
@@ -160,7 +160,7 @@ def test_the_regulariser_keeps_images_of_a_class_apart(digits):
     spread = {}
     for paired_weight in (0.0, 1.0):
         learner = learner_of(dataset, generator, chunk_steps=0, batch=6, lr=30.0)
-        matcher = matcher_of(learner, dataset, "mean", options={"paired_weight": paired_weight})
+        matcher = matcher_of(learner, dataset, "mean", paired_weight=paired_weight)
         for step in range(60):
             learner.step(step, matcher)
         own = to_uint8(learner.source.sample(torch.arange(10).repeat_interleave(6))).float()
@@ -175,7 +175,7 @@ def test_chunks_of_classes_give_the_joint_result(digits):
     moved = []
     for at_once in (0, 3):
         learner = learner_of(dataset, generator, chunk_steps=0, lr=1.0)
-        learner.step(0, matcher_of(learner, dataset, "mean", options={"paired_weight": 0.5}, at_once=at_once))
+        learner.step(0, matcher_of(learner, dataset, "mean", paired_weight=0.5, class_batch=at_once))
         moved.append(learner.parameter.detach())
     torch.testing.assert_close(*moved, atol=1e-5, rtol=1e-4)
 

@@ -8,6 +8,7 @@ import safetensors.torch
 import torch
 from accelerate import Accelerator
 from conftest import SMALL_POOL
+from prototypes import matcher_for
 
 import gen_condense
 import pool_match
@@ -15,7 +16,7 @@ import validate
 from gendistil.common.engine import Engine
 from gendistil.data import DATASETS, DataRow, load_dataset
 from gendistil.evaluation.rows import read_report
-from gendistil.matching import GeneratorLearner, Matcher
+from gendistil.matching import GeneratorLearner
 from gendistil.matching.selectors import Dream
 from generators import RECIPES, make_trainer
 from pools import RandomPool
@@ -92,8 +93,8 @@ def test_a_step_of_stage_2_is_the_same_class_by_class(recipe):
         engine = Engine(Accelerator(cpu=True, mixed_precision="no"))
         small = replace(RECIPES[recipe], width=16, batch_size=8)
         learner = GeneratorLearner(make_trainer(engine.accelerator, digits.spec, small, 0, engine), digits)
-        term = Matcher(learner, digits, RandomPool(digits, engine=engine), match="mean", weight=1.0, select="random", classes=0,
-                       per_class=4, aug_type="color_crop", interval=1, candidates=1, at_once=at_once)
+        term = matcher_for(learner, digits, RandomPool(digits, engine=engine), match_batch=4, aug_type="color_crop",
+                           aug_setting="image", class_batch=at_once)
         report = learner.step(0, term)
         results.append((report["matching"], [weight.grad for weight in learner.trainer.generator.parameters()]))
     for loss, gradients in results[1:]:

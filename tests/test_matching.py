@@ -9,6 +9,7 @@ import pytest
 import torch
 from accelerate import Accelerator
 from parity_fixtures import FOLDER, fixture_state, hash_images, load_data
+from prototypes import matcher_for
 from torch import nn
 from torch.nn import functional as F
 
@@ -22,7 +23,6 @@ from gendistil.matching import (
     SELECTORS,
     SETTINGS,
     GeneratorLearner,
-    Matcher,
     Objective,
     PixelLearner,
     initial,
@@ -199,8 +199,8 @@ def test_mean_embeddings_are_matched_beside_gradients_in_the_same_metric(digits)
 def test_every_objective_moves_the_generator_and_nothing_else(digits, match):
     gan = GAN(Accelerator(cpu=True), digits.spec, dataclasses.replace(RECIPES["pyramid"], width=16), 0)
     pool = Pool(digits)
-    matcher = Matcher(GeneratorLearner(gan, digits), digits, pool, match=match, weight=1.0, select="random", classes=2,
-                      per_class=4, aug_type="color_crop_cutout", interval=5, candidates=20)
+    matcher = matcher_for(GeneratorLearner(gan, digits), digits, pool, match, match_classes=2, match_batch=4,
+                          aug_type="color_crop_cutout", aug_setting="image")
     loss = matcher(0)
     loss.backward()
     assert loss.dim() == 0
@@ -216,14 +216,13 @@ def gan(digits):
 
 def matcher_of(gan, digits, **settings):
     pool = settings.pop("pool", None) or Pool(digits)
-    return Matcher(GeneratorLearner(gan, digits), digits, pool, **{
-        "match": "energy", "weight": 1.0, "select": "random", "classes": 2, "per_class": 4, "aug_type": "none", "interval": 5,
-        "candidates": 20, **settings})
+    return matcher_for(GeneratorLearner(gan, digits), digits, pool, **{
+        "match": "energy", "match_classes": 2, "match_batch": 4, "aug_setting": "image", "select_interval": 5, **settings})
 
 
 @pytest.mark.parametrize("match", [name for name, row in OBJECTIVES.items() if row.embeds])
 def test_embeddings_that_a_pool_keeps_stand_for_images(gan, digits, match, monkeypatch):
-    matcher = matcher_of(gan, digits, match=match, kept=10**6)
+    matcher = matcher_of(gan, digits, match=match, match_real=10**6)
     asked = []
     embed = matcher.pool.embed
     monkeypatch.setattr(matcher.pool, "embed", lambda network, rows: asked.append(rows) or embed(network, rows))
@@ -246,15 +245,15 @@ def test_images_are_selected_before_the_network_of_a_step_is_drawn(gan, digits, 
 
 @pytest.mark.parametrize(("settings", "message"), [
     ({"match": "logit"}, "--match mean, moments, energy, cf"), ({"aug_type": "crop"}, "add --no-match-aug"),
-    ({"kept": 1}, "give 2 or more")])
+    ({"match_real": 1}, "give 2 or more")])
 def test_embeddings_that_a_pool_keeps_are_refused_where_images_are_compared(gan, digits, settings, message):
     with pytest.raises(UserError, match=message):
-        matcher_of(gan, digits, **{"kept": 50, **settings})
+        matcher_of(gan, digits, **{"match_real": 50, **settings})
 
 
 def test_calibration_adds_the_cross_entropy_of_synthetic_images(gan, digits):
     matcher = matcher_of(gan, digits)
-    plain, calibrated = (float(matcher_of(gan, digits, pool=matcher.pool, options={"calibrate": weight})(0).detach())
+    plain, calibrated = (float(matcher_of(gan, digits, pool=matcher.pool, calibrate=weight)(0).detach())
                          for weight in (0.0, 0.5))
     labels = matcher.shuffle.indices(0)
     fake = matcher.learner.images(labels, torch.arange(2), (2, 4), 0).flatten(0, 1)
@@ -306,8 +305,8 @@ class Replay:
 def test_siamese_augmentation_is_the_same_for_real_and_synthetic(digits, aug_setting):
     """Where the synthetic images are the selected real ones, a pairwise objective must see no difference at all."""
     learner = Replay(lambda labels, step: to_signed(digits.train.images[matcher.selector.indices(labels, step)]))
-    matcher = Matcher(learner, digits, Pool(digits), match="logit", weight=1.0, select="random", classes=3, per_class=5,
-                      aug_type="color_crop_cutout", aug_setting=aug_setting, interval=5, candidates=20)
+    matcher = matcher_for(learner, digits, Pool(digits), "logit", match_classes=3, match_batch=5, aug_type="color_crop_cutout",
+                          aug_setting=aug_setting)
     labels = matcher.shuffle.indices(0)
     assert float(matcher(0)) == pytest.approx(0, abs=1e-9)
     assert (digits.train.labels[matcher.selector.indices(labels, 0)] == labels[:, None]).all()
@@ -326,14 +325,13 @@ def test_an_objective_of_a_whole_set_is_asked_once_and_gives_one_number(digits, 
     pixels = PixelSet(size=8, channels=1, num_classes=10, ipc=2)
     initial.start(pixels, digits, "real", 0, None)
     learner = PixelLearner(accelerator, digits.spec, pixels, 0, lr=0.1)
-    settings = {"match": "together", "weight": None, "select": "random", "classes": 0, "per_class": 3, "aug_type": "none",
-                "aug_setting": "class", "interval": 1, "candidates": 1, "options": {"metric": "cos"}}
-    matcher = Matcher(learner, digits, Pool(digits), **settings)
+    settings = {"match": "together", "match_weight": None, "match_batch": 3, "metric": "cos"}
+    matcher = matcher_for(learner, digits, Pool(digits), **settings)
     report = learner.step(0, matcher)
     assert asked == [(list(range(10)), "cos")]
     assert float(report["matching"]) == pytest.approx(float(matcher(0).detach()), rel=0.5)  # not the sum over ten classes
     with pytest.raises(UserError, match="all classes of a step together"):
-        Matcher(learner, digits, Pool(digits), **settings, at_once=2)
+        matcher_for(learner, digits, Pool(digits), **settings, class_batch=2)
 
 
 @pytest.mark.parametrize(("classes", "processes", "remedy"), [
@@ -342,8 +340,7 @@ def test_classes_that_processes_cannot_share_are_refused_with_numbers_that_work(
     learner = Replay(lambda labels, step: None)
     learner.accelerator = SimpleNamespace(**{**vars(Replay.accelerator), "num_processes": processes})
     with pytest.raises(UserError, match=remedy):
-        Matcher(learner, digits, Pool(digits), match="mean", weight=1.0, select="random", classes=classes, per_class=2,
-                aug_type="none", interval=1, candidates=1)
+        matcher_for(learner, digits, Pool(digits), match_classes=classes, match_batch=2)
 
 
 @pytest.mark.parametrize("recipe", ["dim", "biggan"])
@@ -353,8 +350,7 @@ def test_batch_norms_are_matched_as_they_are_sampled_and_learn_from_whole_batche
     for step in range(3):
         gan.step(to_signed(digits.train.images[:16]), digits.train.labels[:16], step)
     before = [value.clone() for value in gan.generator.buffers()]
-    matcher = Matcher(GeneratorLearner(gan, digits), digits, Pool(digits), match="mean", weight=1.0, select="random",
-                      classes=2, per_class=4, aug_type="none", interval=1, candidates=1)
+    matcher = matcher_for(GeneratorLearner(gan, digits), digits, Pool(digits), match_classes=2, match_batch=4)
     matcher(0).backward()
     assert all(torch.equal(*pair) for pair in zip(before, gan.generator.buffers()))
     assert gan.generator.training

@@ -7,6 +7,7 @@ import pytest
 import torch
 from accelerate import Accelerator
 from conftest import SMALL_POOL
+from prototypes import matcher_for
 
 import gen_condense
 import pool_match
@@ -20,7 +21,6 @@ from gendistil.matching import (
     SELECTORS,
     GeneratorLearner,
     LatentLearner,
-    Matcher,
     PixelLearner,
     initial,
 )
@@ -56,8 +56,8 @@ def test_every_combination(digits, learn, match, select):
     # Pairs, which the logit objective compares, need as many real images as decoded ones.
     per_class = 8 if learn == "multi-formation" else 2
     for pool in (RandomPool(digits), OnlinePool(digits, teacher="synthetic", outer=2, inner=1)):
-        matcher = Matcher(learner, digits, pool, match=match, weight=None, select=select, classes=2, per_class=per_class,
-                          aug_type="color_crop", aug_setting="class", interval=1, candidates=20)
+        matcher = matcher_for(learner, digits, pool, match, match_weight=None, select=select, match_classes=2,
+                              match_batch=per_class, aug_type="color_crop")
         for step in range(2):
             assert all(value.isfinite() for value in learner.step(step, matcher).values())
     assert any(not torch.equal(*pair) for pair in zip(before, learner.source.parameters()))

@@ -8,12 +8,13 @@ import pytest
 import torch
 from accelerate import Accelerator
 from parity_fixtures import load_data
+from prototypes import matcher_for
 
 from gendistil.common.errors import UserError
 from gendistil.common.rng import stream
 from gendistil.data import Dataset, Spec, Split, standardise, to_signed, to_uint8
 from gendistil.evaluation import Protocol, evaluate, students
-from gendistil.matching import METHODS, Matcher, PixelLearner, build, initial
+from gendistil.matching import METHODS, PixelLearner, build, initial
 from gendistil.sources import DistilledDataset, draw_set, load_source
 from gendistil.sources.pixels import PixelSet, decode, mosaic, scales, zoom
 from pools import OnlinePool, RandomPool, accuracy
@@ -92,9 +93,7 @@ def pixel_learner(digits, ipc=2, factor=1, **options):
 
 
 def pixel_matcher(learner, digits, pool, **options):
-    settings = {"match": "mean", "weight": 1.0, "select": "random", "classes": 0, "per_class": 6, "aug_type": "crop",
-                "aug_setting": "class", "interval": 5, "candidates": 20}
-    return Matcher(learner, digits, pool, **{**settings, **options})
+    return matcher_for(learner, digits, pool, **{"match_batch": 6, "aug_type": "crop", "select_interval": 5, **options})
 
 
 @pytest.mark.parametrize("match", ["mean", "grad", "energy"])
@@ -102,7 +101,7 @@ def test_classes_in_chunks_give_the_joint_result(digits, match):
     results = []
     for at_once in (None, 1, 3):
         learner, pool = pixel_learner(digits)
-        report = learner.step(0, pixel_matcher(learner, digits, pool, match=match, at_once=at_once))
+        report = learner.step(0, pixel_matcher(learner, digits, pool, match=match, class_batch=at_once))
         results.append((learner.source.pixels.detach(), report["matching"]))
     for pixels, loss in results[1:]:
         torch.testing.assert_close(pixels, results[0][0], atol=1e-5, rtol=1e-4)
@@ -134,7 +133,7 @@ def test_the_peak_of_memory_is_that_of_a_chunk():
         learner, pool = PixelLearner(Accelerator(cpu=True, mixed_precision="no"), spec, pixels, 0, lr=1.0), RandomPool(dataset)
         Kept.now = Kept.peak = 0
         with torch.autograd.graph.saved_tensors_hooks(Kept, lambda kept: kept.tensor):
-            learner.step(0, pixel_matcher(learner, dataset, pool, per_class=4, at_once=at_once))
+            learner.step(0, pixel_matcher(learner, dataset, pool, match_batch=4, class_batch=at_once))
         assert Kept.now == 0
         peaks[classes, at_once] = Kept.peak
     assert peaks[100, 10] < 1.2 * peaks[10, None]
@@ -177,7 +176,7 @@ def test_logits_are_compared_image_by_image(digits):
     learner, pool = pixel_learner(digits)
     with pytest.raises(UserError, match="there are 6 real and 2 synthetic ones of each class: give --match-batch 2"):
         pixel_matcher(learner, digits, pool, match="logit")
-    assert pixel_matcher(learner, digits, pool, match="logit", per_class=2)(0).item() > 0
+    assert pixel_matcher(learner, digits, pool, match="logit", match_batch=2)(0).item() > 0
 
 
 def test_one_real_image_of_a_class_has_no_distribution(digits):

@@ -8,6 +8,7 @@ import pytest
 import torch
 from accelerate import Accelerator
 from conftest import SMALL_POOL
+from prototypes import matcher_for
 
 import gen_condense
 import pool_match
@@ -18,7 +19,7 @@ from gendistil.common.engine import EAGER, Engine
 from gendistil.common.rng import stream
 from gendistil.common.run import load_checkpoint
 from gendistil.data import standardise, to_signed
-from gendistil.matching import METHODS, OBJECTIVES, Matcher, PixelLearner, initial, matcher, objectives, selectors
+from gendistil.matching import METHODS, OBJECTIVES, PixelLearner, initial, matcher, objectives, selectors
 from gendistil.sources import PixelSet
 from generators import RECIPES, make_trainer
 from pools import OnlinePool, RandomPool, accuracy, build_classifier
@@ -116,8 +117,7 @@ def test_distances_and_clusterings_are_taken_in_float32_outside_autocast(digits,
     learner = pixels_of(digits, accelerator)
     pool = OnlinePool(digits, teacher="real", outer=3, inner=1, images=32, engine=learner.engine)
     monkeypatch.setattr(pool, "prepare", noted(pool.prepare))
-    term = Matcher(learner, digits, pool, match=match, weight=1.0, select="dream", classes=0, per_class=3, aug_type="none",
-                   interval=1, candidates=20)
+    term = matcher_for(learner, digits, pool, match, select="dream", match_batch=3, aug_setting="image")
     for step in range(2):
         learner.step(step, term)
     assert len(seen) >= 6
@@ -180,8 +180,7 @@ def test_float16_scales_the_loss_of_pixels_and_unscales_their_gradient(digits, m
     for accelerator in (Accelerator(cpu=True), Half(cpu=True)):
         learner = pixels_of(digits, accelerator)
         before = learner.parameter.detach().clone()
-        term = Matcher(learner, digits, RandomPool(digits), match="mean", weight=1e-3, select="random", classes=0, per_class=8,
-                       aug_type="none", aug_setting="class", interval=1, candidates=20)
+        term = matcher_for(learner, digits, RandomPool(digits), match_weight=1e-3, match_batch=8)
         learner.step(0, term)
         steps.append(learner.parameter.detach() - before)
     assert learner.scaler.is_enabled()

@@ -7,6 +7,7 @@ import json
 import pytest
 import torch
 from accelerate import Accelerator
+from prototypes import matcher_for
 from torch.nn import functional as F
 
 import pool_match
@@ -17,7 +18,7 @@ from gendistil.common.rng import stream
 from gendistil.common.run import load_checkpoint
 from gendistil.data import standardise, to_signed
 from gendistil.evaluation import PROTOCOLS, evaluate
-from gendistil.matching import OBJECTIVES, GeneratorLearner, LatentLearner, Method, PixelLearner, initial, objectives
+from gendistil.matching import GeneratorLearner, LatentLearner, PixelLearner, initial, objectives
 from gendistil.matching.trained import Lesson, TrainingMatcher
 from gendistil.matching.unroll import SGD, Adam, Known, unroll
 from gendistil.sources import PixelSet, Taught, Teacher, draw_set, load_source
@@ -247,10 +248,8 @@ def experts(digits, folder, **settings):
 
 
 def training_matcher(learner, digits, pool, match, **options):
-    method = Method("pixels", "a test", unroll=3, expert_epochs=1, max_start=1)
-    values = {name: getattr(method, name) for name in OBJECTIVES[match].options} | options
-    return TrainingMatcher(learner, digits, pool, match=match, weight=1.0, select="random", per_class=3, aug_type="none",
-                           interval=1, candidates=20, options=values)
+    values = {"match_batch": 3, "unroll": 3, "expert_epochs": 1, "max_start": 1, **options}
+    return matcher_for(learner, digits, pool, match, TrainingMatcher, **values)
 
 
 @pytest.mark.parametrize("match", ["trajectory", "outcome"])

@@ -3,6 +3,7 @@
 Nothing outside this table names a data set. To add one, add a row.
 """
 
+import functools
 import os
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -61,6 +62,11 @@ class Dataset:
     def full_train(self):
         """A new Split of all training images: `train`, then `held_out`."""
         return Split(join([self.train.images, self.held_out.images]), torch.cat([self.train.labels, self.held_out.labels]))
+
+    @functools.cached_property
+    def fewest(self):
+        """How many training images the smallest class has."""
+        return int(torch.bincount(self.train.labels, minlength=self.spec.num_classes).min())
 
     def to(self, device):
         """The data set on a device; its images stay in the host's memory if they would take more than half of what is free."""

@@ -6,8 +6,6 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-import torch
-
 from gendistil.common.cli import COUNT, say
 from gendistil.common.device import process_first
 from gendistil.common.errors import UserError
@@ -350,23 +348,16 @@ def make_matcher(method, learner, dataset, pool=None):
     """
     if method.match == "none":
         return None
-    row = OBJECTIVES[method.match]
-    taken, last = row.options, method.max_start - 1 + method.expert_epochs
+    row, last = OBJECTIVES[method.match], method.max_start - 1 + method.expert_epochs
     if row.expert and last > method.pool_epochs:
         raise UserError(f"--max-start {method.max_start} and --expert-epochs {method.expert_epochs} need experts of {last} "
                         f"epochs: raise --pool-epochs, now {method.pool_epochs}")
-    fewest = int(torch.bincount(dataset.train.labels, minlength=dataset.spec.num_classes).min())
-    alone = method.steps != 0 and fewest == 1 and not (method.match_aug and method.aug_setting == "image")
+    alone = method.steps != 0 and dataset.fewest == 1 and not (method.match_aug and method.aug_setting == "image")
     if row.spreads and alone:
         raise UserError(f"--match {method.match}: a class has one training image, which has no distribution: give --match "
                         "mean, or more images")
     kind = TrainingMatcher if row.per == "training" else Matcher
-    return kind(learner, dataset, pool, match=method.match, options={name: getattr(method, name) for name in taken},
-                   weight=method.match_weight, select=method.select, classes=method.match_classes,
-                   per_class=method.match_batch, kept=method.match_real,
-                   aug_type=method.aug_type if method.match_aug else "none", aug_single=method.aug_single,
-                   aug_setting=method.aug_setting, interval=method.select_interval, candidates=method.select_candidates,
-                   nearest=method.select_nearest, at_once=method.class_batch)
+    return kind(learner, dataset, pool, method)
 
 
 def count_steps(method, learner, dataset):

@@ -44,9 +44,8 @@ def check(dataset, how, count):
 
 def check_count(dataset, count, asked):
     """Raise UserError where a class has fewer than `count` real images; `asked` ends the sentence: who asks, and the remedy."""
-    fewest = int(torch.bincount(dataset.train.labels, minlength=dataset.spec.num_classes).min())
-    if count > fewest:
-        raise UserError(f"the smallest class has {fewest} training images, fewer than the {count} that {asked}")
+    if count > dataset.fewest:
+        raise UserError(f"the smallest class has {dataset.fewest} training images, fewer than the {count} that {asked}")
 
 
 def start(pixels, dataset, how, seed, pool):
@@ -89,10 +88,9 @@ def latents(generator, dataset, ipc, space, seed):
     labels = dataset.train.labels.cpu()
     order = torch.randperm(len(labels), generator=stream(seed, "images of latents"))
     by_class = [order[labels[order] == label] for label in range(dataset.spec.num_classes)]
-    fewest = min(map(len, by_class))
-    ipc = ipc or fewest
-    if ipc > fewest:
-        raise UserError(f"--ipc {ipc}: the smallest class has {fewest} training images for latents to stand for")
+    ipc = ipc or dataset.fewest
+    if ipc > dataset.fewest:
+        raise UserError(f"--ipc {ipc}: the smallest class has {dataset.fewest} training images for latents to stand for")
     made = LatentSet.of(generator, ipc, space)
     rows = torch.stack([of_class[:ipc] for of_class in by_class])
     for label, of_class in enumerate(rows):

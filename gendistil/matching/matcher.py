@@ -16,48 +16,41 @@ SETTINGS = ("image", "class")
 class Matcher:
     """Compares real and synthetic images of the same labels as networks of a pool see them.
 
-    Args:
-        learner: what is learned, see `matching.learners`; dataset, a `Dataset` on the device; pool, see `pools`, None to find
-            out whether the choices go together.
-        match, select: keys of OBJECTIVES and SELECTORS; options, the keywords of the objective, by their names.
-        weight: of the term (None: the objective's own).
-        classes: compared in one step, shared out evenly over the processes; 0 for all.
-        per_class: real images of each class. A generator makes as many; a pixel set gives all that it has.
-        kept: instead, so many real images of each class (at most as many as the smallest has), of which the pool keeps the
-            embeddings: seen once and without augmentation; 0 for none.
-        at_once: classes of a process that are in memory together; 0 for all. The sum over the parts is the same.
-        aug_type: siamese augmentation, "none" for none; aug_single, one of its operations a step;
-            aug_setting, one of `SETTINGS`.
-        interval, candidates, nearest: of the DREAM selector.
+    Args: learner, what is learned, see `matching.learners`; dataset, a `Dataset` on the device; pool, see `pools`, None to find
+    out whether the choices go together; method, a `Method`, whose fields for matching say the rest. The classes of a step are
+    shared out evenly over the processes, `class_batch` of one of them at a time, which changes no sum. A generator makes as
+    many images of a class as there are real ones, `match_batch`; a pixel set gives all that it has. With `match_real` the real
+    side is instead so many images, at most as many as the smallest class has, of which the pool keeps the embeddings.
     Raises UserError for choices that do not go together.
     """
 
     shared = False
     """Whether processes share the work of an objective that looks at all classes together."""
 
-    def __init__(self, learner, dataset, pool, *, match, weight, select, classes, per_class, aug_type, interval, candidates,
-                 kept=0, nearest=1, aug_single=False, aug_setting="image", at_once=0, options=None):
-        spec = dataset.spec
-        self.learner, self.dataset, self.pool, self.per_class, self.at_once = learner, dataset, pool, per_class, at_once
-        self.objective, self.options = OBJECTIVES[match], dict(options or {})
-        self.weight = self.objective.weight if weight is None else weight
-        self.classes = min(classes or spec.num_classes, spec.num_classes)
-        fewest = int(torch.bincount(dataset.train.labels, minlength=spec.num_classes).min())
-        self.kept = min(kept, fewest)
-        self._check(match, spec, aug_type)
-        self.selector = SELECTORS[select](dataset.train, spec.num_classes, self.kept or per_class, learner.seed, pool=pool,
-                                          interval=interval, candidates=candidates, nearest=nearest)
-        self.augment, self.aug_setting = Augment(aug_type, spec, aug_single), aug_setting
-        synthetic = learner.images_per_class(per_class)
-        if self.objective.pairwise and synthetic != per_class:
-            raise UserError(f"--match {match} compares image by image, but there are {per_class} real and {synthetic} "
+    def __init__(self, learner, dataset, pool, method):
+        spec, real = dataset.spec, method.match_batch
+        self.learner, self.dataset, self.pool = learner, dataset, pool
+        self.per_class, self.at_once, self.aug_setting = real, method.class_batch, method.aug_setting
+        self.objective = OBJECTIVES[method.match]
+        self.options = {name: getattr(method, name) for name in self.objective.options}
+        self.weight = self.objective.weight if method.match_weight is None else method.match_weight
+        self.classes = min(method.match_classes or spec.num_classes, spec.num_classes)
+        self.kept = min(method.match_real, dataset.fewest)
+        self.augment = Augment(method.aug_type if method.match_aug else "none", spec, method.aug_single)
+        self._check(method.match, spec)
+        self.selector = SELECTORS[method.select](
+            dataset.train, spec.num_classes, self.kept or real, learner.seed, pool=pool, interval=method.select_interval,
+            candidates=method.select_candidates, nearest=method.select_nearest)
+        synthetic = learner.images_per_class(real)
+        if self.objective.pairwise and synthetic != real:
+            raise UserError(f"--match {method.match} compares image by image, but there are {real} real and {synthetic} "
                             f"synthetic ones of each class: give --match-batch {synthetic}")
-        if aug_setting == "image" and synthetic != per_class:
-            raise UserError(f"--aug-setting image pairs real images with synthetic ones, but there are {per_class} and "
+        if self.aug_setting == "image" and synthetic != real:
+            raise UserError(f"--aug-setting image pairs real images with synthetic ones, but there are {real} and "
                             f"{synthetic} of each class: use --aug-setting class")
         self.shuffle = Shuffle(spec.num_classes, self.classes, learner.seed, "classes")
 
-    def _check(self, match, spec, aug_type):
+    def _check(self, match, spec):
         """Raise UserError where the objective, the learner and the processes do not go together."""
         processes, objective = self.learner.accelerator.num_processes, self.objective
         self.paired = objective.paired == "real" or (objective.paired and self.options.get("paired_weight", 0.0) > 0)
@@ -71,7 +64,7 @@ class Matcher:
             raise UserError(f"--match-real is for an objective that compares embeddings: --match {names}")
         if self.kept == 1:
             raise UserError("--match-real 1: one image of a class has no distribution: give 2 or more")
-        if self.kept and aug_type != "none":
+        if self.kept and self.augment.names:
             raise UserError("--match-real compares images as they are: add --no-match-aug")
         if self.classes % processes:
             shared = range(processes, spec.num_classes + 1, processes)

@@ -5,7 +5,7 @@ are pixels, those of latents or those of a generator: the term gives their gradi
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch.func import functional_call
@@ -51,15 +51,15 @@ class Lesson:
 class TrainingMatcher(Matcher):
     """Trains networks of a pool on the synthetic images of all classes, and compares what they have become.
 
-    Args: those of a `Matcher`, without those that say which classes are compared and how images are paired; options, the fields
-    of a `Method` that the row of the objective names. Beside what the learner learns it learns the step size of the training,
-    and label logits for stored images, and lets a stored source know of them.
+    Args: those of a `Matcher`; what the method says of classes in a step and of pairs means nothing here. Beside what the
+    learner learns it learns the step size of the training, and label logits for stored images, and lets a stored source know of
+    them.
     """
 
     shared = True
 
-    def __init__(self, learner, dataset, pool, *, classes=0, aug_setting="class", **settings):
-        super().__init__(learner, dataset, pool, classes=0, aug_setting="class", **settings)
+    def __init__(self, learner, dataset, pool, method):
+        super().__init__(learner, dataset, pool, replace(method, match_classes=0, aug_setting="class"))
         options, device, source = self.options, learner.accelerator.device, learner.source
         own = options["unroll_order"] == "steps"
         self.optimizer = Adam() if options["unroll_optimizer"] == "adam" else SGD(options["unroll_momentum"])
@@ -79,8 +79,8 @@ class TrainingMatcher(Matcher):
             if options["step_size_lr"] and options["unroll_optimizer"] == "sgd":
                 source.step_size = self.rates if own else self.rates[0]
 
-    def _check(self, match, spec, aug_type):
-        super()._check(match, spec, aug_type)
+    def _check(self, match, spec):
+        super()._check(match, spec)
         options = self.options
         if options.get("window", 0) > options["unroll"]:
             raise UserError(f"--window {options['window']} is longer than the training of --unroll {options['unroll']} steps")
