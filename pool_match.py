@@ -4,6 +4,7 @@
     accelerate launch pool_match.py --tag dm --method dm --data mnist --ipc 10
 """
 
+import argparse
 import dataclasses
 import math
 
@@ -102,20 +103,19 @@ def main(argv=None):
             continue
         # Of two runs, the second may not have come to a checkpoint when the first was interrupted.
         resume = args.resume and (len(runs) == 1 or (args.output_dir / tag / CHECKPOINT).exists())
-        match(args, {**options_of(args, name, tag), "weight": weight, "resume": resume,
-                     "overwrite": args.overwrite or resume != args.resume})
+        match(argparse.Namespace(**{**options_of(args, name, tag), "weight": weight, "resume": resume,
+                                    "overwrite": args.overwrite or resume != args.resume}))
         weight = args.output_dir / tag
 
 
-def match(args, options):
-    """One run of the method that `options` name: learn, score, save."""
-    name = options["method"]
-    start = dataclasses.replace(from_flags(Start, args), weight=options["weight"])
+def match(args):
+    """One run of the method that the flags of `options_of` name: learn, score, save."""
+    start, folder = from_flags(Start, args), args.output_dir / args.tag
     accelerator = make_accelerator(args.precision)
     engine = Engine(accelerator)
-    resumed, file = resume_state(options), args.output_dir / options["tag"] / CHECKPOINT
+    resumed, file = resume_state(vars(args)), folder / CHECKPOINT
     state = resumed or {}
-    if METHODS[name].learn == GENERATOR:
+    if METHODS[args.method].learn == GENERATOR:
         state, file = build.read_weight(args) if not resumed else (state, file)
         build.check_critic(args, state)
     limit = build.read_seconds(args.control_of)
@@ -123,7 +123,7 @@ def match(args, options):
         dataset = load_dataset(args.data, args.data_dir, args.image_size, args.held_out, args.classes,
                                accelerator.device, args.whiten)
     spec = dataset.spec
-    method = choices.settled(options, spec.size)
+    method = choices.settled(vars(args), spec.size)
     check_classifiers(method.pool if method.match != "none" else (), spec, "--pool", maps=method.match == "feature",
                       kernels=method.match == "grad" and method.metric != "dc", alone=method.match == "trajectory")
     judging = from_flags(Judging, args)
@@ -136,7 +136,7 @@ def match(args, options):
     engine.choose(args.compile, build.count_pixels(args.control_of, method, learner, dataset))
     build.make_matcher(method, learner, dataset)  # what does not go together ends here
     pools = args.output_dir / "pools"
-    earlier = args.output_dir / options["tag"] if resumed else None
+    earlier = folder if resumed else None
     pool = None if method.match == "none" else build.make_pool(method, pools, args.seed, dataset, engine, earlier)
     if not resumed:
         learner.begin(dataset, method, pool)
@@ -144,7 +144,7 @@ def match(args, options):
     if resumed and matching:
         matching.load_state_dict(resumed["matching"])
     begun = resumed["step"] if resumed else 0
-    run = Run(options, accelerator, begun, method_values=dataclasses.asdict(method), dataset=dataclasses.asdict(spec),
+    run = Run(vars(args), accelerator, begun, method_values=dataclasses.asdict(method), dataset=dataclasses.asdict(spec),
               compiled=engine.compiled, pool_folder=getattr(pool, "dir", None),
               recipe_values=dataclasses.asdict(learner.trainer.recipe) if method.learn == GENERATOR else None,
               kin=build.kin_of(start.weight, earlier) if method.learn == GENERATOR else None)

@@ -280,8 +280,7 @@ def test_an_interrupted_inversion_goes_on(tmp_path, monkeypatch):
     args = SimpleNamespace(output_dir=tmp_path, tag="cl", data="digits", held_out=0.1, precision="auto", compile="auto", ipc=2,
                            data_dir=None, image_size=None, seed=0, labels=("hard",))
     folder, called = memory.folder(args, "step"), []
-    monkeypatch.setattr(pool_match, "match", lambda args, options: called.append(
-        (options["tag"], options["resume"], options["overwrite"])))
+    monkeypatch.setattr(pool_match, "match", lambda run: called.append((run.tag, run.resume, run.overwrite)))
     memory.make(args, "step", [0], 0)
     folder.mkdir(parents=True)  # begun, and stopped before its first checkpoint
     inversion = folder.with_name(f"{folder.name}-inversion")
