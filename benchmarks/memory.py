@@ -3,7 +3,6 @@ that are differentiated, by the graph of one step at a time and by that of the w
 
     python benchmarks/memory.py --output benchmarks/results/memory.json    # goes on with what is missing
     python benchmarks/memory.py --unroll 10 60 100 --output benchmarks/results/unroll.json
-    python benchmarks/memory.py --document docs/speed.md
 
 Each step runs in a process of its own, which nothing else has made large, on noise in place of real images. What a network of
 the pool has learned changes no second of a step, so that of stage 2 is a random one.
@@ -31,7 +30,6 @@ from gendistil.common.errors import UserError
 from gendistil.common.rng import stream
 from gendistil.common.run import device_name, read_json, write_json
 from gendistil.data import Dataset, Spec, Split
-from gendistil.evaluation.report import rewrite_document
 from gendistil.matching import build, method_for
 from gendistil.matching.methods import GENERATOR
 from gendistil.matching.unroll import SGD, unroll
@@ -161,10 +159,6 @@ def _cell(row):
     return "did not fit" if row["seconds"] is None else f"{statistics.median(row['seconds']):.3g} s, {row['mib']:,.0f} MiB"
 
 
-def memory_section(file, root):
-    return f"{table(root / file)} Measured: `{file}`\n"
-
-
 def main():
     parser = Parser(description=__doc__.split("\n")[0])
     parser.add_argument("--methods", nargs="+", choices=WORDS, default=list(WORDS), help="whose steps are taken")
@@ -177,16 +171,8 @@ def main():
     parser.add_argument("--real", type=COUNT, default=8, help="real images of each class in a step")
     parser.add_argument("--repeats", type=COUNT, default=2, help="timed steps of each kind")
     parser.add_argument("--precision", choices=PRECISIONS, default="auto", help="arithmetic of the networks")
-    parser.add_argument("--output", type=Path, metavar="FILE", help="what was measured; what is there stays")
-    parser.add_argument("--document", type=Path, metavar="FILE",
-                        help="measure nothing: write the tables of a markdown file anew, from the files that its lines "
-                             "<!-- memory: FILE --> name")
+    parser.add_argument("--output", type=Path, metavar="FILE", required=True, help="what was measured; what is there stays")
     args = parser.parse_args()
-    if bool(args.output) == bool(args.document):
-        parser.error("give one of --output and --document")
-    if args.document:
-        args.document.write_text(rewrite_document(args.document, {"memory": memory_section}), encoding="utf-8")
-        return
     if args.unroll and args.precision not in ("auto", "fp32"):
         parser.error(f"--precision {args.precision}: trainings of --unroll are measured in fp32: leave it out")
     accelerator = make_accelerator(args.precision)

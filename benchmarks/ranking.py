@@ -1,7 +1,6 @@
 """DD-Ranking's label-robust score of stored sets by its own package, beside that of `validate.py --ranking`.
 
     python benchmarks/ranking.py --run results/ranking --sets dm=sets/dm idc=sets/idc --output ranking.json
-    python benchmarks/ranking.py --document docs/results.md
 
 The sets are folders that `sample.py --format ddranking` wrote, under the names that the run has for their sources. The package
 is `pip install .[ddranking]`, in an environment of its own, because it wants numpy 1. It trains students on every set, and on
@@ -28,7 +27,6 @@ from gendistil.common.inherit import inherit_data
 from gendistil.common.run import CONFIG, device_name, read_json, write_json
 from gendistil.data import load_dataset, standardise, to_signed
 from gendistil.evaluation.ranking import package_data, rankings, score
-from gendistil.evaluation.report import rewrite_document
 from gendistil.evaluation.rows import REPORT, read_report
 
 
@@ -114,28 +112,17 @@ def table(path):
                       f"{results['device']}, torch {results['torch']}, the package in float32."])
 
 
-def ranking_section(file, root):
-    return f"{table(root / file)} Measured: `{file}`\n"
-
-
 def main():
     parser = Parser(description=__doc__.split("\n")[0])
-    parser.add_argument("--run", type=Path, metavar="FOLDER", help="of validate.py --ranking")
-    parser.add_argument("--sets", type=named_set, nargs="+", metavar="NAME=FOLDER",
+    parser.add_argument("--run", type=Path, metavar="FOLDER", required=True, help="of validate.py --ranking")
+    parser.add_argument("--sets", type=named_set, nargs="+", metavar="NAME=FOLDER", required=True,
                         help="folders of sample.py --format ddranking")
     parser.add_argument("--num-eval", type=COUNT, default=2, help="students of each set")
     parser.add_argument("--test-interval", type=COUNT, help="epochs between the looks at the test set, of which the package "
                         "takes the best (default: 10, its own)")
-    parser.add_argument("--output", type=Path, metavar="FILE", help="JSON file of what was measured")
-    parser.add_argument("--document", type=Path, metavar="FILE", help="measure nothing: write the tables of a markdown file "
-                        "anew, from the files that its lines <!-- ranking: FILE --> name")
+    parser.add_argument("--output", type=Path, metavar="FILE", required=True, help="JSON file of what was measured")
     add_data_arguments(parser)
     args = parser.parse_args()
-    if args.document:
-        args.document.write_text(rewrite_document(args.document, {"ranking": ranking_section}), encoding="utf-8")
-        return
-    if not (args.run and args.sets and args.output):
-        parser.error("give --run, --sets and --output, or --document")
     counts = {read_json(folder / CONFIG)["ipc"] for _, folder in args.sets}
     if len(counts) > 1:
         raise UserError("--sets: all are compared with the same random images: name sets of one IPC")

@@ -31,7 +31,3 @@ def table(path):
         lines.append(f"{WORDS[stage][0].upper()}{WORDS[stage][1:]}: {ours:.0f} GFLOPS, {plain:.0f} not compiled. That is "
                      f"{100 * ours / peak:.0f} % of the {peak:.0f} of a bare convolution of 128 channels.")
     return "\n".join([*lines, "", f"{results['device']}, torch {results['torch']}, {results['precision']}."])
-
-
-def steps_section(file, root):
-    return f"{table(root / file)} Measured: `{file}`\n"

@@ -1,7 +1,6 @@
-"""Seconds of one step of every kind: ours, compiled or not, beside the published code's, as JSON or as a document's table.
+"""Seconds of one step of every kind: ours, compiled or not, beside the published code's, as JSON.
 
     python benchmarks/step_time.py --published DIM DATASETCONDENSATION DREAM > benchmarks/results/step_time.json
-    python benchmarks/step_time.py --document docs/speed.md
 
 The checkouts are of vimar-gu/DiM, VICO-UoE/DatasetCondensation and lyq312318224/DREAM (which needs fast-pytorch-kmeans).
 Every contestant is a process of its own, so that no setting of one reaches another, and they step in turn, so that whatever
@@ -27,14 +26,12 @@ from torch.utils.flop_counter import FlopCounterMode
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from benchmarks.contestants import Contestant
-from benchmarks.step_table import steps_section
 from gendistil.common import device as hardware
 from gendistil.common.cli import COUNT, PRECISIONS, Parser, run_script
 from gendistil.common.engine import Engine
 from gendistil.common.errors import UserError
 from gendistil.common.run import device_name
 from gendistil.data import Dataset, Spec, Split, standardise, to_signed
-from gendistil.evaluation.report import rewrite_document
 from gendistil.matching import METHODS, SELECTORS, GeneratorLearner, LatentLearner, Matcher, PixelLearner, initial
 from gendistil.sources import PixelSet
 from generators import GAN, NETWORKS, RECIPES
@@ -341,13 +338,7 @@ def main():
     parser.add_argument("--stages", nargs="+", choices=BATCHES, default=list(BATCHES), help="steps to time")
     parser.add_argument("--repeats", type=COUNT, default=3, help="timed steps of each contestant")
     parser.add_argument("--precision", choices=PRECISIONS, default="auto", help="arithmetic of our networks")
-    parser.add_argument("--document", type=Path, metavar="FILE",
-                        help="time nothing: write the tables of a markdown file anew, from the files that its lines "
-                             "<!-- steps: FILE --> name")
     args = parser.parse_args()
-    if args.document:
-        args.document.write_text(rewrite_document(args.document, {"steps": steps_section}), encoding="utf-8")
-        return
     checkouts = {}
     for path in args.published:
         known = [stages for name, stages in CHECKOUTS.items() if (path / name).exists()]

@@ -1,12 +1,10 @@
 """The benchmark of memory, on networks too small to say anything about it."""
 
 import json
-from pathlib import Path
 
 import pytest
 
-from benchmarks import memory
-from gendistil.evaluation.report import rewrite_document
+from benchmarks import document, memory
 
 
 @pytest.mark.parametrize("method", memory.WORDS)
@@ -45,7 +43,7 @@ def test_what_was_measured_stays_and_becomes_a_table(command, monkeypatch, tmp_p
     assert len(asked) == 4  # the second call has two of them already
     (tmp_path / "pyproject.toml").touch()
     (tmp_path / "page.md").write_text("<!-- memory: memory.json -->\nold\n<!-- /memory -->\n")
-    command(memory, "--document", tmp_path / "page.md")
+    command(document, tmp_path / "page.md")
     text = (tmp_path / "page.md").read_text()
     assert "| DM | 3 | 2 s, 1,234 MiB | 2 s, 1,234 MiB |\n| DM | 4 | did not fit | did not fit |" in text
     assert "old" not in text
@@ -60,13 +58,3 @@ def test_rows_of_another_machine_stay_apart(fails, tmp_path):
 
 def test_a_process_that_ends_is_a_step_that_did_not_fit():
     assert memory.measure(1, method="none", classes=2, class_batch=0)["seconds"] is None
-
-
-def test_a_folder_or_a_document(fails, tmp_path):
-    assert "give one of --output and --document" in fails(2, memory)
-
-
-def test_the_document_shows_what_was_measured():
-    document = Path(__file__).parents[1] / "docs" / "speed.md"
-    assert document.read_text(encoding="utf-8") == rewrite_document(document, {"memory": memory.memory_section})
-    assert json.loads((document.parents[1] / "benchmarks" / "results" / "memory.json").read_text())["rows"]

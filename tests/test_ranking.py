@@ -11,7 +11,7 @@ from picture_folders import write_folder
 
 import sample
 import validate
-from benchmarks import ranking
+from benchmarks import document, ranking
 from gendistil.common.errors import UserError
 from gendistil.common.run import CONFIG
 from gendistil.data import standardise, to_signed
@@ -261,7 +261,7 @@ def test_the_scores_of_both_programs_are_a_table(command, tmp_path):
     (tmp_path / "pyproject.toml").touch()
     (tmp_path / "out.json").write_text(json.dumps({"device": "abacus", "torch": "3.1", "students": 1, "rows": rows}))
     (tmp_path / "page.md").write_text("<!-- ranking: out.json -->\n<!-- /ranking -->\n")
-    command(ranking, "--document", tmp_path / "page.md")
+    command(document, tmp_path / "page.md")
     lines = (tmp_path / "page.md").read_text().splitlines()
     cells = ["idc", "30.00", "23.00", "10.00", "20.00", "-15.65", f"{score(-10):.2f}", "27.00"]
     assert lines[3] == f"| {' | '.join(cells)} |"
@@ -273,4 +273,3 @@ def test_sets_that_no_run_ranks_are_refused(fails, ranked, tmp_path):
     words = ("--run", ranked, "--output", tmp_path / "out.json", "--sets")
     assert "ranks no fixed set of this name and size" in fails(2, ranking, *words, f"idc={tmp_path / 'set'}")
     assert "--sets" in fails(2, ranking, *words, f"dm={tmp_path / 'nowhere'}")
-    assert "give --run, --sets and --output" in fails(2, ranking, "--run", ranked)

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 from scipy.stats import ttest_ind, ttest_rel
 
+from benchmarks import document
 from gendistil.common.errors import UserError
 from gendistil.evaluation import PROTOCOLS, Result
 from gendistil.evaluation.plots import plot, plot_across
@@ -267,10 +268,16 @@ def test_reports_or_documents(words, monkeypatch, capsys):
 def test_the_tables_of_our_documents_are_those_of_their_files(name):
     text = (ROOT / name).read_text(encoding="utf-8")
     assert "<!-- table" in text
-    assert rewrite_document(ROOT / name) == text
+    assert rewrite_document(ROOT / name, document.SECTIONS) == text
     assert text.count(LEGEND) == 1
     unmarked = re.sub(r"<!-- (table|students|sets): .*?<!-- /\1 -->", "", text, flags=re.S)
     assert not re.findall(r"^\|.* ± .*\|$", unmarked, re.M)
+
+
+def test_the_speeds_of_our_document_are_those_of_their_files():
+    text = (ROOT / "docs/speed.md").read_text(encoding="utf-8")
+    assert all(f"<!-- {name}: " in text for name in ("steps", "memory"))
+    assert rewrite_document(ROOT / "docs/speed.md", document.SECTIONS) == text
 
 
 @pytest.mark.parametrize("name", ["docs/results.md", "README.md"])

@@ -79,13 +79,11 @@ def write_report(rows, folder, commands, sheets, against=()):
 def rewrite(text, root, sections=None):
     """A document's text with every marked section written anew; the paths of files start at the folder `root`.
 
-    `sections` maps the name in a marker to what writes it, called with the rest of the marker and `root` (default: the tables
-    and legends of reports).
+    `sections` maps the name in a marker to what writes it, called with the rest of the marker and `root` (default: `SECTIONS`).
 
     Raises UserError where a marker lacks its partner, none is there, or a file cannot be read.
     """
-    sections = sections or {"table": _section, "students": functools.partial(_section, choose=students_grids),
-                            "sets": _sets, "legend": lambda rest, root: LEGEND}
+    sections = sections or SECTIONS
     names = "|".join(sections)
     markers = list(re.finditer(rf"^<!-- (/?)({names})(?:: ?(.*?))? -->$", text, re.MULTILINE))
     if not markers:
@@ -109,6 +107,11 @@ def _section(rest, root, choose=None):
 def _sets(rest, root):
     files, rows, sources = _read(rest, root, "of")
     return f"{text_of(sets_grids(rows, sources))}\n{files}"
+
+
+SECTIONS = {"table": _section, "students": functools.partial(_section, choose=students_grids), "sets": _sets,
+            "legend": lambda rest, root: LEGEND}
+"""The tables and legends of reports, by the names of their markers."""
 
 
 def _read(rest, root, word):
