@@ -171,9 +171,9 @@ def ours_inverting(engine, dataset, classes, batch_size, width):
     method, spec, recipe, accelerator = METHODS["inversion"], dataset.spec, RECIPES["pyramid"], engine.accelerator
     generator = NETWORKS[recipe.generator][0](spec.size, spec.channels, spec.num_classes, recipe.dim_noise,
                                               width or recipe.width).to(accelerator.device)
-    latents, rows = initial.latents(generator, dataset, batch_size, "noise", 0)
-    learner = LatentLearner(accelerator, spec, latents, 0, real=dataset.train, rows=rows, lr=method.lr, batch=batch_size,
-                            chunk_steps=method.chunk_steps, engine=engine)
+    latents, partners = initial.latents(generator, dataset, batch_size, "noise", 0)
+    learner = LatentLearner(accelerator, spec, latents, 0, real=dataset.train, partners=partners, lr=method.lr,
+                            batch=batch_size, chunk_steps=method.chunk_steps, engine=engine)
     matching = Matcher(learner, dataset, RandomPool(dataset), replace(method, match_classes=classes, match_batch=batch_size))
 
     def step(number):

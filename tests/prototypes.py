@@ -1,13 +1,12 @@
-"""Sources whose images any student tells apart, and small matching terms, for tests."""
+"""Sources whose images any student tells apart, small learners and matching terms, for tests."""
 
 from torch.nn import functional as F
 
 from gendistil.common.rng import counter_normal
-from gendistil.matching import Matcher, Method
-from gendistil.sources import (
-    Source,
-    index_within_class,
-)
+from gendistil.matching import GeneratorLearner, LatentLearner, Matcher, Method, PixelLearner, initial
+from gendistil.sources import PixelSet, Source, index_within_class
+from generators import GAN, RECIPES, GANRecipe
+from generators.pyramid import PyramidGenerator
 
 
 class Prototypes(Source):
@@ -42,3 +41,17 @@ def matcher_for(learner, dataset, pool, match="mean", kind=Matcher, **values):
     """A matcher of weight 1 and without augmentation, but for the `values` of a `Method` that a test names."""
     small = {"match_weight": 1.0, "aug_type": "none", "select_interval": 1, "select_candidates": 20}
     return kind(learner, dataset, pool, Method("pixels", "a test", match=match, **{**small, **values}))
+
+
+def make_learner(name, digits, accelerator, ipc=4, started=False):
+    """A small learner: generator, latents, pixels or multi-formation. Pixels are grey unless they are `started` from images."""
+    if name == "generator":
+        recipe = {**vars(RECIPES["pyramid"]), "width": 8, "batch_size": 4}
+        return GeneratorLearner(GAN(accelerator, digits.spec, GANRecipe(**recipe), 0), digits)
+    if name == "latents":
+        latents, partners = initial.latents(PyramidGenerator(8, 1, 10, 9, width=8), digits, ipc, "noise", 0)
+        return LatentLearner(accelerator, digits.spec, latents, 0, real=digits.train, partners=partners, lr=0.1, batch=2)
+    pixels = PixelSet(size=8, channels=1, num_classes=10, ipc=ipc, factor=2 if name == "multi-formation" else 1)
+    if started:
+        initial.start(pixels, digits, "real", 0, None)
+    return PixelLearner(accelerator, digits.spec, pixels, 0, lr=0.1)

@@ -104,9 +104,9 @@ def made_digits(digits, generator):
 
 
 def learner_of(dataset, generator, **options):
-    latents, rows = initial.latents(generator, dataset, 6, "noise", 0)
+    latents, partners = initial.latents(generator, dataset, 6, "noise", 0)
     settings = {"lr": 0.1, "batch": 3, "chunk_steps": 20, **options}
-    return LatentLearner(Accelerator(cpu=True), dataset.spec, latents, 0, real=dataset.train, rows=rows, **settings)
+    return LatentLearner(Accelerator(cpu=True), dataset.spec, latents, 0, real=dataset.train, partners=partners, **settings)
 
 
 def matcher_of(learner, dataset, match="paired", **options):
@@ -121,8 +121,8 @@ def test_each_latent_starts_from_an_image_like_its_own(digits):
     with torch.no_grad():
         images[60:80] = generator(noise, labels[60:80])
     split = Split(to_uint8(images), labels)
-    latents, rows = initial.latents(generator, Dataset(digits.spec, split, split, split), 5, "noise", 7)
-    torch.testing.assert_close(latents.vectors[3], noise[rows[3] - 60])
+    latents, partners = initial.latents(generator, Dataset(digits.spec, split, split, split), 5, "noise", 7)
+    torch.testing.assert_close(latents.vectors[3], noise[partners[3] - 60])
 
 
 def test_inversion_finds_images_chunk_by_chunk_and_resumes(digits):
@@ -145,7 +145,7 @@ def test_inversion_finds_images_chunk_by_chunk_and_resumes(digits):
     assert torch.equal(learner.parameter[:, :3], first)
     assert all(torch.equal(*pair) for pair in zip(weights, learner.source.generator.parameters()))
     real = dataset.train.images[learner.pairs(torch.arange(10), 39)]
-    assert torch.equal(real, dataset.train.images[learner.rows[:, 3:]])
+    assert torch.equal(real, dataset.train.images[learner.partners[:, 3:]])
 
     again = learner_of(dataset, generator)
     again.load_state_dict(halfway, "checkpoint.pt")
@@ -164,7 +164,7 @@ def test_the_regulariser_keeps_images_of_a_class_apart(digits):
         for step in range(60):
             learner.step(step, matcher)
         own = to_uint8(learner.source.sample(torch.arange(10).repeat_interleave(6))).float()
-        real = dataset.train.images[learner.rows.flatten()].float()
+        real = dataset.train.images[learner.partners.flatten()].float()
         spread[paired_weight] = float((own - real).square().mean())
     assert spread[1.0] < 0.8 * spread[0.0]
 

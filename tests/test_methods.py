@@ -7,7 +7,7 @@ import pytest
 import torch
 from accelerate import Accelerator
 from conftest import SMALL_POOL
-from prototypes import matcher_for
+from prototypes import make_learner, matcher_for
 
 import gen_condense
 import pool_match
@@ -19,30 +19,12 @@ from gendistil.matching import (
     METHODS,
     OBJECTIVES,
     SELECTORS,
-    GeneratorLearner,
-    LatentLearner,
-    PixelLearner,
-    initial,
 )
 from gendistil.sources import PixelSet, load_source
-from generators import GAN, RECIPES, GANRecipe
-from generators.pyramid import PyramidGenerator
 from pools import OnlinePool, RandomPool
 
 SCORED = ("--eval-epochs", 1, "--eval-interval", 100, "--log-interval", 1)
 QUICK = ("--match-batch", 4, *SCORED)
-
-
-def make_learner(name, digits, accelerator):
-    if name == "generator":
-        recipe = {**vars(RECIPES["pyramid"]), "width": 8, "batch_size": 4}
-        return GeneratorLearner(GAN(accelerator, digits.spec, GANRecipe(**recipe), 0), digits)
-    if name == "latents":
-        latents, rows = initial.latents(PyramidGenerator(8, 1, 10, 9, width=8), digits, 4, "noise", 0)
-        return LatentLearner(accelerator, digits.spec, latents, 0, real=digits.train, rows=rows, lr=0.1, batch=2)
-    pixels = PixelSet(size=8, channels=1, num_classes=10, ipc=2, factor=2 if name == "multi-formation" else 1)
-    initial.start(pixels, digits, "real", 0, None)
-    return PixelLearner(accelerator, digits.spec, pixels, 0, lr=0.1)
 
 
 @pytest.mark.parametrize("select", SELECTORS)
@@ -51,7 +33,7 @@ def make_learner(name, digits, accelerator):
     # Only latents are paired with real images, and tests/test_unroll.py has those that train networks.
     if row.per != "training" and (row.paired != "real" or learn == "latents")])
 def test_every_combination(digits, learn, match, select):
-    learner = make_learner(learn, digits, Accelerator(cpu=True))
+    learner = make_learner(learn, digits, Accelerator(cpu=True), 4 if learn == "latents" else 2, started=True)
     before = [value.clone() for value in learner.source.parameters()]
     # Pairs, which the logit objective compares, need as many real images as decoded ones.
     per_class = 8 if learn == "multi-formation" else 2
@@ -120,12 +102,12 @@ def test_resuming_pixels_gives_what_one_run_gives(command, tmp_path, on_the_cpu,
     assert torch.equal(whole, parts)
 
 
-@pytest.mark.parametrize("words", [
-    "--method dc --ipc 10", "--method dsa", "--method dm --ipc 10", "--method idc --factor 2 --ipc 10",
-    "--method dream+ --factor 2 --ipc 10 --select-nearest 2"])
-def test_what_stands_for_a_published_command_line_runs(command, tmp_path, words):
-    command(pool_match, "--output-dir", tmp_path, *words.split(), *QUICK, "--steps", 1)
-    assert isinstance(load_source(tmp_path / "match"), PixelSet)
+def test_several_images_are_taken_around_a_centroid(command, tmp_path):
+    command(pool_match, "--output-dir", tmp_path, "--method", "dream+", "--factor", 2, "--ipc", 10, "--select-nearest", 2,
+            *QUICK, "--steps", 1)
+    values = json.loads((tmp_path / "match" / "config.json").read_text())["method_values"]
+    assert (values["select"], values["select_nearest"]) == ("dream", 2)
+    assert load_source(tmp_path / "match").decoded(10) == 40
 
 
 @pytest.mark.parametrize("words", [
@@ -148,7 +130,10 @@ def test_a_combination_that_no_paper_has(command, tmp_path):
     command(gen_condense, "--output-dir", tmp_path, "--width", 8, "--batch-size", 4, "--steps", 1)
     command(pool_match, "--output-dir", tmp_path, "--weight", tmp_path / "gan", "--match", "grad", "--metric", "cos",
             "--select", "dream", "--pool-training", "real", "--outer", 2, *QUICK, "--steps", 3)
-    assert load_source(tmp_path / "match").size == 8
+    values = json.loads((tmp_path / "match" / "config.json").read_text())["method_values"]
+    assert [values[name] for name in ("learn", "match", "metric", "select", "pool_training")] == [
+        "generator", "grad", "cos", "dream", "real"]
+    assert (tmp_path / "match" / "generator").is_dir()
 
 
 def test_held_out_images_choose_by_all_stored_pixels(command, tmp_path, monkeypatch):

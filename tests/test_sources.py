@@ -5,7 +5,7 @@ import torch
 from prototypes import Prototypes
 
 from gendistil.common.errors import UserError
-from gendistil.data import Split, to_signed, to_uint8
+from gendistil.data import Split, to_signed
 from gendistil.sources import (
     DistilledDataset,
     LatentSet,
@@ -102,8 +102,3 @@ def test_distilled_dataset_holds_the_set_of_its_seed():
     assert batch.shape == (8, 1, 8, 8)
     plain = DistilledDataset(Prototypes(), ipc=3, seed=4, transform=lambda image: image)
     assert torch.equal(plain[29][0], images[29])
-
-
-def test_quantisation_is_what_a_student_sees():
-    images, _ = draw_set(Prototypes(), 2, seed=0)
-    assert torch.equal(to_uint8(to_signed(images)), images)

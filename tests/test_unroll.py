@@ -7,7 +7,7 @@ import json
 import pytest
 import torch
 from accelerate import Accelerator
-from prototypes import matcher_for
+from prototypes import make_learner, matcher_for
 from torch.nn import functional as F
 
 import pool_match
@@ -18,12 +18,10 @@ from gendistil.common.rng import stream
 from gendistil.common.run import load_checkpoint
 from gendistil.data import standardise, to_signed
 from gendistil.evaluation import PROTOCOLS, evaluate
-from gendistil.matching import GeneratorLearner, LatentLearner, PixelLearner, initial, objectives
+from gendistil.matching import PixelLearner, initial, objectives
 from gendistil.matching.trained import Lesson, TrainingMatcher
 from gendistil.matching.unroll import SGD, Adam, Known, unroll
 from gendistil.sources import PixelSet, Taught, Teacher, draw_set, load_source
-from generators import GAN, RECIPES, GANRecipe
-from generators.pyramid import PyramidGenerator
 from pools import ClassifierPool, RandomPool, accuracy, build_classifier
 
 OPTIMIZERS = {"sgd": SGD(), "momentum": SGD(0.9), "adam": Adam()}
@@ -291,17 +289,6 @@ def test_the_experts_own_batches_lead_to_the_expert(digits, tmp_path):
 
 def learner_loss(learner, digits, pool, **options):
     return training_matcher(learner, digits, pool, "trajectory", unroll=1, **options)(0).detach()
-
-
-def make_learner(name, digits, accelerator, ipc=4):
-    if name == "generator":
-        recipe = {**vars(RECIPES["pyramid"]), "width": 8, "batch_size": 4}
-        return GeneratorLearner(GAN(accelerator, digits.spec, GANRecipe(**recipe), 0), digits)
-    if name == "latents":
-        latents, rows = initial.latents(PyramidGenerator(8, 1, 10, 9, width=8), digits, ipc, "noise", 0)
-        return LatentLearner(accelerator, digits.spec, latents, 0, real=digits.train, rows=rows, lr=0.1, batch=2)
-    pixels = PixelSet(size=8, channels=1, num_classes=10, ipc=ipc)
-    return PixelLearner(accelerator, digits.spec, pixels, 0, lr=0.1)
 
 
 def test_the_window_of_difficulty_grows(digits, tmp_path):

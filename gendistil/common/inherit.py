@@ -148,7 +148,7 @@ def check_held_out(path, flag, held_out):
 
 def check_classes(path, flag, spec, remedy):
     """Raise UserError if the run at `path` has learned other classes of the data set than those of `spec`, or in another
-    order."""
+    order. `remedy` ends its sentence: how classes of `spec` are used, and what to do."""
     made = made_by(path).get("dataset") or {}
     known, asked = (list(map(str, classes)) for classes in (made.get("classes", ()), spec.classes))
     if known and known != asked and (made.get("name") == spec.name or sorted(known) == sorted(asked)):

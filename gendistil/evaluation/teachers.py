@@ -26,7 +26,10 @@ _GROUP = "labels"
 
 @dataclass(frozen=True)
 class Labels:
-    """What students learn to answer, and whose answers these are."""
+    """What students learn to answer, hard labels first, and whose answers these are.
+
+    Without `own`, labels and step sizes that were learned with images are left out.
+    """
 
     labels: tuple = option("hard: the classes' own (the default); rows: with --sampling fixed or representative, one row of a "
                            "teacher's logits for every image; teacher: the teacher stays, and answers to every image as the "

@@ -266,12 +266,12 @@ def _pixels(begin):
 def _latents(begin):
     device = begin.accelerator.device
     if "rows" in begin.state:  # of the run that is resumed, which needs nothing but its own folder
-        latents, rows = load_source(begin.file.parent / LATENTS_FOLDER, device), begin.state["rows"]
+        latents, partners = load_source(begin.file.parent / LATENTS_FOLDER, device), begin.state["rows"]
         latents.rows = latents.step_size = None
     else:
-        latents, rows = start_latents(begin.method, begin.start, begin.seed, begin.dataset, device)
-    return LatentLearner(begin.accelerator, begin.dataset.spec, latents, begin.seed, real=begin.dataset.train, rows=rows,
-                         chunk_steps=begin.method.chunk_steps, **_stored_settings(begin))
+        latents, partners = start_latents(begin.method, begin.start, begin.seed, begin.dataset, device)
+    return LatentLearner(begin.accelerator, begin.dataset.spec, latents, begin.seed, real=begin.dataset.train,
+                         partners=partners, chunk_steps=begin.method.chunk_steps, **_stored_settings(begin))
 
 
 def _drawn(begin):

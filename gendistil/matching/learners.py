@@ -67,7 +67,10 @@ class GeneratorLearner:
         return real
 
     def images(self, labels, positions, shape, step):
-        """New images of `labels` [k]: [k, n, C, H, W]; `shape` is (classes, n) of all processes, `positions` the labels' in it.
+        """New images of `labels`, int64 [k]: float [k, n, C, H, W].
+
+        Args: positions, int64 [k], the places of the labels among the classes of all processes; shape, how many classes these
+        are, and n.
         """
         if self._noise is None or self._noise[0] != (shape, step):  # the parts of a step share it
             self._noise = (shape, step), self.trainer.noise(shape, "matching", step)
@@ -215,19 +218,19 @@ class PixelLearner(StoredLearner):
 class LatentLearner(StoredLearner):
     """Vectors of a frozen generator, each of which is paired with one real image (IT-GAN, arXiv 2204.07513).
 
-    Args: latents, a `LatentSet`; real, the `Split` whose images the vectors are paired with; rows, int64 [K, ipc], which of
+    Args: latents, a `LatentSet`; real, the `Split` whose images the vectors are paired with; partners, int64 [K, ipc], which of
     them; chunk_steps, 0 to compare vectors drawn at random in every step, else GAN inversion: `batch` vectors of every class
     are fitted by Adam for that many steps, then the next ones; the others as `StoredLearner` has them.
     """
 
     folder, has_pairs = LATENTS_FOLDER, True
 
-    def __init__(self, accelerator, spec, latents, seed, *, real, rows, lr, momentum=0.0, batch=None, chunk_steps=0,
+    def __init__(self, accelerator, spec, latents, seed, *, real, partners, lr, momentum=0.0, batch=None, chunk_steps=0,
                  **settings):
         super().__init__(accelerator, spec, latents, latents.vectors, seed, lr=lr, momentum=momentum,
                          batch=min(batch or latents.max_ipc, latents.max_ipc), **settings)
-        self.parameter.data, rows = process_first(self.parameter.data), process_first(rows.to(self.parameter.device))
-        self.real, self.rows, self.chunk_steps = real, rows.cpu(), chunk_steps
+        self.parameter.data, partners = process_first(self.parameter.data), process_first(partners.to(self.parameter.device))
+        self.real, self.partners, self.chunk_steps = real, partners.cpu(), chunk_steps
         if chunk_steps:
             self._start_chunk()
 
@@ -259,7 +262,7 @@ class LatentLearner(StoredLearner):
 
     def pairs(self, labels, step):
         """Rows of the real images that these vectors are paired with, on the CPU as `labels` are: int64 [k, m]."""
-        return self.rows[labels[:, None], self._chosen(step)]
+        return self.partners[labels[:, None], self._chosen(step)]
 
     def training_set(self, ipc=10):
         """The images of the first `ipc` vectors of every class: uint8 [K * ipc, C, H, W], and their targets."""
@@ -270,13 +273,13 @@ class LatentLearner(StoredLearner):
         columns, rows = min(columns, self.spec.num_classes), min(rows, self.source.max_ipc)
         labels = torch.arange(columns, device=self.accelerator.device).repeat(rows)
         made = self.source.sample(labels).unflatten(0, (rows, columns))
-        real = to_signed(take(self.real.images, self.rows[:columns, :rows].T))
+        real = to_signed(take(self.real.images, self.partners[:columns, :rows].T))
         return torch.stack([real, made], 1).flatten(0, 2), columns
 
     def state_dict(self):
-        return {**super().state_dict(), "rows": self.rows}
+        return {**super().state_dict(), "rows": self.partners}
 
     def load_state_dict(self, state, path):
         super().load_state_dict(state, path)
-        self.rows = state["rows"]
+        self.partners = state["rows"]
 

@@ -265,8 +265,8 @@ METHODS = {
 
 
 class Preset(NamedTuple):
-    """What the authors of `methods` set otherwise for some data sets, from `ipc` stored images per class on, and where `parts`
-    is true, for images that hold several smaller ones alone."""
+    """What the authors of `methods` set otherwise for some data sets: where `ipc` images of a class or more are stored, and if
+    `parts` is true, only where each of them holds several smaller ones."""
 
     methods: tuple
     data: tuple

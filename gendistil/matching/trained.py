@@ -107,7 +107,8 @@ class TrainingMatcher(Matcher):
         return process_first(mean.unflatten(0, (self.classes, -1)))
 
     def parts(self, step):
-        """Yield the loss of one training, whose gradient reaches what made the images; the other values take their step.
+        """Yield the loss of one training, whose gradient reaches what made the images. The step size and the label logits take
+        their own step here.
 
         Each process makes the images of its classes, and computes its share of every step of the training.
         """
