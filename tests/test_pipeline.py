@@ -168,6 +168,13 @@ def test_a_control_resumes_too_and_says_what_matching_gained(command, results, c
     assert f"By this one student each {said} its control" in capsys.readouterr().out
 
 
+def test_a_second_run_of_stage_2_wants_another_seed(command, results, capsys):
+    for seed, told in ((3407, True), (1, False)):
+        command(pool_match, *STAGE2, "--output-dir", results, "--tag", f"again{seed}", "--weight", results / "match", "--seed",
+                seed, "--steps", 1)
+        assert ("come again: give another --seed" in capsys.readouterr().err) == told
+
+
 def test_a_student_that_cannot_have_as_many_images_as_asked_is_named_once(command, tmp_path, capsys):
     command(pool_match, "--output-dir", tmp_path, "--method", "dm", "--ipc", 2, "--match-batch", 4, "--steps", 2,
             "--eval-interval", 1, "--eval-epochs", 1, "--eval-ipc", 5)

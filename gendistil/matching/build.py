@@ -82,7 +82,7 @@ def check_given(args):
 def check_runs(args, runs):
     """Raise UserError where `runs`, methods and tags, cannot go on with what is there, or would replace a run of another kind.
 
-    One method is checked by the run itself.
+    One method is checked by the run itself. Says so where a run would repeat the draws of the one that it starts from.
     """
     folders = {args.output_dir / tag: name for name, tag in runs}
     for folder, name in folders.items() if len(runs) > 1 else ():
@@ -92,6 +92,10 @@ def check_runs(args, runs):
     if args.resume and len(runs) > 1 and not any((folder / CHECKPOINT).exists() for folder in folders):
         raise UserError(f"--resume: {' and '.join(map(str, folders))} hold no checkpoint: check --tag and --output-dir, or "
                         "start again with --overwrite")
+    before = made_by(args.weight)
+    if METHODS[args.method].learn == GENERATOR and "method_values" in before and before.get("seed") == args.seed:
+        say(f"--weight {args.weight} is a run of this stage with the same --seed, whose classes, noise and real images come "
+            "again: give another --seed")
 
 
 def check_paths(args):
