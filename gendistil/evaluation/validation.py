@@ -129,6 +129,43 @@ def check_students(args, spec):
     return protocols
 
 
+def _check_source(args, path, source, spec):
+    """Raise UserError for a source that does not fit images of `spec`, or what the flags would do with it."""
+    check_fits(source, spec, f"--pretrain-weight {path}")
+    check_classes(path, "--pretrain-weight", spec, "judged: judge them apart")
+    name_other_data(path, "--pretrain-weight", spec)
+    if args.scored_on == "held_out" or args.teacher_snapshots == "auto":
+        check_held_out(path, "--pretrain-weight", args.held_out)
+    if source.max_ipc is not None and PROTOCOLS[args.protocol].random_labels:
+        raise UserError(f"--protocol {args.protocol} draws new images at every step, and those of --pretrain-weight {path} "
+                        "are stored: use another")
+    if args.push_to_hub and not hasattr(source, "save_pretrained"):
+        raise UserError(f"--push-to-hub uploads models of this suite, and --pretrain-weight {path} is a pipeline")
+
+
+def _as_judged(args, name, path, source, dataset):
+    """The name in the report and the source, with what it has learned beside its images and refined, as the flags say.
+
+    Raises UserError where that does not go with the other flags.
+    """
+    name += f", {source.remark}" if source.remark else ""
+    if not args.own and source.soft:
+        source.rows = None
+    if not args.own or args.lr is not None:
+        source.step_size = None
+    rate_of(source, protocol_of(args, dataset.spec.name), f"--pretrain-weight {path}")
+    source = refine(source, path, args, functools.partial(_open_outside, args, dataset), dataset.train.images.device)
+    name += f", {source.refinement.words}" if isinstance(source, Refined) else ""
+    if args.ranking and (source.soft or source.step_size is not None):
+        shared = "hard labels" if source.soft else "one learning rate"
+        raise UserError(f"--ranking compares sets by {shared}, and {name} has learned its own: add --no-own")
+    if args.ipc[0] > (source.max_ipc or math.inf):
+        raise UserError(f"--ipc {args.ipc[0]}: {name} has {source.max_ipc} images of a class: lower it")
+    for ipc in args.ipc if PROTOCOLS[args.protocol].replay else ():
+        replayed(source, ipc, PROTOCOLS[args.protocol])
+    return name, source
+
+
 def load_sources(args, paths, dataset, real):
     """The sources of the report and the paths of the distilled ones, by their names; that of a refined one says how.
 
@@ -140,33 +177,10 @@ def load_sources(args, paths, dataset, real):
     device, sources, named, learned = dataset.train.images.device, {}, {}, False
     for name, path in paths.items():
         source = load_source(path, device).fitted(dataset.spec)
-        check_fits(source, dataset.spec, f"--pretrain-weight {path}")
-        check_classes(path, "--pretrain-weight", dataset.spec, "judged: judge them apart")
-        name_other_data(path, "--pretrain-weight", dataset.spec)
-        if args.scored_on == "held_out" or args.teacher_snapshots == "auto":
-            check_held_out(path, "--pretrain-weight", args.held_out)
-        if source.max_ipc is not None and PROTOCOLS[args.protocol].random_labels:
-            raise UserError(f"--protocol {args.protocol} draws new images at every step, and those of --pretrain-weight {path} "
-                            "are stored: use another")
-        if args.push_to_hub and not hasattr(source, "save_pretrained"):
-            raise UserError(f"--push-to-hub uploads models of this suite, and --pretrain-weight {path} is a pipeline")
-        name += f", {source.remark}" if source.remark else ""
+        _check_source(args, path, source, dataset.spec)
         learned = learned or source.soft or source.step_size is not None
-        if not args.own and source.soft:
-            source.rows = None
-        if not args.own or args.lr is not None:
-            source.step_size = None
-        rate_of(source, protocol_of(args, dataset.spec.name), f"--pretrain-weight {path}")  # wrong ones end here
-        source = refine(source, path, args, functools.partial(_open_outside, args, dataset), device)
-        name += f", {source.refinement.words}" if isinstance(source, Refined) else ""
+        name, source = _as_judged(args, name, path, source, dataset)
         sources[name], named[name] = source, path
-        if args.ranking and (source.soft or source.step_size is not None):
-            shared = "hard labels" if source.soft else "one learning rate"
-            raise UserError(f"--ranking compares sets by {shared}, and {name} has learned its own: add --no-own")
-        if args.ipc[0] > (source.max_ipc or math.inf):
-            raise UserError(f"--ipc {args.ipc[0]}: {name} has {source.max_ipc} images of a class: lower it")
-        for ipc in args.ipc if PROTOCOLS[args.protocol].replay else ():
-            replayed(source, ipc, PROTOCOLS[args.protocol])
     if not args.own and not learned and not args.resume:
         raise UserError("--no-own: no run of --pretrain-weight has learned labels or a step size of its own: leave it out")
     if args.compare is None:
