@@ -163,8 +163,8 @@ def match(args):
             write_json(run.dir / SUMMARY, {"steps": step, "ended": loop.last, **summary})
 
     steps = math.inf if args.control_of else build.count_steps(method, learner, dataset)
-    loop = Loop(run, begun, steps, args.log_interval, seconds=summary["train_seconds"], limit=limit,
-                compiled=engine.compiled)
+    loop = Loop(run, begun, steps, args.log_interval, seconds=summary["train_seconds"], limit=limit, compiled=engine.compiled,
+                rhythm=method.select_interval if matching and method.select == "dream" else 1)
     if run.is_main and not method.label_lr and (begun < steps or teacher):
         (run.dir / learner.folder / ROWS).unlink(missing_ok=True)  # they are of other images, or other answers
     if resumed:

@@ -212,6 +212,13 @@ def test_compiling_in_the_first_step_is_not_counted(ticks):
                 loop.report({"loss": torch.tensor(0.0)})
                 loop.due(100)
         assert loop.seconds == first + 3 * 3 + 10  # for which the last pause waited
+    for start, steps, expected in ((0, 5, 2 * 30 + 3 * 3), (1, 3, 2 * 3), (0, 2, 2 * 3)):
+        with Loop(Silent(), start, steps, 100, compiled=True, rhythm=4) as loop:
+            for step in loop:
+                ticks.seconds += (3 if step % 4 else 30) + (500 if step == start else 0)
+                loop.report({"loss": torch.tensor(0.0)})
+                loop.due(100)
+        assert loop.seconds == expected + 10
 
 
 def test_several_processes_agree_at_every_tenth_step(monkeypatch):

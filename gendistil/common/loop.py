@@ -23,18 +23,20 @@ class Loop:
                 ...
 
     Args: run, a `Run`; start, steps that were taken already; steps, of the whole run, or infinity; log_interval, steps between
-    log entries; seconds, that training took already; limit, seconds after which it ends; compiled, whether networks are.
+    log entries; seconds, that training took already; limit, seconds after which it ends; compiled, whether networks are;
+    rhythm, every so many steps one does more than the others.
     `done` counts the steps taken, `last` says whether the run ends here, `seconds` is the time that training has taken: what a
     script does after `due` or `saves` is not counted, and the first step of a process, in which networks are compiled or a GPU
-    begins, counts as its second one does. As a context, it makes Ctrl-C and SIGTERM wait for the end of a step, or of the
-    context.
+    begins, counts as the next one that does as much. As a context, it makes Ctrl-C and SIGTERM wait for the end of a step, or
+    of the context.
     """
 
-    def __init__(self, run, start, steps, log_interval, *, seconds=0.0, limit=math.inf, compiled=False):
+    def __init__(self, run, start, steps, log_interval, *, seconds=0.0, limit=math.inf, compiled=False, rhythm=1):
         self.run, self.done, self.steps, self.log_interval, self.limit = run, start, steps, log_interval, limit
         self.clock, self.meter, self.interrupt = Clock(run.accelerator.device, seconds), Meter(), Interruptible(run.accelerator)
         self.last = start >= steps or seconds >= limit
-        self.interrupted, self._took = False, []
+        self.interrupted, self._first = False, None
+        self._alike = start + (1 if start % rhythm else rhythm)  # the step that does as much as the first
         self._forgives = compiled or run.accelerator.device.type != "cpu"
 
     def __enter__(self):
@@ -63,8 +65,8 @@ class Loop:
         """Count one step with its 0-dim `losses`, and write their means where an entry is due."""
         self.done += 1
         self.meter.add(self.done, **losses)
-        self._forgive()
         self.last = self.done >= self.steps
+        self._forgive()
         if math.isfinite(self.limit):
             self.last = self.last or agreed(self.run.accelerator, self.clock.reaches(self.limit), self.done)
         if self.due(self.log_interval):
@@ -74,12 +76,13 @@ class Loop:
         self.interrupted = self.interrupt.requested(self.done)
 
     def _forgive(self):
-        """After the second step, take from the clock by how much longer the first took."""
-        if self._forgives and len(self._took) < 2:
-            self._took.append(self.clock.read() - self._began)
-            if len(self._took) == 2:
-                first, second = self._took
-                self.clock.seconds -= max(0.0, first - second)
+        """After the step that does as much as the first, or the last one, take from the clock by how much longer that took."""
+        took = self.clock.read() - self._began
+        if self._first is None:
+            self._first = took
+        elif self._forgives and (self.last or self.done > self._alike):
+            self.clock.seconds -= max(0.0, self._first - took)
+            self._forgives = False
 
     def due(self, interval):
         """Whether something that happens every `interval` steps, and after the last, happens now."""
