@@ -342,7 +342,7 @@ def test_a_folder_of_pictures_goes_through_all_stages(command, pictures, tmp_pat
     command(sample, "--pretrain-weight", run / "match", "--ipc", 3, "--output-dir", tmp_path / "set")
     assert read_json(run / "test" / "config.json")["image_size"] == 12
     rows = json.loads((run / "test" / "report.json").read_text())
-    assert {row["data"] for row in rows} == {"pictures"}
+    assert {row["data"] for row in rows} == {"pictures, 12 pixels"}
     assert len(rows) == 3
     exported = ImageFolder(tmp_path / "set" / "images")
     assert (exported.classes, exported[0][0].size) == (["blue", "green", "red"], (12, 12))
