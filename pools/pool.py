@@ -159,11 +159,12 @@ class ClassifierPool:
     def load_state_dict(self, state):
         """Everything is on disk."""
 
-    def embed(self, network, rows):
+    def embed(self, network, rows, whole=False):
         """Embeddings of the training images `rows` (int64 [n]) as `network`, a member, sees them: [n, D], float16 as float32.
 
         Once a member has looked at as many images as there are, it looks at all of them, and what it saw stays beside its
-        weights for whoever asks again.
+        weights for whoever asks again. With `whole` it does so at once, so that last bits, which hang on what is seen together,
+        are always the same.
         """
         images = self._dataset.train.images
         index = next((index for index, model in self._models.items() if model is network), None)
@@ -172,7 +173,7 @@ class ClassifierPool:
         path = self.dir / f"{self._rows[index]['digest']}-{self._engine.precision}.npy"
         self._looks[index] += len(rows)
         if not path.exists():
-            if self._looks[index] < len(images):
+            if self._looks[index] < (0 if whole else len(images)):
                 return self._embed(network, images, rows)
             try:
                 with replacing(path) as partial, partial.open("wb") as file:

@@ -225,7 +225,7 @@ def test_embeddings_that_a_pool_keeps_stand_for_images(gan, digits, match, monke
     matcher = matcher_of(gan, digits, match=match, match_real=10**6)
     asked = []
     embed = matcher.pool.embed
-    monkeypatch.setattr(matcher.pool, "embed", lambda network, rows: asked.append(rows) or embed(network, rows))
+    monkeypatch.setattr(matcher.pool, "embed", lambda network, rows, whole: asked.append(rows) or embed(network, rows, whole))
     matcher(0).backward()
     smallest = int(torch.bincount(digits.train.labels).min())
     (rows,) = asked

@@ -240,6 +240,12 @@ def test_a_member_that_has_looked_at_enough_images_looks_at_all_and_what_it_saw_
         for path in fresh.dir.glob("*.npy"):
             path.unlink()
     assert looks == [len(rows)] * (total // len(rows)) + [total]
+    try:
+        assert torch.equal(fresh.embed(fresh[1], rows, whole=True), fresh.embed(fresh[1], rows))
+    finally:
+        for path in fresh.dir.glob("*.npy"):
+            path.unlink()
+    assert looks[-1] == total
     expected = embed_images(network, digits.train.images[rows], digits.spec)
     for points in seen:
         assert points.dtype == torch.float32

@@ -102,7 +102,7 @@ class Matcher:
             rows = pairs if self.objective.paired == "real" else rows
             labels, drawn, positions = (send(x, device) for x in (chosen, uniform[positions], positions))
             if self.kept:
-                real = self.pool.embed(network, rows.flatten()).unflatten(0, rows.shape)  # k,n,D
+                real = self.pool.embed(network, rows.flatten(), whole=True).unflatten(0, rows.shape)  # k,n,D
             else:
                 real = self._look(self._real(rows), setting, drawn)  # k,n,C,H,W
             with learner.engine.autocast():
