@@ -41,7 +41,8 @@ class RandomPool:
     def embed(self, network, rows, whole=False):
         """Embeddings of the training images `rows` (int64 [n]) as `network`, drawn here, sees them: float32 [n, D].
 
-        `whole`, as a `ClassifierPool` has it, does nothing: no network stays for long."""
+        `whole`, as a `ClassifierPool` has it, does nothing: no network stays for long.
+        """
         return embed_images(network, self.dataset.train.images, self.dataset.spec, engine=self.engine, rows=rows)
 
     def state_dict(self):
