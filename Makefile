@@ -84,6 +84,8 @@ cifar10-methods: $(BIN)/.installed
 	$(RUN) pool_match.py $(call GO,itgan) --method itgan --weight $(OUT)/inversion --match-batch 64 --steps 400
 	$(RUN) validate.py $(call GO,methods) --ipc 10 --sampling fixed \
 	    --pretrain-weight $(foreach name,dm herding inversion itgan,$(name)=$(OUT)/$(name))
+	$(RUN) validate.py $(call GO,as-published) --protocol dsa --ipc 10 --sampling fixed --num-eval 2 --compare random \
+	    --pretrain-weight dm=$(OUT)/dm dsa=$(OUT)/dsa stage1=$(OUT)/gan
 	$(RUN) validate.py $(call GO,methods-factor) --ipc 10 --sampling fixed --epochs 86 \
 	    --pretrain-weight $(foreach name,ncfm dream idc,$(name)=$(OUT)/$(name)) "random real images, four in one"=$(OUT)/random4
 
