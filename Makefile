@@ -116,11 +116,12 @@ ranking: LIBRARIES = --no-deps ddranking==0.2.0 "numpy<2" "scipy<1.16" "pandas<3
 ranking: $(BIN)/.installed
 	$(RUN) validate.py $(call GO,ranking) --ranking --ipc 10 --sampling fixed --num-eval 2 --full-epochs 10 \
 	    --pretrain-weight $(foreach name,$(RANKED),$(name)=$(OUT)/$(name))
-	for name in $(RANKED); do test -e $(OUT)/ranked/$$name/ddranking/config.json || { rm -rf $(OUT)/ranked/$$name; $(BIN)/python sample.py --pretrain-weight $(OUT)/$$name --ipc 10 --seed 0 \
-	    --format ddranking --output-dir $(OUT)/ranked/$$name; } || exit 1; done
+	for name in $(RANKED); do test -e $(OUT)/ranked/$$name/ddranking/config.json || { rm -rf $(OUT)/ranked/$$name; \
+	    $(BIN)/python sample.py --pretrain-weight $(OUT)/$$name --ipc 10 --seed 0 --format ddranking \
+	    --output-dir $(OUT)/ranked/$$name; } || exit 1; done
 	test -e $(OUT)/ddranking/.installed || { $(BIN)/pip install --quiet --upgrade --target $(OUT)/ddranking $(LIBRARIES) && \
 	    touch $(OUT)/ddranking/.installed; }
-	PYTHONPATH=$(OUT)/ddranking $(BIN)/python benchmarks/ranking.py --run $(OUT)/ranking --test-interval 300 \
+	PYTHONPATH=$(OUT)/ddranking $(BIN)/python benchmarks/ranking.py --run $(OUT)/ranking --test-interval 300 --num-eval 1 \
 	    --sets $(foreach name,$(RANKED),$(name)=$(OUT)/ranked/$(name)) --output $(OUT)/ranking-package.json
 
 # The three stages on Fashion-MNIST, SVHN and MNIST with the settings of CIFAR-10, as docs/results.md reports them: on a CPU core with

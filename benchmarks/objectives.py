@@ -6,7 +6,6 @@ How a search goes on, scores and counts its seconds: see `benchmarks/search.py`.
 """
 
 import argparse
-import copy
 import dataclasses
 import json
 import sys
@@ -113,8 +112,8 @@ def main():
     pools = args.pools or args.weight.parent / "pools"
 
     def train_one(name, seed):
-        method, state = methods[name], copy.deepcopy(first)  # the optimiser takes it over
-        begun = build.Begin(method, build.Start(), seed, engine, dataset, state, file, build.steps_taken(first))
+        method = methods[name]
+        begun = build.Begin(method, build.Start(), seed, engine, dataset, first, file, build.steps_taken(first))
         learner = build.make_learner(begun)
 
         def make_matcher():
@@ -125,7 +124,7 @@ def main():
             learner.step(step, warm)
         for kept in (file for pool in pools.glob("*/pool.json") for file in pool.parent.glob("*.npy")):
             kept.unlink()  # embeddings that are there: each training makes its own, in its seconds
-        learner.load_state_dict(copy.deepcopy(first), file)
+        learner.load_state_dict(first, file)
         matcher = make_matcher()
         steps = train(learner, matcher, args.seconds)
         if args.models:

@@ -13,7 +13,7 @@ import gen_condense
 import pool_match
 import validate
 from gendistil.common import engine as engines
-from gendistil.common.engine import EAGER, Engine
+from gendistil.common.engine import EAGER, Engine, resume_optimizer
 from gendistil.common.errors import UserError
 from gendistil.common.run import load_checkpoint
 from gendistil.matching.objectives import Eyes
@@ -155,3 +155,15 @@ def test_a_compiled_run_that_is_resumed_ends_where_the_whole_one_does(runs, comm
     command(gen_condense, *shared, "--steps", 4, "--resume")
     whole, parts = (load_checkpoint(runs / "on" / tag / "checkpoint.pt")["generator"] for tag in ("gan", "parts"))
     assert all(torch.equal(whole[name], parts[name]) for name in whole)
+
+
+def test_an_optimiser_takes_a_copy_of_what_another_remembers():
+    weight = torch.nn.Parameter(torch.ones(3))
+    optimizer = torch.optim.Adam([weight])
+    weight.sum().backward()
+    optimizer.step()
+    saved, again = optimizer.state_dict(), torch.optim.Adam([weight])
+    resume_optimizer(again, saved)
+    again.step()
+    assert int(saved["state"][0]["step"]) == 1
+    assert int(again.state_dict()["state"][0]["step"]) == 2

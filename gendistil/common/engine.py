@@ -1,6 +1,7 @@
 """How a network runs: in which precision, in which memory format, compiled or as it is. The one place that decides it."""
 
 import contextlib
+import copy
 import functools
 import logging
 import os
@@ -85,8 +86,8 @@ class Engine:
 
 
 def resume_optimizer(optimizer, saved):
-    """Give an optimiser what another, of the state dict `saved`, remembers; its rates and other settings stay."""
-    optimizer.load_state_dict({**optimizer.state_dict(), "state": saved["state"]})
+    """Give an optimiser a copy of what another, of the state dict `saved`, remembers; its rates and other settings stay."""
+    optimizer.load_state_dict({**optimizer.state_dict(), "state": copy.deepcopy(saved["state"])})
 
 
 @functools.cache

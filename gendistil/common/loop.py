@@ -197,10 +197,10 @@ class Interruptible:
         """True once a signal came, see `agreed`."""
         return agreed(self.accelerator, self._noted, step)
 
-    def __exit__(self, *exception):
+    def __exit__(self, kind, *exception):
         for number, handler in self._before.items():
             signal.signal(number, handler)
-        if self._noted and exception[:1] in ((), (None,)):
+        if self._noted and kind is None:
             raise KeyboardInterrupt
 
 
