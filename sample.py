@@ -6,12 +6,15 @@ The seed names the set: the same command writes the same bytes. (It always draws
 from one run to the next.)
 """
 
+import dataclasses
+import functools
 import json
 import os
 import re
 import shutil
 from pathlib import Path
 
+import torch
 from PIL import Image
 from safetensors.torch import save_file
 from torchvision.utils import make_grid
@@ -70,6 +73,21 @@ def describe(path, num_classes):
     return {"classes": [f"{label:0{len(str(num_classes - 1))}d}" for label in range(num_classes)]}
 
 
+def open_teacher(weight, facts, folder):
+    """The pool, or the kept student, in `folder`, which is to answer for images of `weight`, of which `describe` knows `facts`.
+
+    Raises UserError for one of other images, or of images that are not known.
+    """
+    pool = ClassifierPool.open(folder)
+    spec = json.loads(json.dumps(dataclasses.asdict(pool.spec)))
+    if pool.definition["images"] is None:
+        raise UserError(f"--teacher {folder} was a student of images that are not known: name a pool, or another student")
+    if any(facts[key] != spec[key] for key in ("classes", "mean", "std") if "name" in facts):
+        raise UserError(f"--teacher {folder} has learned from images of {spec['name']}, and not from those of {facts['name']} "
+                        f"that --pretrain-weight {weight} was distilled from: name one that has")
+    return pool
+
+
 def folder_names(classes):
     """The classes' names as folders that any file system takes, all different."""
     names = [re.sub(r"[^\w.-]+", "_", str(name)).strip(".")[:100] for name in classes]
@@ -115,12 +133,15 @@ def main():
     flow = source if args.format == PIPELINE else None
     export = RankingExport(facts, source) if args.format == DDRANKING else None
     tensors, teacher = {}, source.rows
+    opened = functools.partial(open_teacher, args.pretrain_weight, dict(facts))
     if args.teacher:
-        teacher = Teacher.of(ClassifierPool.open(args.teacher))
+        teacher = Teacher.of(opened(args.teacher))
         check_fits(source, teacher.spec, f"--pretrain-weight {args.pretrain_weight}", "name another --teacher")
-    source = refine(source, args.pretrain_weight, args, ClassifierPool.open)
+    source = refine(source, args.pretrain_weight, args, opened)
     if isinstance(source, Refined):
         facts["refined"] = source.refinement.words
+    if source.step_size is not None:
+        facts["step_size"] = torch.as_tensor(source.step_size).tolist()
     if args.ipc > (source.max_ipc or args.ipc):
         raise UserError(f"{args.pretrain_weight} has {source.max_ipc} images of a class, fewer than {args.ipc}: lower --ipc")
     prepare(args.output_dir, (args.pretrain_weight, args.teacher))

@@ -23,7 +23,7 @@ from gendistil.evaluation.card import card
 from gendistil.evaluation.page import draw_sheets, find_sheets
 from gendistil.evaluation.ranking import complete
 from gendistil.evaluation.report import controls, write_report
-from gendistil.evaluation.rows import PLAIN, REPORT, row_key
+from gendistil.evaluation.rows import PLAIN, REPORT, curve_of, row_key
 from gendistil.evaluation.students import GROUP, rate_of
 from gendistil.evaluation.tables import markdown
 from gendistil.evaluation.teachers import Labels, distilled_from, keep_student, labels_of
@@ -176,7 +176,7 @@ def main():
                       for row, first in units[index:index + 1]]
             for row in gather_object(judged):
                 rows[row_key(row)] = row = with_more_students(rows.get(row_key(row)), row)
-                run.log({f"accuracy/{row['source']}, {row['model']}, {row['sampling']}": row["mean"]}, row["ipc"] or 0)
+                run.log({f"accuracy/{curve_of(row)}": row["mean"]}, row["ipc"] or 0)
             if run.is_main:
                 write_json(run.dir / REPORT, [*rows.values()])
     if run.is_main:

@@ -158,7 +158,7 @@ def main():
             words = "{:+.2f} points ({:+.2f} to {:+.2f}), ".format(*gain) if gain else ""
             print(f"{best.words}: {words}no clear gain, so nothing is refined")
             best = asis
-    amend(run, refinement={**asdict(best), "teacher": str(folder) if folder else None})
+    amend(run, refinement={**asdict(best), "teacher": str(folder) if folder else None, "weights": weights_digest(run)})
     print(f"{run / CONFIG} keeps: {best.words}")
 
 

@@ -37,7 +37,6 @@ class GANRecipe(Recipe):
 class GAN(Trainer):
     """A generator and its critic, their optimisers and the averaged generator."""
 
-    name = "gan"
     recipe_class = GANRecipe
     parts = (*Trainer.parts, "discriminator", "optim_d")
 

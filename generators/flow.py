@@ -51,7 +51,6 @@ class FlowRecipe(Recipe):
 class FlowTrainer(Trainer):
     """A velocity field, its optimiser and the averaged field, which draws the images."""
 
-    name = "flow"
     recipe_class = FlowRecipe
     beta1, max_norm = 0.9, 1.0
 
@@ -111,7 +110,6 @@ class ShortcutTrainer(FlowTrainer):
     long lead by the averaged weights; the shortest of those are guided, so that all longer ones learn to be.
     """
 
-    name = "shortcut"
     recipe_class = ShortcutRecipe
 
     def network_options(self):

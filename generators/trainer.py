@@ -68,8 +68,6 @@ class Trainer:
     them, and it extends `state_dict` and `restore`.
     """
 
-    name = "trainer"
-    """Names its random streams."""
     recipe_class = Recipe
     parts = ("generator", "optim_g")
     """The networks and optimisers that its state holds."""
@@ -165,7 +163,7 @@ class Trainer:
 
     def stream(self, *name):
         """The run's random stream of this name, the same in every process."""
-        return stream(self.seed, self.name, *name)
+        return stream(self.seed, self.recipe.trainer, *name)
 
     def shard(self, rows):
         """This process's rows of something drawn for the global batch."""

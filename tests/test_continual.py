@@ -124,6 +124,9 @@ def test_a_report_over_orders(results):
         assert np.shape(row["students"]) == (2, 2)
         assert np.allclose(np.mean(row["students"], 1), row["accuracies"])
         assert row["mean"] == pytest.approx(np.mean(row["accuracies"]))
+    kept = {(row["source"], row["labels"], row["classes"]): row["bytes"] for row in rows}
+    assert kept["dm", "previous", 5] == kept["dm", "hard", 5]  # no step before, whose student answers
+    assert kept["dm", "previous", 10] > kept["dm", "hard", 10]
     table = (results / "cl" / "report.md").read_text()
     assert "| sampling | orders | 5 classes" in table
     assert "scored once at the last step; 2 steps of new classes" in table

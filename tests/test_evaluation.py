@@ -291,6 +291,22 @@ def test_one_operation_at_a_time(digits, tiny, monkeypatch):
     assert made == [("crop_scale_rotate", digits.spec, True)] * 3
 
 
+def test_the_rate_of_an_epoch_is_that_of_the_schedule(digits):
+    protocol = Protocol(epochs=5, min_steps=0, batch_size=60, aug_type="none", schedule="fifths", lr=0.1, momentum=0.0,
+                        weight_decay=0.0)
+    student, by_hand = (build_classifier("mlp", 1, 8, 10, generator=stream(0)) for _ in range(2))
+    some = digits.train[:60]
+    batches = lambda epoch: epoch_batches(some.images, some.labels, digits.spec, None, 60, stream(1, epoch))
+    students.train_student(student, batches, digits.test, digits.spec, protocol)
+    for epoch in range(5):
+        for images, labels in batches(epoch):
+            found = torch.autograd.grad(F.cross_entropy(by_hand(images), labels), list(by_hand.parameters()))
+            for weight, gradient in zip(by_hand.parameters(), found):
+                weight.data -= 0.1 * 0.5**epoch * gradient
+    for one, other in zip(student.parameters(), by_hand.parameters()):
+        torch.testing.assert_close(one, other)
+
+
 @pytest.mark.parametrize(("name", "make"), [
     ("sgd", functools.partial(torch.optim.SGD, lr=0.01, momentum=0.5, weight_decay=0.1)),
     ("adam", functools.partial(torch.optim.Adam, lr=0.01, weight_decay=0.1)),

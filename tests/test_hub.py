@@ -147,6 +147,8 @@ def test_the_card_says_what_it_is(spec):
                   "```\npool_match.py --tag 'a b' --data-dir data\npool_match.py --resume\n```", " ".join(COMMAND),
                   "torch 2.15", "commit abc", f'load_source("hub:{NAME}")', "10 % of the training images"):
         assert words in text, words
+    assert "were refined" not in text
+    assert "were refined (noise 1.2)" in card(NAME, [ROW | {"refinement": "noise 1.2"}], facts, [COMMAND])
     stored = card(NAME, [ROW], hub.facts_of(make_pixels(), {}, spec, 0.1), [COMMAND])
     assert "How it was made is not recorded." in stored
     assert "Stored images" in stored

@@ -44,6 +44,8 @@ def test_targets_are_softened_mean_logits_of_the_images_themselves(digits, pool)
     assert torch.allclose(taught.targets(labels, 5), (teacher.logits(images).half().float() / 3).softmax(1))
     drawn, targets = draw_set(taught, 3, 5)
     assert torch.equal(targets, taught.targets(torch.arange(10).repeat_interleave(3), 5, drawn))
+    drawn, targets = draw_set(taught, 3, 5, choice="representative")
+    assert torch.allclose(targets, (teacher.logits(drawn).half().float() / 3).softmax(1), atol=1e-6)
 
 
 def test_a_kept_teacher_is_asked_about_what_a_student_sees(digits, pool, monkeypatch):
@@ -52,8 +54,9 @@ def test_a_kept_teacher_is_asked_about_what_a_student_sees(digits, pool, monkeyp
     assert Taught(source, teacher, 3.0, stored=True).answers is source.answers is None
     hard, soft = (student_batches(lambda epoch: draw_set(source, 8, 5), digits.spec, protocol, 4, answers)
                   for answers in (None, taught.answers))
-    for (images, _), (seen, targets) in zip(hard(2), soft(2), strict=True):
+    for (images, mixed), (seen, targets) in zip(hard(2), soft(2), strict=True):
         assert torch.equal(images, seen)
+        assert mixed.is_floating_point()
         assert torch.allclose(targets, (pool[0](seen) / 3).softmax(1), atol=1e-6)
     monkeypatch.setattr(teacher, "logits", None)  # of images that no student sees as they are
     for name in ("default", "dim"):
@@ -62,14 +65,15 @@ def test_a_kept_teacher_is_asked_about_what_a_student_sees(digits, pool, monkeyp
 
 
 def test_a_taught_student_starts_otherwise_than_the_teacher_of_its_seed(digits, pool, monkeypatch):
-    started, source = [], Prototypes()
+    started, temperatures, source = [], [], Prototypes()
     monkeypatch.setattr("gendistil.evaluation.students.train_students", lambda models, *rest, **more: (
-        started.append(models[0].state_dict()), torch.zeros(1))[1])
+        started.append(models[0].state_dict()), temperatures.append(more["temperature"]), torch.zeros(1))[2])
     for taught in (source, *(Taught(source, Teacher([pool[0]], digits.spec, "one"), 3.0, stored) for stored in (True, False))):
         evaluate(taught, digits, "convnet:width=8", 1, num_eval=1, seed=3)
     name = next(iter(started[0]))
     assert not torch.equal(started[0][name], started[1][name])
     assert torch.equal(started[1][name], started[2][name])
+    assert temperatures == [1.0, 3.0, 3.0]
 
 
 def test_a_teacher_with_another_mean_and_std_sees_the_same_images(digits, pool):
@@ -184,9 +188,11 @@ def test_a_report_keeps_kinds_of_labels_apart(command, run):
             "--compare", "random", "--num-eval", 2, "--temperature", 3)
     rows = json.loads((run.parent / "test" / "report.json").read_text())
     assert [(row["labels"], row["source"], row["sampling"]) for row in rows] == [
-        ("hard", "pixels", "fixed"), ("hard", "pixels", "fresh"), ("hard", "random real images", "fixed"),
-        ("hard", "random real images", "fresh"), ("rows", "pixels", "fixed"), ("rows", "random real images", "fixed"),
-        ("teacher", "pixels", "fixed"), ("teacher", "pixels", "fresh"), ("teacher", "random real images", "fixed")]
+        ("hard", "pixels", "fixed"), ("hard", "random real images", "fixed"), ("hard", "random real images", "fresh"),
+        ("rows", "pixels", "fixed"), ("rows", "random real images", "fixed"),
+        ("teacher", "pixels", "fixed"), ("teacher", "random real images", "fixed")]  # stored images are one set
+    entries = map(json.loads, (run.parent / "test" / "metrics.jsonl").read_text().splitlines())
+    assert len({(entry["step"], name) for entry in entries for name in entry if name.startswith("accuracy/")}) == len(rows)
     bytes_ = {(row["labels"], row["source"]): row["bytes"] for row in rows if "bytes" in row}
     assert [(row["source"], row["sampling"]) for row in rows if "bytes" not in row] == [("random real images", "fresh")]
     assert bytes_["rows", "pixels"] == bytes_["hard", "pixels"] + 2 * 10 * 20
@@ -277,9 +283,22 @@ def test_a_student_of_unknown_images_is_no_teacher(command, fails, run, tmp_path
     student, = (tmp_path / "kept" / "students").iterdir()
     error = fails(2, validate, *words, "--tag", "test", "--labels", "teacher", "--teacher", student)
     assert "has not learned from the training images of digits" in error
-    (student / "weights.safetensors").write_bytes(b"half")
-    assert "holds no weights of a convnet" in fails(2, sample, "--pretrain-weight", run, "--teacher", student, "--output-dir",
-                                                    tmp_path / "set")
+    words = ("--pretrain-weight", run, "--output-dir", tmp_path / "set", "--teacher")
+    assert "was a student of images that are not known" in fails(2, sample, *words, student)
+
+
+def test_sample_refuses_teachers_of_other_images_and_damaged_ones(command, fails, run, pool, students, tmp_path):
+    words = ("--pretrain-weight", run, "--output-dir", tmp_path / "set", "--teacher")
+    shutil.copytree(pool.dir, tmp_path / "letters")
+    record = json.loads((tmp_path / "letters" / "pool.json").read_text())
+    record["data"].update(name="letters", classes=list("abcdefghij"))
+    (tmp_path / "letters" / "pool.json").write_text(json.dumps(record))
+    error = fails(2, sample, *words, tmp_path / "letters")
+    assert "has learned from images of letters, and not from those of digits" in error
+    shutil.copytree(next(students.glob("02-*")), tmp_path / "student")
+    (tmp_path / "student" / "weights.safetensors").write_bytes(b"half")
+    assert "holds no weights of a convnet" in fails(2, sample, *words, tmp_path / "student")
+    assert not (tmp_path / "set").exists()
 
 
 MATCH = ("--ipc", 2, "--match-batch", 4, "--steps", 2, "--eval-epochs", 1, "--eval-ipc", 1)
@@ -320,7 +339,7 @@ def test_stored_rows_need_no_teacher(command, taught_run, pool, monkeypatch, cap
     command(validate, *shared, "--tag", "beside")  # its classifier is there, so random images are too
     beside = json.loads((taught_run.parent / "beside" / "report.json").read_text())
     monkeypatch.setattr(ClassifierPool, "open", lambda *args: pytest.fail("the pool was opened"))
-    monkeypatch.setattr(validation, "named_teacher", lambda runs: "gone")
+    monkeypatch.setattr(validation, "named_teachers", lambda runs: ["gone"])
     command(validate, *shared, "--tag", "without")
     assert "no random real images beside" in capsys.readouterr().err
     rows, named = (json.loads((taught_run.parent / tag / "report.json").read_text()) for tag in ("without", "with"))

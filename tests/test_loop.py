@@ -97,6 +97,22 @@ def test_compiling_in_the_first_step_is_not_counted(ticks):
         assert loop.seconds == expected + 10
 
 
+def test_compiling_is_not_counted_in_a_run_that_is_interrupted_early(ticks):
+    loop = Loop(Silent(), 0, 9, 100, compiled=True, rhythm=4)
+
+    def run():
+        with loop:
+            loop.interrupt.requested = lambda done: done == 3
+            for step in loop:
+                ticks.seconds += 3 if step else 500
+                loop.report({"loss": torch.tensor(0.0)})
+                loop.saves(100)
+
+    with pytest.raises(KeyboardInterrupt):
+        run()
+    assert loop.seconds == 3 * 3 + 10
+
+
 def test_several_processes_agree_at_every_tenth_step(monkeypatch):
     asked = []
     monkeypatch.setattr(loops, "any_process", lambda accelerator, flag: asked.append(flag) or flag)

@@ -88,16 +88,19 @@ def test_mean_embedding_term_summed_over_classes():
     assert float(class_means(real, fake) * 10) == pytest.approx(case("dm_loss_per_class")["expected_float64"], rel=1e-5)
 
 
-@pytest.mark.parametrize("metric", ["mse", "l1", "l1_mean", "cos"])
-def test_whole_gradient_matching_step(metric):
-    expected = next(c for c in STEPS.json["cases"] if c["id"] == f"idc_grad_{metric}")
+@pytest.mark.parametrize(("name", "match", "metric"), [
+    *((f"idc_grad_{metric}", "grad", metric) for metric in ("mse", "l1", "l1_mean", "cos")), ("vico_dc_ours", "grad", "dc"),
+    ("dim_logit_convnet", "logit", None)])
+def test_a_whole_step_of_matching(name, match, metric):
+    expected = next(c for c in STEPS.json["cases"] if c["id"] == name)
     model = build_classifier("convnet", 3, 32, 10)
-    load_weights(model, dict(fixture_state("cls_convnet", "hash")))
+    published = "vico_ConvNet_c3" if name.startswith("vico") else "cls_convnet"
+    load_weights(model, dict(fixture_state(published, "hash", convs_first=name.startswith("vico"))))
     real = hash_images([6, 3, 32, 32], 1000003)
     fake = hash_images([4, 3, 32, 32], 1000004).requires_grad_()
-    label = torch.tensor([3])
-    target = [g[0].detach() for g in gradients(model, real[None], label)]
-    loss = gradient_distance(target, [g[0] for g in gradients(model, fake[None], label)], metric)
+    options = {"metric": metric} if metric else {}
+    loss = OBJECTIVES[match].function(Eyes(model, EAGER), real[None], fake[None], torch.tensor([3]), **options)
+    loss = loss * (OBJECTIVES[match].weight if match == "logit" else 1)  # DiM's is in its figure
     assert loss.item() == pytest.approx(expected["expected_float64"], rel=expected["rtol_loss"])
     if expected["grad_npz_key"]:
         wanted = torch.from_numpy(STEPS.arrays[expected["grad_npz_key"]])
@@ -130,6 +133,14 @@ def test_distribution_criteria_vanish_on_equals_and_see_shift_and_spread(criteri
         assert criterion(x, fake).item() < 0.3 * criterion(x, 0.2 * fake).item()
     criterion(x, fake).backward()
     assert fake.grad.isfinite().all()
+
+
+def test_the_formulas_of_the_distances_of_embeddings():
+    real, fake = torch.randn(2, 7, 5), 2 * torch.randn(2, 4, 5) + 1
+    own = lambda x: torch.cdist(x, x).sum((1, 2)) / (x.shape[1] * (x.shape[1] - 1))
+    expected = ((2 * torch.cdist(real, fake).mean((1, 2)) - own(real) - own(fake)) / own(real)).mean()
+    torch.testing.assert_close(energy(real, fake), expected)
+    torch.testing.assert_close(class_means(real, fake), (real.mean(1) - fake.mean(1)).square().sum(1).mean())
 
 
 def test_energy_loses_no_digits_to_the_distance_of_a_point_to_itself():

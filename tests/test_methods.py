@@ -137,12 +137,23 @@ def test_a_combination_that_no_paper_has(command, tmp_path):
 
 
 def test_held_out_images_choose_by_all_stored_pixels(command, tmp_path, monkeypatch):
-    asked, result = [], Result((90.0,), images=10, epochs=1, steps=1, seconds=1.0)
-    monkeypatch.setattr(selection, "evaluate",
-                        lambda source, dataset, model, ipc, *args, **options: asked.append(ipc) or result)
+    asked, seen, result = [], [], Result((90.0,), images=10, epochs=1, steps=1, seconds=1.0)
+    monkeypatch.setattr(selection, "evaluate", lambda source, dataset, model, ipc, *args, **options: (
+        asked.append(ipc), seen.append((options["scored_on"], options["seed"])), result)[2])
     for words in (["--ipc", 12], ["--ipc", 12, "--eval-ipc", 3], ["--ipc", 2]):
-        command(pool_match, "--output-dir", tmp_path, "--overwrite", "--method", "random", *words)
+        command(pool_match, "--output-dir", tmp_path, "--overwrite", "--method", "random", "--seed", 7, *words)
     assert asked == [12, 3, 2]
+    assert all(scored_on == "held_out" and seed != 7 for scored_on, seed in seen)  # 7: the first student that is reported
+
+
+def test_what_scored_best_is_kept_where_a_method_says_so(command, tmp_path, monkeypatch):
+    scores = iter((50.0, 40.0) * 2)
+    monkeypatch.setattr(selection, "evaluate", lambda *args, **options: Result((next(scores),), 10, 1, 1, 1.0))
+    for keep, best in (("best", 1), ("last", 2)):
+        command(pool_match, "--output-dir", tmp_path, "--tag", keep, "--method", "dm", "--ipc", 1, "--match-batch", 4,
+                "--pool", "convnet:depth=1,width=8", "--steps", 2, "--eval-interval", 1, "--keep", keep)
+        assert json.loads((tmp_path / keep / "summary.json").read_text())["best_step"] == best
+    assert not torch.equal(*(load_source(tmp_path / keep).pixels for keep in ("best", "last")))
 
 
 @pytest.mark.parametrize(("words", "said"), [

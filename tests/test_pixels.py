@@ -10,6 +10,7 @@ from accelerate import Accelerator
 from parity_fixtures import load_data
 from prototypes import matcher_for
 
+from gendistil.common.clustering import herding, k_center
 from gendistil.common.errors import UserError
 from gendistil.common.rng import stream
 from gendistil.data import Dataset, Spec, Split, standardise, to_signed, to_uint8
@@ -213,6 +214,27 @@ def test_pixels_start_from_noise_or_from_images_of_their_class(digits, how):
     again = PixelSet(size=8, channels=1, num_classes=10, ipc=3)
     initial.start(again, digits, how, 0, RandomPool(digits))
     assert torch.equal(again.pixels, pixels.pixels)
+
+
+def test_herding_and_k_center_choose_in_the_eyes_of_a_network(digits):
+    pool, pixels = RandomPool(digits, names=("convnet:depth=1,width=8",)), PixelSet(size=8, channels=1, num_classes=10, ipc=3)
+    points = pool.embed(pool.last(stream(0, "start", "network")), torch.arange(len(digits.train)))
+    rows = torch.nonzero(digits.train.labels == 4)[:, 0]
+    found = {}
+    for how in ("herding", "k-center"):
+        initial.start(pixels, digits, how, 0, pool)
+        found[how] = to_uint8(pixels.pixels[4].detach())
+    assert torch.equal(found["herding"], digits.train.images[rows[herding(points[rows][None], 3)[0]]])
+    first = torch.nonzero((digits.train.images[rows] == found["k-center"][0]).flatten(1).all(1))[0]
+    assert torch.equal(found["k-center"], digits.train.images[rows[k_center(points[rows][None], 3, first)[0]]])
+
+
+@pytest.mark.parametrize(("space", "published", "unit"), [("standardised", (0.3,), 0.6), ("unit", None, 2.0)])
+def test_the_unit_in_which_pixels_are_learned(digits, space, published, unit):
+    pixels = PixelSet(size=8, channels=1, num_classes=10, ipc=1)
+    learner = PixelLearner(Accelerator(cpu=True), dataclasses.replace(digits.spec, published_std=published), pixels, 0, lr=1.0,
+                           momentum=0.0, space=space)
+    torch.testing.assert_close(learner.rescale(torch.ones_like(pixels.pixels)), torch.full_like(pixels.pixels, unit**2))
 
 
 def test_a_start_that_needs_more_images_than_there_are_is_refused(digits):

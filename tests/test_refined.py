@@ -32,6 +32,7 @@ from gendistil.sources import (
     load_source,
     refine,
     refined,
+    weights_digest,
 )
 from generators import NETWORKS
 from generators.base import ConditionalGenerator
@@ -236,7 +237,7 @@ def test_a_search_is_kept_by_the_run_and_used(command, fails, capsys, run, pool,
         command(search_script, "--pretrain-weight", run, "--noise-std", 1.2, "--keep-above", 0.5, "--ipc", 2, "--students", 2,
                 "--eval-epochs", 1, "--output", tmp_path / "rows.json")
         config = json.loads((run / "config.json").read_text())
-        assert config["refinement"] == {**rows[chosen]["refinement"], "teacher": str(pool.dir)}
+        assert config["refinement"] == {**rows[chosen]["refinement"], "teacher": str(pool.dir), "weights": weights_digest(run)}
         assert ("no clear gain" in capsys.readouterr().out) == (chosen == 0)
     assert config["commands"] == [["pool_match.py"]]
 
@@ -248,6 +249,14 @@ def test_a_search_is_kept_by_the_run_and_used(command, fails, capsys, run, pool,
     command(validate, "--output-dir", tmp_path, "--overwrite", *QUICK, "--pretrain-weight", run, "--noise-std", 1)
     row, = json.loads((tmp_path / "test" / "report.json").read_text())
     assert row["source"] == "run"
+    config["refinement"] = {**rows[2]["refinement"], "teacher": str(pool.dir), "weights": "of before"}
+    (run / "config.json").write_text(json.dumps(config))
+    command(validate, "--output-dir", tmp_path, "--overwrite", *QUICK, "--pretrain-weight", run)
+    assert "has learned on since its refinement was found" in capsys.readouterr().err
+    row, = json.loads((tmp_path / "test" / "report.json").read_text())
+    assert row["source"] == "run"
+    config["refinement"]["weights"] = weights_digest(run)
+    (run / "config.json").write_text(json.dumps(config))
     command(sample, "--pretrain-weight", run, "--ipc", 1, "--output-dir", tmp_path / "set")
     with safe_open(tmp_path / "set" / "set.safetensors", "pt") as file:
         assert json.loads(file.metadata()["set"])["refined"] == "kept above 0.5, noise 1.2"

@@ -136,6 +136,16 @@ def test_sources_are_compared_with_a_reference(project, monkeypatch, capsys):
         rewrite(text.replace("control", "gans"), project)
 
 
+def test_a_table_says_at_which_rates_its_students_learned_where_they_differ():
+    assert "learning rate" not in tables([make_row(lr=0.05), make_row(ipc=50, lr=0.05)]).lower()
+    rows = [make_row(lr=0.05), make_row(source="mtt", lr=0.02134), make_row(ipc=50, lr=0.01)]
+    header, _, gan, mtt = [[cell.strip() for cell in line.strip("|").split("|")] for line in tables(rows).splitlines()[2:]]
+    assert header == ["source", "sampling", "students", "learning rate", "IPC 10", "IPC 50"]
+    assert (gan[3], mtt[3]) == ("0.01-0.05", "0.021")
+    across = tables([make_row(lr=0.05), make_row(model="mlp", lr=0.01)])
+    assert "scored once at the last step. Learning rates: convnet 0.05, mlp 0.01. Mean drop" in across
+
+
 def test_several_students_are_compared_line_by_line(tmp_path):
     seen = {"learned_with": ["convnet"]}
     rows = [make_row(mean=80.0, **seen), make_row(mean=70.0, model="resnet18", **seen),

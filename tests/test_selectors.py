@@ -37,6 +37,15 @@ def test_a_class_is_used_up_before_an_image_comes_again():
         assert count.max() - count.min() <= 1
 
 
+def test_dream_takes_an_image_of_every_cluster():
+    draw = torch.Generator().manual_seed(0)
+    centres = 10 * torch.eye(8)
+    images = centres.repeat_interleave(5, 0) + 0.01 * torch.randn(40, 8, generator=draw)
+    split = Split(images, torch.zeros(40, dtype=torch.int64))
+    chosen, = Dream(split, 1, 8, 0, pool=Points(split), interval=10, candidates=40).indices([0], 0)
+    assert len(chosen.div(5, rounding_mode="floor").unique()) == 8
+
+
 def test_a_small_class_leaves_the_choice_of_the_others_as_it_is():
     split = split_of(SIZES)
     pool = Points(split)

@@ -16,6 +16,7 @@ from gendistil.common.loop import Interruptible
 from gendistil.common.run import load_checkpoint, read_json, save_checkpoint, write_json
 from gendistil.data import Split, load_dataset, to_signed
 from gendistil.evaluation import selection
+from gendistil.matching import GeneratorLearner
 from generators import GAN, RECIPES, GANRecipe
 from generators.losses import PENALTIES
 from generators.trainer import DECAYS
@@ -86,6 +87,45 @@ def test_flips_mirror_some_real_images_by_draws_of_their_own(digits, batch, monk
     assert not torch.equal(first, later)
     assert torch.equal(without, images)
     assert torch.equal(digit, images)  # a mirrored digit is another one
+
+
+@pytest.mark.parametrize(("ema", "decays"), [(0.9, {0: 0.1, 200: 0.9}), (0.0, {200: 0.0})])
+def test_the_averaged_weights_follow_faster_at_the_start(digits, ema, decays):
+    gan = trainer(digits.spec, ema=ema)
+    for step, decay in decays.items():
+        before = [weight.clone() for weight in gan.source.parameters()]
+        for weight in gan.generator.parameters():
+            weight.data.add_(1)
+        gan.average(step)
+        for old, live, new in zip(before, gan.generator.parameters(), gan.source.parameters()):
+            torch.testing.assert_close(new, decay * old + (1 - decay) * live)
+
+
+def test_stage_2_counts_on_where_stage_1_stopped(digits, monkeypatch):
+    gan, seen = trainer(digits.spec), []
+    monkeypatch.setattr(gan, "step", lambda images, labels, step, term: seen.append(step) or {})
+    GeneratorLearner(gan, digits, steps_before=50).step(3, None)
+    assert seen == [53]
+
+
+def test_what_a_step_of_a_gan_adds_up(digits, batch, monkeypatch):
+    gan, losses = trainer(digits.spec, generator="dim", dim_noise=20, loss="wgan", penalty="wgan-gp", gradient_penalty=10.0,
+                          penalty_interval=2), []
+    backward = gan.accelerator.backward
+    monkeypatch.setattr(gan.accelerator, "backward", lambda loss: (losses.append(float(loss.detach())), backward(loss)))
+    report = {**gan.critic_step(*batch, 0), **gan.generator_step(*batch, 0)}
+    found = {name: float(value.detach()) for name, value in report.items()}
+    assert losses == pytest.approx([found["critic"] + found["critic_classes"] + 20 * found["penalty"],
+                                    found["generator"] + found["generator_classes"]], rel=1e-5)
+
+
+def test_the_critic_sees_augmented_images_in_both_steps(digits, batch):
+    gan, shown = trainer(digits.spec, gan_aug="cutout"), []
+    gan.critic.register_forward_pre_hook(lambda module, inputs: shown.append(inputs[0]))
+    gan.critic_step(*batch, 0)
+    gan.generator_step(*batch, 0)
+    assert len(shown) >= 3
+    assert all((images == 0).flatten(1).sum(1).min() >= 4 for images in shown)
 
 
 @pytest.mark.parametrize(("name", "expected"), [("none", [1, 1, 1, 1]), ("linear", [1, 1, 0.5, 0.1]),

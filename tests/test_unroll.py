@@ -8,10 +8,12 @@ import pytest
 import torch
 from accelerate import Accelerator
 from prototypes import make_learner, matcher_for
+from safetensors import safe_open
 from torch.nn import functional as F
 
 import pool_match
 import pools.pool
+import sample
 import validate
 from benchmarks.memory import whole_graph
 from gendistil.common.rng import stream
@@ -177,6 +179,9 @@ def test_a_method_runs_resumes_to_the_same_bits_and_is_judged(command, results, 
     assert own.shape == ((10, 10) if method == "datm" else (10,))
     if method in ("mtt", "datm"):
         assert source.step_size == pytest.approx(float(whole["matching"]["rates"][0]))
+        command(sample, "--pretrain-weight", run, "--ipc", 1, "--output-dir", results / f"{method}-set")
+        with safe_open(results / f"{method}-set" / "set.safetensors", "pt") as file:
+            assert json.loads(file.metadata()["set"])["step_size"] == source.step_size
     elif method == "dd":
         assert source.step_size == pytest.approx(whole["matching"]["rates"].tolist())
     else:
@@ -221,9 +226,10 @@ def test_steps_with_images_of_their_own_are_replayed(command, fails, results, ru
     taught = Taught(source, Teacher.of(experts(digits, tmp_path)), 1.0, stored=False)
     evaluate(taught, digits, "convnet", 2, "fixed", num_eval=1, protocol=PROTOCOLS["replay"])
     assert asked == [10] * 4
-    for run, ipc in ((mtt, 2), (dd, 1)):
+    for run, *more in ((mtt, "--ipc", 2), (dd, "--ipc", 1), (run_of("bptt", "whole", "--steps", 4), "--ipc", 2),
+                       (dd, "--ipc", 2, "--no-own")):
         assert "it takes runs of --method dd" in fails(2, validate, *words, "--tag", "no", "--overwrite", "--pretrain-weight",
-                                                       run, "--ipc", ipc)
+                                                       run, *more)
         assert not (results / "no").exists()
 
 
@@ -272,6 +278,13 @@ def test_experts_are_kept_from_their_start_on_and_found_again(digits, tmp_path):
     known = (pool[0], pool[2])
     for network, of_pool in zip((start, target), known):
         assert all(torch.equal(*pair) for pair in zip(network.parameters(), of_pool.parameters()))
+
+
+def test_a_piece_of_a_trajectory_is_of_any_member_from_any_start(digits, tmp_path):
+    pool = experts(digits, tmp_path, members=2)
+    same = lambda one, other: all(torch.equal(*pair) for pair in zip(one.parameters(), other.parameters()))
+    find = lambda network: next(index for index in range(len(pool)) if same(network, pool[index]))
+    assert {tuple(map(find, pool.segment(stream(draw), range(1, 2), 1))) for draw in range(20)} == {(1, 2), (4, 5)}
 
 
 def test_the_experts_own_batches_lead_to_the_expert(digits, tmp_path):

@@ -2,6 +2,7 @@
 
 import torch
 
+from gendistil.common.device import send
 from gendistil.common.rng import has_float64
 
 
@@ -40,19 +41,19 @@ def _nearest(points, centroids):
 def _plus_plus(points, k, generator):
     groups, count, _ = points.shape
     rows, squares = torch.arange(groups, device=points.device), points.square().sum(-1)
-    draw = lambda: torch.rand(groups, generator=generator).to(points.device)
+    draws = send(torch.rand(k, groups, generator=generator), points.device)
 
     def gap_to(chosen):
         """Squared distances of the points from one row of each group: [G, N], without a copy of all points."""
         products = (points @ points[rows, chosen].unsqueeze(-1)).squeeze(-1)
         return (squares + squares[rows, chosen].unsqueeze(1) - 2 * products).clamp_min(0)
 
-    chosen = [(draw() * count).long()]
+    chosen = [(draws[0] * count).long()]
     gap = gap_to(chosen[0])  # to the nearest start so far
     wide = torch.float64 if has_float64(points.device) else torch.float32
-    for _ in range(k - 1):
+    for draw in draws[1:]:
         steps = gap.to(wide).cumsum(1)
-        next_row = torch.searchsorted(steps, (draw().to(wide) * steps[:, -1]).unsqueeze(1)).squeeze(1).clamp_max(count - 1)
+        next_row = torch.searchsorted(steps, (draw.to(wide) * steps[:, -1]).unsqueeze(1)).squeeze(1).clamp_max(count - 1)
         chosen.append(next_row)
         gap = torch.minimum(gap, gap_to(next_row))
     return points[rows.unsqueeze(1), torch.stack(chosen, 1)]
@@ -74,7 +75,7 @@ def representatives(points, count, generator, each=1, distinct=False):
     if dim <= 2 * _PROJECTED:
         centroids, _ = kmeans(points, k, generator, iterations=30)
         return _around(centroids, points, each, distinct)
-    projection = torch.randn(dim, _PROJECTED, generator=generator).to(points) / _PROJECTED**0.5
+    projection = send(torch.randn(dim, _PROJECTED, generator=generator), points.device).to(points.dtype) / _PROJECTED**0.5
     assignment = kmeans(points @ projection, k, generator, iterations=30)[1]
     middle = points.mean(1, keepdim=True).expand(-1, k, -1)
     centroids, _ = kmeans(points, k, centroids=_means(points, assignment, middle), iterations=3)

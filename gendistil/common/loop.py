@@ -65,7 +65,7 @@ class Loop:
         """Count one step with its 0-dim `losses`, and write their means where an entry is due."""
         self.done += 1
         self.meter.add(self.done, **losses)
-        self.last = self.done >= self.steps
+        self.last, self.interrupted = self.done >= self.steps, self.interrupt.requested(self.done)
         self._forgive()
         if math.isfinite(self.limit):
             self.last = self.last or agreed(self.run.accelerator, self.clock.reaches(self.limit), self.done)
@@ -73,14 +73,13 @@ class Loop:
             metrics = self.meter.read()
             self.run.log(metrics, self.done)
             self.bar.set_postfix({name: f"{value:.3g}" for name, value in metrics.items()})
-        self.interrupted = self.interrupt.requested(self.done)
 
     def _forgive(self):
-        """After the step that does as much as the first, or the last one, take from the clock by how much longer that took."""
+        """After the step that does as much as the first, or the last here, take from the clock how much longer the first took."""
         took = self.clock.read() - self._began
         if self._first is None:
             self._first = took
-        elif self._forgives and (self.last or self.done > self._alike):
+        elif self._forgives and (self.last or self.interrupted or self.done > self._alike):
             self.clock.seconds -= max(0.0, self._first - took)
             self._forgives = False
 

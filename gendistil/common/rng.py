@@ -40,7 +40,7 @@ def counter_normal(seed, labels, indices, dim):
     if not has_float64(labels.device):
         return counter_normal(seed, labels.cpu(), indices.cpu(), dim).to(labels.device)
     golden = -0x61C8864680B583EB  # 2^64 / golden ratio, the increment of SplitMix64
-    start = _mix(torch.as_tensor(seed, dtype=torch.int64, device=labels.device) * golden + 1)
+    start = _mix(torch.full((), seed, dtype=torch.int64, device=labels.device) * golden + 1)
     key = _mix(_mix(start + labels * golden) + indices * golden)
     counter = torch.arange(1, 2 * dim + 1, device=labels.device)
     bits = _mix(key[:, None] + counter * golden)

@@ -26,6 +26,8 @@ def card(name, rows, facts, commands):
         metadata["pipeline_tag"] = "unconditional-image-generation"  # the hub's nearest: images of a class, without a prompt
     filtered = " Images that are kept are those that a classifier accepts, which is not in this repository." if any(
         "refined_by" in row for row in rows) else ""
+    words = next((row["refinement"] for row in rows if "refinement" in row), None)
+    refined = f" Its images were refined ({words}); it makes them as they are where no flag says so." if words else ""
     parts = [
         _front(metadata), f"# {name}",
         f"{what} learned from the data set {spec['name']} with `gendistil`: classifiers are trained on its images in place of "
@@ -34,7 +36,7 @@ def card(name, rows, facts, commands):
         "## Method", _method(facts),
         "## Accuracy of students",
         "Students are classifiers that were trained on images of this model and scored on real ones. Bytes are what storing "
-        f"the model takes.{filtered}",
+        f"the model takes.{refined}{filtered}",
         tables(rows).strip(), LEGEND.strip(), "They were trained and scored by", _lines(commands),
         "## Use", _USE.format(name=name, size=spec["size"], channels=spec["channels"], last=len(spec["classes"]) - 1),
     ]

@@ -47,6 +47,12 @@ def row_key(row):
                                                                 "augmentation"))
 
 
+def curve_of(row):
+    """What the curve of a row over IPC is called in a log."""
+    how = ["" if row["labels"] == "hard" else f"labels: {row['labels']}", "unaugmented" if row.get("augmentation") else ""]
+    return ", ".join(filter(None, (row["source"], row["model"], row["sampling"], *how)))
+
+
 def unique(values):
     """The different ones among hashable values, in order: a list."""
     return list(dict.fromkeys(values))

@@ -18,6 +18,7 @@ in pairs of one order of the classes; the intervals of other differences are by 
 
 _NUMBERS = {2: "two", 3: "three", 4: "four", 5: "five"}
 _KEPT = {"rows": "; a row is kept with every image", "teacher": "; it is kept with the images"}
+_FACTS = {"steps": "steps", "lr": "learning rate"}  # of students, by their keys, that are told where they differ
 _COLUMNS = {"ipc": ("students", "IPC {}"), "classes": ("orders", "{} classes")}  # what a cell counts, and a column's name
 
 
@@ -30,7 +31,8 @@ def _cell(row):
 def _span(numbers):
     """The smallest and the largest of them as text, once where they are equal; empty for none."""
     numbers = sorted(numbers)
-    return "-".join(f"{number:,}" for number in unique([*numbers[:1], *numbers[-1:]]))
+    words = [f"{number:,}" if isinstance(number, int) else f"{number:.2g}" for number in (*numbers[:1], *numbers[-1:])]
+    return "-".join(unique(words))
 
 
 def _grid(header, lines):
@@ -66,9 +68,10 @@ def grids(rows, against=()):
     """The rows (dicts with `KEYS`) as tables, each a tuple of its heading, its header and its lines of text.
 
     One table per data set, student and protocol, one column per IPC, or of continual learning per number of classes seen; a
-    column of the students' steps where those of one column differ; and one more table for each source in `against` that is in
-    it, of how far the others are above that one; then, where there are several students, one column for each of them; then the
-    scores of DD-Ranking, where there are all that they need; then one table per data set of what its sources keep.
+    column of the students' steps, and one of their learning rates, where those of one column differ; and one more table for
+    each source in `against` that is in it, of how far the others are above that one; then, where there are several students,
+    one column for each of them; then the scores of DD-Ranking, where there are all that they need; then one table per data set
+    of what its sources keep.
     """
     for group in sorted(unique(map(kind_of, rows)), key=lambda group: group[4] != "hard"):  # hard labels first
         data, model, *how, task = group
@@ -101,8 +104,8 @@ def _lines(rows, name_of, over):
     and its lines, one for each value of `name_of(row)`, a tuple of words."""
     counted, column = _COLUMNS[over]
     values = sorted({row[over] for row in rows}, key=lambda value: (value is None, value))
-    taken = [{row["steps"] for row in rows if row[over] == value and "steps" in row} for value in values]
-    facts, lines = {counted: "n", **({"steps": "steps"} if max(map(len, taken)) > 1 else {})}, []
+    differ = lambda fact: any(len({row[fact] for row in rows if row[over] == value and fact in row}) > 1 for value in values)
+    facts, lines = {counted: "n", **{name: fact for fact, name in _FACTS.items() if differ(fact)}}, []
     for name in unique(map(name_of, rows)):
         # A later row replaces an earlier one of the same name.
         cells = {row[over]: row for row in rows if name_of(row) == name}
@@ -163,9 +166,12 @@ def _across(data, how, found):
         cells = [_student_cell(row[name]) if name in row else "" for name in students]
         drops = [row[students[0]]["mean"] - row[name]["mean"] for name in students[1:] if name in row and students[0] in row]
         lines.append([source, sampling, "all" if ipc is None else str(ipc), *cells, f"{fmean(drops):.2f}" if drops else ""])
+    rates = {name: _span(line[name]["lr"] for line in found.values() if "lr" in line.get(name, ())) for name in students}
+    apart = len(set(rates.values())) > 1 or any("-" in rate for rate in rates.values())
+    said = f" Learning rates: {', '.join(f'{name} {rate}' for name, rate in rates.items() if rate)}." if apart else ""
     mark = " †: the images were learned with this one." if any("†" in cell for line in lines for cell in line[3:]) else ""
-    heading = (f"**Students of several architectures on {data}**, {_how(*how)}.{mark} Mean drop: by how many points the others "
-               f"are below {students[0]}, on average")
+    heading = (f"**Students of several architectures on {data}**, {_how(*how)}.{said}{mark} Mean drop: by how many points the "
+               f"others are below {students[0]}, on average")
     return heading, ["source", "sampling", "IPC", *students, "mean drop"], lines
 
 

@@ -6,12 +6,13 @@ import shutil
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
-from gendistil.common.cli import POSITIVE
+from gendistil.common.cli import POSITIVE, say
 from gendistil.common.errors import UserError
 from gendistil.common.flags import from_flags, option, refuse
+from gendistil.common.rng import stream
 from gendistil.common.run import beside, made_by, short
 from gendistil.data import Whitened
-from gendistil.evaluation.rows import OWN_LABELS
+from gendistil.evaluation.rows import OWN_LABELS, unique
 from gendistil.evaluation.students import SAMPLINGS, evaluate
 from gendistil.sources import CHOICES, KINDS, RealImages, Rows, Taught, Teacher, draw_set, load_source
 from pools import ClassifierPool, accuracy, keep_classifier, usual_classifier
@@ -37,7 +38,8 @@ class Labels:
                            choices=KINDS, nargs="+", group=_GROUP)
     teacher: Path | None = option("the folder of a pool of pretrained classifiers, whose mean logits are the labels, or of a "
                                   "student that --keep-students kept (default: the rows that a run keeps with its images, "
-                                  "else the pool that it was matched with)", None, type=Path, metavar="FOLDER", group=_GROUP)
+                                  "else the pool that the first of the runs was matched with)", None, type=Path,
+                                  metavar="FOLDER", group=_GROUP)
     teacher_snapshots: str = option("last (the default): a pool's members at the end of their training; auto: for each --ipc "
                                     "and --sampling the snapshot that is best on held-out images", "last", choices=SNAPSHOTS,
                                     group=_GROUP)
@@ -56,6 +58,9 @@ def labels_of(args):
         used = ("labels", "own") if args.keep_above is None else ("labels", "own", "teacher")
         why = "is for labels of a teacher: add --labels rows or teacher"
         refuse(args, (Labels,), lambda field: field.name not in used, why)
+    if labels.teacher_snapshots == "auto" and len(args.sampling) > 1:
+        say("--teacher-snapshots auto may choose another snapshot for each --sampling; random real images have one alone: to "
+            "compare with them, give one --sampling at a time")
     return replace(labels, labels=tuple(kind for kind in KINDS if kind in labels.labels))
 
 
@@ -81,10 +86,10 @@ def open_pool(path, dataset):
     return pool
 
 
-def named_teacher(runs):
-    """The folder of the classifiers that the first run which names any was labelled by, or matched with; None for none."""
-    named = (beside(made_by(run).get(name), run) for run in runs for name in ("teacher", "pool_folder"))
-    return next(filter(None, named), None)
+def named_teachers(runs):
+    """The folders of the classifiers that runs, by their paths, were labelled by, or else matched with: a list."""
+    named = ([beside(made_by(run).get(name), run) for name in ("teacher", "pool_folder")] for run in runs)
+    return unique(filter(None, (labelled or matched for labelled, matched in named)))
 
 
 def keep_rows(folder, teacher, dataset):
@@ -108,15 +113,20 @@ class Teachers:
 
     def __init__(self, labels, runs, sources, dataset, *, engine, protocol, seed):
         self.labels, self.dataset, self.engine = labels, dataset, engine
-        self.protocol, self.seed = replace(protocol, epochs=min(protocol.epochs, _TRIAL_EPOCHS)), seed
+        self.protocol = replace(protocol, epochs=min(protocol.epochs, _TRIAL_EPOCHS))
+        self.seed = stream(seed, "teacher's trial").initial_seed() % 2**31  # none of the students that are reported
         self._chosen, self._teachers, self._scores = {}, {}, {}
         self.sources, self.pool = list(sources), None
         if "teacher" not in labels.labels and all(map(self._keeps_rows, self.sources)):
             return
-        path = labels.teacher or named_teacher(runs)
-        if path is None:
+        named = [labels.teacher] if labels.teacher else named_teachers(runs)
+        if not named:
             raise UserError("--labels: no run of --pretrain-weight names a pool of pretrained classifiers: give --teacher, the "
                             "folder of one (results/pools/...)")
+        path, *others = named
+        if others:
+            say(f"{path} labels all images; other runs of --pretrain-weight name {', '.join(map(str, others))} (--teacher "
+                "chooses)")
         self.pool = open_pool(path, dataset)
 
     def teach(self, source, kind, ipc, sampling, asked=SAMPLINGS):

@@ -15,7 +15,7 @@ from gendistil.common.run import CONFIG, check_outside, made_by, read_json
 from gendistil.data import DATASETS, original
 from gendistil.evaluation.rows import OWN_LABELS, PLAIN, REPORT, SCORED, read_report, row_key, unique
 from gendistil.evaluation.students import PROTOCOLS, Result, protocol_for, rate_of, replayed, steps_per_epoch
-from gendistil.evaluation.teachers import Labels, Teachers, fits, named_teacher, open_pool
+from gendistil.evaluation.teachers import Labels, Teachers, fits, named_teachers, open_pool
 from gendistil.sources import RealImages, Refined, Refinement, check_fits, load_source, refine, weights_digest
 from pools import check_classifiers, usual_classifier
 
@@ -153,6 +153,8 @@ def _as_judged(args, name, path, source, dataset):
         source.rows = None
     if not args.own or args.lr is not None:
         source.step_size = None
+    for ipc in args.ipc if PROTOCOLS[args.protocol].replay else ():
+        replayed(source, ipc, PROTOCOLS[args.protocol])
     rate_of(source, protocol_of(args, dataset.spec.name), f"--pretrain-weight {path}")
     source = refine(source, path, args, functools.partial(_open_outside, args, dataset), dataset.train.images.device)
     name += f", {source.refinement.words}" if isinstance(source, Refined) else ""
@@ -161,8 +163,6 @@ def _as_judged(args, name, path, source, dataset):
         raise UserError(f"--ranking compares sets by {shared}, and {name} has learned its own: add --no-own")
     if args.ipc[0] > (source.max_ipc or math.inf):
         raise UserError(f"--ipc {args.ipc[0]}: {name} has {source.max_ipc} images of a class: lower it")
-    for ipc in args.ipc if PROTOCOLS[args.protocol].replay else ():
-        replayed(source, ipc, PROTOCOLS[args.protocol])
     return name, source
 
 
@@ -201,8 +201,7 @@ def _usual_comparison(args, paths, sources):
     if args.labels == ("hard",) or PROTOCOLS[args.protocol].replay:
         return []
     asked = "teacher" in args.labels or args.teacher or any(source.rows is None for source in sources.values())
-    folder = named_teacher(paths.values())
-    if asked or (folder and Path(folder).is_dir()):
+    if asked or any(Path(folder).is_dir() for folder in named_teachers(paths.values())[:1]):
         return ["random"]
     say("no random real images beside: the sources keep their rows, and the classifier that answers for others is not here; "
         "--teacher names it")
@@ -290,17 +289,19 @@ def kept_bytes(row, source):
 
 def list_rows(args, sources):
     """What the report will hold: dicts of source, sampling, ipc, model and labels, and of augmentation where there is none."""
-    filters = {name: {"refined_by": source.teacher.name} if isinstance(source, Refined) and source.teacher else {}
-               for name, source in sources.items()}
+    refined = {name: {"refinement": source.refinement.words, **({"refined_by": source.teacher.name} if source.teacher else {})}
+               for name, source in sources.items() if isinstance(source, Refined)}
 
     def samplings(name, kind):
-        # Fresh real images are the whole training set, no match for a generator and its teacher: a fixed set stands in.
-        fixed = name == REAL and kind != "hard" and not PROTOCOLS[args.protocol].random_labels
+        # Stored images are one set. Fresh real ones are the whole training set, no match for a generator and its teacher: a
+        # fixed set stands in.
+        taught = name == REAL and kind != "hard" and not PROTOCOLS[args.protocol].random_labels
+        fixed = taught or not sources[name].varies
         return dict.fromkeys("fixed" if fixed and sampling == "fresh" else sampling for sampling in args.sampling
                              if fits(kind, sampling))
 
     rows = [{"source": name, "sampling": sampling, "ipc": ipc, "model": model,
-             "labels": OWN_LABELS if kind == "hard" and sources[name].soft else kind, **filters[name]}
+             "labels": OWN_LABELS if kind == "hard" and sources[name].soft else kind, **refined.get(name, {})}
             for model in args.eval_model for kind in args.labels for name in sources for sampling in samplings(name, kind)
             for ipc in args.ipc if ipc <= (sources[name].max_ipc or math.inf)]
     if args.ranking:

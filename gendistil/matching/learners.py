@@ -87,9 +87,9 @@ class StoredLearner:
     """What is stored image by image, learned by SGD or Adam: pixels and latents.
 
     Args: source, a `PixelSet` or `LatentSet` with its starting values, on the accelerator's device; parameter, what of it is
-    learned, [K, ipc, ...]; seed, of all draws; lr, momentum of the SGD, or lr alone with the optimizer "adam"; batch, images of
-    a class that are compared in one step, None for all; engine, an `Engine` (default: that of the accelerator). A subclass has
-    `folder`, `images` and `images_per_class`, and may scale the gradient and bound the values.
+    learned, [K, ipc, ...]; seed, of all draws; lr and optimizer, a key of `pools.OPTIMIZERS`, of which "sgd" takes the
+    momentum; batch, images of a class that are compared in one step, None for all; engine, an `Engine` (default: that of the
+    accelerator). A subclass has `folder`, `images` and `images_per_class`, and may scale the gradient and bound the values.
     """
 
     has_pairs = False

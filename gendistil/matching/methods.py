@@ -13,10 +13,10 @@ from gendistil.matching.matcher import SETTINGS
 from gendistil.matching.objectives import METRICS, OBJECTIVES
 from gendistil.matching.selectors import SELECTORS
 from gendistil.matching.trained import ORDERS
-from gendistil.matching.unroll import OPTIMIZERS
+from gendistil.matching.unroll import UNROLLED
 from gendistil.sources import DECODERS, LATENT_SPACES
 from generators.trainer import TUNED
-from pools import some_classifiers, usual_classifier
+from pools import OPTIMIZERS, some_classifiers, usual_classifier
 
 GENERATOR, PIXELS, LATENTS, DRAWN = "generator", "pixels", "latents", "drawn"
 """What the published methods learn; `build.LEARNED` says how."""
@@ -82,7 +82,7 @@ class Method:
     unroll: int = option("steps of a network's training on the synthetic images, in each step of matching", 30, type=COUNT,
                          group=_UNROLL)
     unroll_batch: int = option("images of one of them, 0 for all", 0, type=NATURAL, group=_UNROLL)
-    unroll_optimizer: str = option("what takes them", "sgd", choices=OPTIMIZERS, group=_UNROLL)
+    unroll_optimizer: str = option("what takes them", "sgd", choices=UNROLLED, group=_UNROLL)
     unroll_momentum: float = option("momentum of that SGD", 0.0, type=number(float, 0, 0.999), group=_UNROLL)
     unroll_order: str = option("passes: images in a new order in each pass; steps: one image of every class a step, always in "
                                "the same order, and a step size of each step's own (Wang et al., 2018)", "passes",
@@ -120,7 +120,7 @@ class Method:
 
     syn_batch: int = option("images of a class compared in one step, 0 for all", 0, type=NATURAL, group="pixels and latents",
                             learns=STORED, first=True)
-    optimizer: str = option("what learns them; of adam, --lr counts in images in [-1, 1] whatever --space", "sgd",
+    optimizer: str = option("what learns them; of adam and adamw, --lr counts in images in [-1, 1] whatever --space", "sgd",
                             choices=OPTIMIZERS, group="pixels and latents", learns=STORED)
     momentum: float = option("of the SGD that learns them", 0.5, type=number(float, 0, 0.999), group="pixels and latents",
                              learns=STORED)

@@ -17,7 +17,7 @@ from gendistil.common.errors import UserError
 from gendistil.common.rng import Shuffle
 from gendistil.data import standardise, to_signed
 from gendistil.matching.matcher import Matcher
-from gendistil.matching.unroll import SGD, Adam, Known, unroll
+from gendistil.matching.unroll import UNROLLED, Known, unroll
 from gendistil.sources import Rows, Teacher, balanced_labels, draw_set
 from gendistil.sources.stored import StoredSource
 
@@ -62,7 +62,7 @@ class TrainingMatcher(Matcher):
         super().__init__(learner, dataset, pool, replace(method, match_classes=0, aug_setting="class"))
         options, device, source = self.options, learner.accelerator.device, learner.source
         own = options["unroll_order"] == "steps"
-        self.optimizer = Adam() if options["unroll_optimizer"] == "adam" else SGD(options["unroll_momentum"])
+        self.optimizer = UNROLLED[options["unroll_optimizer"]](options["unroll_momentum"])
         self.rates = torch.full((options["unroll"] if own else 1,), options["step_size"], device=device)
         stored = isinstance(source, StoredSource)
         some = stored and learner.images_per_class(self.per_class) != source.decoded(source.max_ipc)

@@ -42,7 +42,8 @@ class Adam:
         return [*moved, *first, *second]
 
 
-OPTIMIZERS = ("sgd", "adam")
+UNROLLED = {"sgd": SGD, "adam": lambda momentum: Adam()}
+"""What takes the steps of a training, by the names that --unroll-optimizer knows, for a momentum, which SGD alone has."""
 
 
 @contextlib.contextmanager

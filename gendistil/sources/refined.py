@@ -14,7 +14,7 @@ from gendistil.common.flags import fields, given, option
 from gendistil.common.run import beside, made_by
 from gendistil.common.source import Source, index_within_class
 from gendistil.data import to_uint8
-from gendistil.sources.load import check_fits
+from gendistil.sources.load import check_fits, weights_digest
 from gendistil.sources.taught import Teacher
 
 _GROUP = "refinement of generators (where none of these is given, what the run's config keeps)"
@@ -150,6 +150,9 @@ def refine(source, path, args, open_pool, device="cpu"):
     """
     values, made = given(Refinement, args), made_by(path)
     kept = {} if values else made.get("refinement") or {}
+    if kept.get("weights") and kept["weights"] != weights_digest(path):
+        say(f"{path} has learned on since its refinement was found, which is left out: find it anew (benchmarks/refine.py)")
+        kept = {}
     known = {field.name for field in fields(Refinement)}
     refinement = Refinement(**(values or {name: value for name, value in kept.items() if name in known}))
     if refinement == Refinement():
