@@ -36,7 +36,7 @@ demo: $(BIN)/.installed
 	@echo "report:        $(OUT)/test/report.html"
 	@echo "sample sheet:  $(OUT)/ipc10/sheet.png"
 
-# CIFAR-10, as docs/results.md reports it: hours on a GPU, days on two CPU cores.
+# CIFAR-10, as docs/results/ reports it: hours on a GPU, days on two CPU cores.
 cifar10 cifar10-methods architectures ranking searches: OUT = cifar10-results
 cifar10 cifar10-methods architectures ranking searches: DATA = cifar10
 cifar10 cifar10-methods: POOL = --pool-members 1 --pool-epochs 12 --pool-lr 0.05 --pool-aug crop_flip
@@ -124,7 +124,7 @@ ranking: $(BIN)/.installed
 	PYTHONPATH=$(OUT)/ddranking $(BIN)/python benchmarks/ranking.py --run $(OUT)/ranking --test-interval 300 --num-eval 1 \
 	    --sets $(foreach name,$(RANKED),$(name)=$(OUT)/ranked/$(name)) --output $(OUT)/ranking-package.json
 
-# The three stages on Fashion-MNIST, SVHN and MNIST with the settings of CIFAR-10, as docs/results.md reports them: on a CPU core with
+# The three stages on Fashion-MNIST, SVHN and MNIST with the settings of CIFAR-10, as docs/results/ reports them: on a CPU core with
 # AMX, 25 minutes of stage 1 and as many of students. SVHN=DIR names the folder of another SVHN than torchvision's.
 SVHN ?= svhn
 sets: sets-fashion sets-svhn sets-mnist
@@ -144,7 +144,7 @@ sets-%: $(BIN)/.installed
 	$(RUN) validate.py $(call GO,fifty) --ipc 50 --sampling fixed fresh --num-eval 2 --pretrain-weight stage2=$(OUT)/match \
 	    --compare random
 
-# The three stages on MNIST (downloaded unless DATA_DIR has it), as docs/results.md reports them: an hour and a half on two CPU cores.
+# The three stages on MNIST (downloaded unless DATA_DIR has it), as docs/results/ reports them: an hour and a half on two CPU cores.
 mnist: OUT = mnist-results
 mnist: DATA = mnist
 mnist: JUDGE = $(RUN) validate.py $(call GO,$1) --pretrain-weight stage2=$(OUT)/match
@@ -156,7 +156,7 @@ mnist: $(BIN)/.installed
 	$(call JUDGE,one) --ipc 1 --sampling fixed representative --compare random --num-eval 5
 	$(call JUDGE,ten) --ipc 10 --sampling representative --epochs 600
 
-# The pixel methods on MNIST, as docs/results.md reports them: on two CPU cores, an hour of matching and half an hour of students.
+# The pixel methods on MNIST, as docs/results/ reports them: on two CPU cores, an hour of matching and half an hour of students.
 baselines curves: OUT = baselines-results
 baselines curves: DATA = mnist
 baselines: SHORT = --ipc 1 --match-batch 32 --steps 800 --eval-epochs 200
@@ -194,7 +194,7 @@ curves: $(BIN)/.installed
 	    --output $(OUT)/dreamplus-curve.json
 
 # Memories of digits, Fashion-MNIST and CIFAR-100 in class-incremental learning, and methods that train networks on the images of MNIST
-# that they learn, as docs/results.md reports them: about an hour each on a thread, Fashion-MNIST three and a half, CIFAR-100 two.
+# that they learn, as docs/results/ reports them: about an hour each on a thread, Fashion-MNIST three and a half, CIFAR-100 two.
 # CIFAR100=DIR names a folder with its pictures. Run again, they go on.
 CIFAR100 ?= cifar100
 continual unrolled: OUT = $@-results
@@ -245,7 +245,7 @@ terms: $(BIN)/.installed
 	    --aug-type color_crop_cutout_scale_rotate --pretrain-weight $(foreach name,mean moments energy cf,$(name)=$(OUT)/$(name)-0.03)
 
 # A flow and a shortcut of digits: in how many steps they draw, by held-out images, and stage 2 through one step and four, as
-# docs/results.md reports them: two hours on a thread.
+# docs/results/ reports them: two hours on a thread.
 flows: OUT = flow-results
 flows: REFINE = $(BIN)/python benchmarks/refine.py --data digits --ipc 50 --sampling fixed --students 8
 flows: MATCH = $(RUN) pool_match.py $(call GO,$1) --eval-interval 1000 --eval-epochs 20
@@ -314,7 +314,7 @@ latents-%: $(BIN)/.installed
 	$(call JUDGE,convnet) itgan-dream=$(OUT)/$*-dream itgan-free=$(OUT)/$*-free $(CONVNET)
 	$(call JUDGE,resnet18) --eval-model resnet18 $(RESNET)
 
-# The searches of docs/results.md, on held-out images alone, from the runs of `make demo` and `make cifar10`. Run again, they go on.
+# The searches of docs/results/, on held-out images alone, from the runs of `make demo` and `make cifar10`. Run again, they go on.
 searches: SMALL = --pool '{"pool_members": 1, "pool_epochs": 6, "pool_snapshots": 3}' --weight demo-results/gan --seconds 40 --repeats 2
 searches: ONE = --pool '{"pool_members": 1, "pool_epochs": 1, "pool_snapshots": 3}' --weight search-results/gan
 searches: POOL = '{"pool_members": 1, "pool_epochs": 12, "pool_lr": 0.05, "pool_aug": "crop_flip"}'

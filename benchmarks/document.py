@@ -1,6 +1,6 @@
 """Writes every marked table of documents anew: those of reports, and those of what the benchmarks beside this one measured.
 
-    python benchmarks/document.py README.md docs/results.md docs/speed.md
+    python benchmarks/document.py README.md docs/speed.md docs/results.md docs/results/*.md
 
 A line `<!-- memory: FILE -->`, `<!-- steps: FILE -->` or `<!-- ranking: FILE -->` marks the place of what memory.py,
 step_time.py or ranking.py wrote to FILE, and `<!-- /memory -->` its end; gendistil/evaluation/report.py says how the others

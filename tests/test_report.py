@@ -17,6 +17,7 @@ from gendistil.evaluation.rows import KEYS, difference, read_report
 from gendistil.evaluation.tables import LEGEND, markdown, tables
 
 ROOT = Path(__file__).parents[1]
+DOCUMENTS = ["README.md", "docs/results.md", *(str(path.relative_to(ROOT)) for path in sorted(ROOT.glob("docs/results/*.md")))]
 
 
 def make_row(**changes):
@@ -274,12 +275,12 @@ def test_reports_or_documents(words, monkeypatch, capsys):
     assert "either reports, or documents" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("name", ["docs/results.md", "README.md"])
+@pytest.mark.parametrize("name", DOCUMENTS)
 def test_the_tables_of_our_documents_are_those_of_their_files(name):
     text = (ROOT / name).read_text(encoding="utf-8")
-    assert "<!-- table" in text
+    assert ("<!-- table" in text) == (name != "docs/results.md")
     assert rewrite_document(ROOT / name, document.SECTIONS) == text
-    assert text.count(LEGEND) == 1
+    assert text.count(LEGEND) == (name in ("docs/results.md", "README.md"))
     unmarked = re.sub(r"<!-- (table|students|sets): .*?<!-- /\1 -->", "", text, flags=re.S)
     assert not re.findall(r"^\|.* ± .*\|$", unmarked, re.M)
 
@@ -290,11 +291,21 @@ def test_the_speeds_of_our_document_are_those_of_their_files():
     assert rewrite_document(ROOT / "docs/speed.md", document.SECTIONS) == text
 
 
-@pytest.mark.parametrize("name", ["docs/results.md", "README.md"])
+def test_results_lead_to_all_their_pages():
+    text = (ROOT / "docs/results.md").read_text(encoding="utf-8")
+    assert all(f"]({Path(name).relative_to('docs')})" in text for name in DOCUMENTS if name.startswith("docs/results/"))
+
+
+@pytest.mark.parametrize("name", [*DOCUMENTS, *(f"docs/{name}.md" for name in ("methods", "design", "extending", "speed"))])
 def test_pictures_and_files_of_our_documents_are_there(name):
     text = (ROOT / name).read_text(encoding="utf-8")
     for link in re.findall(r"\]\(([^)]+)\)", text):
-        assert link.startswith("http") or ((ROOT / name).parent / link.partition("#")[0]).exists(), link
+        path, _, place = link.partition("#")
+        target = (ROOT / name).parent / path if path else ROOT / name
+        assert link.startswith("http") or target.exists(), link
+        if place:
+            titles = re.findall(r"^#+ (.+)$", target.read_text(encoding="utf-8"), re.M)
+            assert place in {re.sub(r"[^\w\- ]", "", title.lower()).replace(" ", "-") for title in titles}, link
 
 
 def test_text_between_tables_is_not_touched():

@@ -3,7 +3,7 @@
     python -m gendistil.evaluation.report results/a/report.json results/b/report.json    # prints one table of several reports
     python -m gendistil.evaluation.report results/*/report.json --output-dir both        # also as a page, with plots
     python -m gendistil.evaluation.report results/a/report.json --against control        # also how far others are above it
-    python -m gendistil.evaluation.report --document docs/results.md                     # rewrites every table of a document
+    python -m gendistil.evaluation.report --document docs/results/*.md                     # rewrites every table of a document
 
 A document marks the place of a table, and the files that it is made from, by the lines `<!-- table: a.json b.json -->` and
 `<!-- /table -->`, and that of the legend by `<!-- legend -->` and `<!-- /legend -->`. Paths start at the root of the project,
