@@ -34,7 +34,7 @@ from gendistil.evaluation.continual import (
 )
 from gendistil.evaluation.report import write_report
 from gendistil.evaluation.rows import REPORT, row_key
-from gendistil.evaluation.students import GROUP
+from gendistil.evaluation.students import GROUP, side_by_side
 from gendistil.evaluation.tables import markdown
 from gendistil.evaluation.validation import add_scored_on, data_words, protocol_of, resumed, with_more_students
 from gendistil.sources import load_source
@@ -98,7 +98,8 @@ def main():
     engine = Engine(accelerator)
     replayed = args.replay_ipc or args.ipc
     shown = args.num_eval * protocol.epochs * replayed * spec.num_classes * args.steps // 2  # images, by students of an order
-    engine.choose(args.compile, shown * spec.size**2)
+    several = side_by_side(args.num_eval, device, engine, args.together) > 1  # of which none is compiled
+    engine.choose(args.compile, 0 if several else shown * spec.size**2)
     run = Run(vars(args), accelerator, spec.num_classes if args.resume else 0, dataset=dataclasses.asdict(spec),
               students=dataclasses.asdict(protocol), sources=known)
     facts = {"data": data_words(args, spec), "model": args.eval_model, "protocol": args.protocol, "scored_on": args.scored_on,

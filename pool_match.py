@@ -20,7 +20,7 @@ from gendistil.data import load_dataset
 from gendistil.evaluation.selection import Judge, Judging
 from gendistil.evaluation.teachers import keep_rows, open_pool
 from gendistil.matching import METHODS, Method, build, choices, methods, objectives
-from gendistil.matching.build import LEARNED, SUMMARY, Start
+from gendistil.matching.build import LEARNED, SUMMARY, Start, kind_of
 from gendistil.matching.methods import DEFAULT_IPC, DRAWN, GENERATOR, PIXELS
 from gendistil.sources import ROWS, Teacher
 from pools import check_classifiers
@@ -72,7 +72,7 @@ def check(args):
         raise UserError(f"--chunk-steps is for an inversion, which --weight {args.weight} has behind it")
     if args.chunk_steps == 0 and row.first:
         raise UserError(f"--chunk-steps 0 has no end of its own: give 1 or more, or run --method {row.first} by itself")
-    if learned.flags in (PIXELS, DRAWN) and args.ipc is None:
+    if learned.kind in (PIXELS, DRAWN) and args.ipc is None:
         args.ipc = DEFAULT_IPC
 
 
@@ -115,7 +115,7 @@ def match(args):
     engine = Engine(accelerator)
     resumed, file = resume_state(vars(args)), folder / CHECKPOINT
     state = resumed or {}
-    if METHODS[args.method].learn == GENERATOR:
+    if kind_of(METHODS[args.method]) == GENERATOR:
         state, file = build.read_weight(args) if not resumed else (state, file)
         build.check_critic(args, state)
     limit = build.read_seconds(args.control_of)
@@ -124,8 +124,7 @@ def match(args):
                                accelerator.device, args.whiten)
     spec = dataset.spec
     method = choices.settled(vars(args), spec.size)
-    check_classifiers(method.pool if method.match != "none" else (), spec, "--pool", maps=method.match == "feature",
-                      kernels=method.match == "grad" and method.metric != "dc", alone=method.match == "trajectory")
+    build.check_pool(method, spec)
     judging = from_flags(Judging, args)
     check_classifiers([judging.student(spec)], spec, "--eval-model")
     teacher = Teacher.of(open_pool(start.teacher, dataset), engine=engine) if start.teacher else None
@@ -146,8 +145,8 @@ def match(args):
     begun = resumed["step"] if resumed else 0
     run = Run(vars(args), accelerator, begun, method_values=dataclasses.asdict(method), dataset=dataclasses.asdict(spec),
               compiled=engine.compiled, pool_folder=getattr(pool, "dir", None),
-              recipe_values=dataclasses.asdict(learner.trainer.recipe) if method.learn == GENERATOR else None,
-              kin=build.kin_of(start.weight, earlier) if method.learn == GENERATOR else None)
+              recipe_values=dataclasses.asdict(learner.trainer.recipe) if kind_of(method) == GENERATOR else None,
+              kin=build.kin_of(start.weight, earlier) if kind_of(method) == GENERATOR else None)
     judge = Judge(run, engine, dataset, judging, args.seed, method.keep, summary)
 
     def save(step):
@@ -164,12 +163,12 @@ def match(args):
 
     steps = math.inf if args.control_of else build.count_steps(method, learner, dataset)
     loop = Loop(run, begun, steps, args.log_interval, seconds=summary["train_seconds"], limit=limit, compiled=engine.compiled,
-                rhythm=method.select_interval if matching and method.select == "dream" else 1)
+                rhythm=matching.selector.interval if matching else 1)
     if run.is_main and not method.label_lr and (begun < steps or teacher):
         (run.dir / learner.folder / ROWS).unlink(missing_ok=True)  # they are of other images, or other answers
     if resumed:
         sum_up(begun)
-    elif not steps or method.learn == GENERATOR:  # a coreset learns nothing, and a generator may gain nothing
+    elif not steps or kind_of(method) == GENERATOR:  # a coreset learns nothing, and a generator may gain nothing
         judge.score(learner, 0)
         save(0)
     with loop:
@@ -186,7 +185,7 @@ def match(args):
         keep_rows(run.dir / learner.folder, teacher, dataset)
     run.close()
     accelerator.print(f"{learner.folder} of step {summary['best_step']}: {run.dir / learner.folder}")
-    if method.learn == GENERATOR:
+    if kind_of(method) == GENERATOR:
         accelerator.print(judge.gain(None if matching else build.read_matched(args)))
 
 

@@ -24,7 +24,7 @@ from gendistil.evaluation.page import draw_sheets, find_sheets
 from gendistil.evaluation.ranking import complete
 from gendistil.evaluation.report import controls, write_report
 from gendistil.evaluation.rows import PLAIN, REPORT, curve_of, row_key
-from gendistil.evaluation.students import GROUP, rate_of
+from gendistil.evaluation.students import GROUP, rate_of, side_by_side
 from gendistil.evaluation.tables import markdown
 from gendistil.evaluation.teachers import Labels, distilled_from, keep_student, labels_of
 from gendistil.evaluation.validation import (
@@ -120,9 +120,9 @@ def main():
     rows, known = resumed(args, paths)
     made = made_as(paths, rows.values())
     plan, engine = list_rows(args, sources), Engine(accelerator)
-    at_once = args.together or (args.num_eval if device.type == "cuda" else 1)
-    # Of students side by side none is compiled.
-    engine.choose(args.compile, 0 if at_once > 1 else count_pixels(args, plan, protocols, dataset.spec))
+    at_once = side_by_side(args.num_eval, device, engine, args.together)  # and of several none is compiled
+    pixels = 0 if at_once > 1 else count_pixels(args, plan, protocols, dataset.spec)
+    engine.choose(args.compile, pixels // accelerator.num_processes)
     teachers = make_teachers(args, known.values(), sources.values(), dataset, engine)
     if args.push_to_hub and accelerator.is_main_process:
         make_repository(args.push_to_hub)  # a refusal comes before the work, and after everything else that may be refused

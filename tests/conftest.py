@@ -18,6 +18,10 @@ SMALL_POOL = ("--pool-members", 1, "--pool-epochs", 1, "--pool-snapshots", 1)
 """Flags for networks that train in no time: one, of one epoch, with one snapshot."""
 
 
+SMALL_CLASSIFIER = "convnet:depth=1,width=8"
+"""A classifier that is enough where a test asks nothing of how much it knows."""
+
+
 @pytest.fixture
 def on_the_cpu(monkeypatch):
     """The CPU computes, whatever the environment says."""

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 from accelerate import Accelerator
+from conftest import SMALL_CLASSIFIER
 from safetensors.torch import load_file
 
 import gen_condense
@@ -77,8 +78,8 @@ def stage1(recipe, folder, tag):
 def stage2(weight, folder, tag):
     return ["pool_match", "--output-dir", str(folder), "--tag", tag, "--weight", str(weight), "--batch-size", "16",
             "--steps", str(STEPS), "--precision", "fp32", "--match-batch", "4", "--select-candidates", "20",
-            "--select-interval", "2", "--pool-members", "1", "--pool-epochs", "1", "--pool-snapshots", "2",
-            "--eval-epochs", "1", "--eval-ipc", "1", "--log-interval", "1"]
+            "--select-interval", "2", "--pool", SMALL_CLASSIFIER, "--pool-members", "1", "--pool-epochs", "1",
+            "--pool-snapshots", "2", "--eval-epochs", "1", "--eval-ipc", "1", "--log-interval", "1"]
 
 
 def launch(folder, commands):

@@ -8,6 +8,7 @@ import pytest
 import torch
 from accelerate import Accelerator
 from checkpoints import assert_same_weights
+from conftest import SMALL_CLASSIFIER
 
 import gen_condense
 import pool_match
@@ -25,7 +26,8 @@ pytestmark = pytest.mark.usefixtures("on_the_cpu")
 TINY = {recipe: replace(RECIPES[recipe], width=8, batch_size=32) for recipe in ("flow", "shortcut")}
 STAGE1 = ("--width", 8, "--batch-size", 16, "--log-interval", 1, "--sample-steps", 2)
 STAGE2 = ("--pool-members", 1, "--pool-epochs", 1, "--pool-snapshots", 2, "--batch-size", 16, "--match-batch", 4,
-          "--select-candidates", 20, "--select-interval", 2, "--eval-epochs", 1, "--eval-ipc", 1, "--pool", "convnet")
+          "--select-candidates", 20, "--select-interval", 2, "--eval-epochs", 1, "--eval-ipc", 1, "--pool",
+          SMALL_CLASSIFIER, "--eval-model", SMALL_CLASSIFIER)
 
 
 @pytest.fixture

@@ -183,7 +183,8 @@ class Pool(RandomPool):
 
 @pytest.mark.parametrize("select", SELECTORS)
 def test_selected_images_are_of_the_class_and_refresh_when_due(digits, select):
-    selector = SELECTORS[select](digits.train, 10, 6, 0, pool=Pool(digits), interval=5, candidates=40)
+    options = {"interval": 5, "candidates": 40} if SELECTORS[select].options else {}
+    selector = SELECTORS[select](digits.train, 10, 6, 0, pool=Pool(digits), **options)
     classes = torch.tensor([7, 2])
     rows = selector.indices(classes, 0)
     assert rows.shape == (2, 6)

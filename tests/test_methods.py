@@ -6,7 +6,7 @@ from dataclasses import replace
 import pytest
 import torch
 from accelerate import Accelerator
-from conftest import SMALL_POOL
+from conftest import SMALL_CLASSIFIER, SMALL_POOL
 from prototypes import make_learner, matcher_for
 
 import gen_condense
@@ -37,7 +37,8 @@ def test_every_combination(digits, learn, match, select):
     before = [value.clone() for value in learner.source.parameters()]
     # Pairs, which the logit objective compares, need as many real images as decoded ones.
     per_class = 8 if learn == "multi-formation" else 2
-    for pool in (RandomPool(digits), OnlinePool(digits, teacher="synthetic", outer=2, inner=1)):
+    small = {"names": (SMALL_CLASSIFIER,)}
+    for pool in (RandomPool(digits, **small), OnlinePool(digits, **small, teacher="synthetic", outer=2, inner=1)):
         matcher = matcher_for(learner, digits, pool, match, match_weight=None, select=select, match_classes=2,
                               match_batch=per_class, aug_type="color_crop")
         for step in range(2):

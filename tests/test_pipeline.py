@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 import torch
 from checkpoints import assert_same_weights, contents
-from conftest import SMALL_POOL
+from conftest import SMALL_CLASSIFIER, SMALL_POOL
 from picture_folders import write_folder
 from PIL import Image
 from safetensors.torch import load_file
@@ -35,8 +35,9 @@ from generators import GAN, NETWORKS, RECIPES
 
 ROOT = Path(__file__).parent.parent
 STAGE1 = ("--width", 16, "--batch-size", 16, "--log-interval", 2, "--sample-interval", 3, "--save-interval", 3)
-STAGE2 = ("--pool-members", 1, "--pool-epochs", 1, "--pool-snapshots", 2, "--batch-size", 16, "--match-batch", 4,
-          "--eval-epochs", 1, "--eval-ipc", 1, "--log-interval", 2)
+UNMATCHED = ("--eval-model", SMALL_CLASSIFIER, "--batch-size", 16, "--match-batch", 4, "--eval-epochs", 1, "--eval-ipc", 1,
+             "--log-interval", 2)
+STAGE2 = ("--pool", SMALL_CLASSIFIER, "--pool-members", 1, "--pool-epochs", 1, "--pool-snapshots", 2, *UNMATCHED)
 SELECTED = {"dream": ("--select-candidates", 20, "--select-interval", 2), "random": ()}
 STAGE3 = ("--epochs", 2, "--min-steps", 1, "--num-eval", 1, "--ipc", 2)
 
@@ -117,7 +118,7 @@ def test_export(command, results, tmp_path):
 
 @pytest.mark.parametrize(("match", "select"), [("none", "dream"), ("moments", "random")])
 def test_a_run_reports_what_it_matches(command, results, match, select):
-    compared = STAGE2[6:] if match == "none" else (*STAGE2, "--select", select, *SELECTED[select])
+    compared = UNMATCHED if match == "none" else (*STAGE2, "--select", select, *SELECTED[select])
     command(pool_match, "--output-dir", results, "--tag", f"{match}-{select}", "--weight", results / "gan", *compared,
             "--match", match, "--steps", 2)
     record = next(record for record in records(results / f"{match}-{select}") if record["step"])
@@ -232,7 +233,7 @@ def test_ctrl_c_saves_and_resume_goes_on(command, tmp_path):
 
 
 def stage_words(script, results, folder):
-    stage = STAGE1 if script is gen_condense else ("--weight", results / "gan", *STAGE2[6:], "--match", "none")
+    stage = STAGE1 if script is gen_condense else ("--weight", results / "gan", *UNMATCHED, "--match", "none")
     return ("--output-dir", folder, "--tag", "nan", *stage)
 
 

@@ -75,7 +75,7 @@ class Loop:
             self.bar.set_postfix({name: f"{value:.3g}" for name, value in metrics.items()})
 
     def _forgive(self):
-        """After the step that does as much as the first, or the last here, take from the clock by how much the first was longer."""
+        """After a step that does as much as the first, or the last here, take from the clock what the first took beyond it."""
         took = self.clock.read() - self._began
         if self._first is None:
             self._first = took

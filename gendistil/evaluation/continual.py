@@ -24,6 +24,7 @@ from gendistil.common.hub import is_hub
 from gendistil.common.run import CHECKPOINT
 from gendistil.evaluation.students import SAMPLINGS, Result, evaluate
 from gendistil.matching import METHODS, initial
+from gendistil.matching.build import kind_of
 from gendistil.matching.methods import DRAWN, GENERATOR, LATENTS, PIXELS
 from gendistil.sources import Joined, Taught, Teacher
 from pools import ClassifierPool, accuracy, keep_classifier
@@ -181,7 +182,7 @@ class Memory:
                                     "others: make one for each by a command before, with && between the two")
             made.append(folder)
         row = override(METHODS[options.method], options) if "method" in options else None
-        if row and {PIXELS: row.init != "noise", LATENTS: True, DRAWN: row.pull > 0}.get(row.learn):
+        if row and {PIXELS: row.init != "noise", LATENTS: True, DRAWN: row.pull > 0}.get(kind_of(row)):
             initial.check_count(dataset, args.ipc * row.factor**2, f"--memory {self.name} starts from: lower --ipc")
         if needs_pools(args.labels) and (row is None or row.pool_training != "pretrained" or row.match == "none"):
             raise UserError(f"--labels pool: memory '{self.name}' is matched with no pretrained pool: add --pool-training "
@@ -206,7 +207,7 @@ class Memory:
 
 def _stores(options):
     """Whether a command with these options makes images that are stored, and no generator."""
-    return "method" in options and METHODS[options.method].learn != GENERATOR
+    return "method" in options and kind_of(METHODS[options.method]) != GENERATOR
 
 
 def open_teacher(folder, device, engine):

@@ -263,6 +263,12 @@ def evaluate_full(dataset, model_name="convnet", *, split=None, num_eval=3, seed
                      on_epoch)
 
 
+def side_by_side(num_eval, device, engine, together=None):
+    """How many of `num_eval` students are trained side by side: `together`, else all on a GPU and one elsewhere."""
+    # In float16 they would share one scale of their losses.
+    return 1 if engine.precision == "fp16" else together or (num_eval if device.type == "cuda" else 1)
+
+
 def _evaluate(make_batches, images, dataset, model_name, num_eval, seed, protocol, scored_on, engine, together, on_epoch,
               temperature=1.0, weights="student's weights"):
     """Train and score the students; `make_batches(seed)(epoch)` yields one epoch of a student's batches, `weights` names the
@@ -271,9 +277,7 @@ def _evaluate(make_batches, images, dataset, model_name, num_eval, seed, protoco
     spec, scored = dataset.spec, getattr(dataset, scored_on)
     protocol = long_enough(protocol, images)
     scores, device, student = [], scored.images.device, None
-    # In float16 students side by side would share one scale of their losses.
-    together = 1 if engine.precision == "fp16" else together or (num_eval if device.type == "cuda" else 1)
-    for seeds in torch.arange(seed, seed + num_eval).split(together):
+    for seeds in torch.arange(seed, seed + num_eval).split(side_by_side(num_eval, device, engine, together)):
         models = [build_classifier(model_name, spec.channels, spec.size, spec.num_classes,
                                    generator=stream(student_seed, weights)).to(device)
                   for student_seed in seeds.tolist()]

@@ -252,7 +252,7 @@ def full_protocol(args, protocol, spec, real, plan, sources, earlier=None):
 
 
 def count_pixels(args, plan, protocols, spec):
-    """About how many pixels this process shows to students, the whole training set left out."""
+    """About how many pixels are shown to students, the whole training set left out."""
     images = 0
     for row in plan:
         protocol = protocols[row["model"]]

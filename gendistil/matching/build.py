@@ -17,12 +17,12 @@ from gendistil.matching.drawing import DrawingLearner, modes_of
 from gendistil.matching.learners import GeneratorLearner, LatentLearner, PixelLearner
 from gendistil.matching.matcher import Matcher
 from gendistil.matching.methods import DRAWN, GENERATOR, LATENTS, METHODS, PIXELS, STORED, Method
-from gendistil.matching.objectives import OBJECTIVES
+from gendistil.matching.objectives import METRICS, OBJECTIVES
 from gendistil.matching.trained import TrainingMatcher
 from gendistil.sources import LATENTS_FOLDER, LatentSet, PixelSet, check_fits, load_source, weights_digest
 from generators import TRAINERS, make_trainer, recipe_of
 from generators.unet import FlowGenerator
-from pools import ClassifierPool, OnlinePool, RandomPool
+from pools import ClassifierPool, OnlinePool, RandomPool, check_classifiers
 
 SUMMARY = "summary.json"
 _CONTROLLED = ("lr", "lr_critic", "batch_size", "ema", "tune", "sample_steps", "keep")
@@ -93,7 +93,7 @@ def check_runs(args, runs):
         raise UserError(f"--resume: {' and '.join(map(str, folders))} hold no checkpoint: check --tag and --output-dir, or "
                         "start again with --overwrite")
     before = made_by(args.weight)
-    if METHODS[args.method].learn == GENERATOR and "method_values" in before and before.get("seed") == args.seed:
+    if kind_of(METHODS[args.method]) == GENERATOR and "method_values" in before and before.get("seed") == args.seed:
         say(f"--weight {args.weight} is a run of this stage with the same --seed, whose classes, noise and real images come "
             "again: give another --seed")
 
@@ -202,15 +202,28 @@ def make_pool(method, folder, seed, dataset, engine, run=None):
                       engine=engine, **given)
 
 
+def check_pool(method, spec):
+    """Raise UserError unless the networks of --pool suit the images of a `Spec`, and what the method compares of them."""
+    row = OBJECTIVES.get(method.match)
+    if row:
+        kernels = "metric" in row.options and not METRICS[method.metric].every_layer
+        check_classifiers(method.pool, spec, "--pool", maps=row.maps, kernels=kernels, alone=row.expert)
+
+
 @dataclass(frozen=True)
 class Learned:
-    """A kind of what is learned: in words; what builds its learner, called as `build(begin)` with a `Begin`; whose flags it
-    takes (one of GENERATOR, PIXELS, LATENTS, DRAWN); and whether it starts from the generator that --weight names."""
+    """What is learned: in words; what builds its learner, called as `build(begin)` with a `Begin`; its kind, one of GENERATOR,
+    PIXELS, LATENTS and DRAWN, whose flags it takes; and whether it starts from the generator that --weight names."""
 
     words: str
     build: Callable
-    flags: str
+    kind: str
     needs_weight: bool = False
+
+
+def kind_of(method):
+    """Of which kind is what a `Method` learns: GENERATOR, PIXELS, LATENTS or DRAWN."""
+    return LEARNED[method.learn].kind
 
 
 @dataclass(frozen=True)
@@ -319,7 +332,7 @@ def make_learner(begin):
     if begin.start.weight:
         check_classes(begin.start.weight, "--weight", begin.dataset.spec, "learned: give the same --classes")
     learner = LEARNED[begin.method.learn].build(begin)
-    if begin.state and begin.method.learn != GENERATOR:
+    if begin.state and kind_of(begin.method) != GENERATOR:
         learner.load_state_dict(begin.state, begin.file)
     if begin.start.weight:
         name_other_data(begin.start.weight, "--weight", begin.dataset.spec)

@@ -8,9 +8,10 @@ from pathlib import Path
 from gendistil.common.errors import UserError
 from gendistil.common.flags import fields, override, refuse
 from gendistil.common.inherit import as_begun
-from gendistil.matching.build import LEARNED, Start
+from gendistil.matching.build import LEARNED, Start, kind_of
 from gendistil.matching.methods import DRAWN, METHODS, ONLINE, PIXELS, STORED, TRAINED, Method, method_for
 from gendistil.matching.objectives import OBJECTIVES
+from gendistil.matching.selectors import SELECTORS
 
 
 @dataclasses.dataclass(frozen=True)
@@ -22,24 +23,20 @@ class Idle:
     fields: set
 
 
-def _kind(method):
-    return LEARNED[method.learn].flags
-
-
 def _of_training(method):
     row = OBJECTIVES.get(method.match)
     return row is not None and row.per == "training"
 
 
 def _learns_nothing(method):
-    return method.steps == 0 and _kind(method) != DRAWN
+    return method.steps == 0 and kind_of(method) != DRAWN
 
 
 def _plain(method):
     return not method.match_aug or method.aug_type == "none"
 
 
-_OF_SELECTION = {"select_interval", "select_candidates", "select_nearest"}
+_OF_SELECTION = {name for row in SELECTORS.values() for name in row.options}
 _OF_CLASSES = {"match_classes", "match_real", "aug_setting", "class_batch", "calibrate", "paired_weight"}
 _OF_MATCHING = {*_OF_CLASSES, *_OF_SELECTION, "select", "metric", "match_weight", "match_batch", "mean_weight", "match_aug",
                 "aug_type"}
@@ -55,18 +52,17 @@ IDLE = (
     # Labels and a step size are kept as they start, and a generator is left without a pool by --match none.
     Idle(lambda m: _learns_nothing(m) and m.match != "none" and not (_of_training(m) and (m.label_lr or m.step_size_lr)),
          _NOTHING, {"match"}),
-    Idle(lambda m: _learns_nothing(m) and (_kind(m) != PIXELS or m.init in ("noise", "real")), _NOTHING,
+    Idle(lambda m: _learns_nothing(m) and (kind_of(m) != PIXELS or m.init in ("noise", "real")), _NOTHING,
          {"pool_warmup", "pool_cutmix"}),
     Idle(lambda m: _learns_nothing(m) and m.pool_training not in _SINGLE, _NOTHING, {"aug_single"}),
     # By classes and images of a generator's step --compile tells how long a run is.
     Idle(lambda m: m.match == "none", "is not for --match none",
          {"aug_single", *_OF_POOLS, *_OF_MATCHING} - {"match_classes", "match_batch"}),
-    Idle(lambda m: m.match == "none" and _kind(m) == DRAWN, "is not for --match none", {"match_classes", "match_batch"}),
-    Idle(lambda m: m.match != "none" and _kind(m) == DRAWN, "does nothing beside --steer, which says how far",
+    Idle(lambda m: m.match == "none" and kind_of(m) == DRAWN, "is not for --match none", {"match_classes", "match_batch"}),
+    Idle(lambda m: m.match != "none" and kind_of(m) == DRAWN, "does nothing beside --steer, which says how far",
          {"match_weight"}),
-    Idle(lambda m: _of_training(m) and OBJECTIVES[m.match].expert and _kind(m) in STORED, "does nothing beside a --match "
+    Idle(lambda m: _of_training(m) and OBJECTIVES[m.match].expert and kind_of(m) in STORED, "does nothing beside a --match "
          "of experts, which trains on the stored images: give --syn-batch or --unroll-batch", {"match_batch"}),
-    Idle(lambda m: m.select == "random", "does nothing beside --select random", _OF_SELECTION),
     Idle(lambda m: not m.match_aug, "does nothing beside --no-match-aug", {"aug_type"}),
     Idle(_plain, "does nothing beside --no-match-aug or --aug-type none", {"aug_setting"}),
     Idle(lambda m: _plain(m) and m.pool_training not in _SINGLE, "does nothing beside --no-match-aug or --aug-type none",
@@ -114,10 +110,10 @@ def check_kinds(args):
     row = METHODS[args.method]
     learned, pool = LEARNED[row.learn], args.pool_training or row.pool_training
     why = f"is not for --method {args.method}, which learns {learned.words}"
-    refuse(args, (Method, Start), lambda field: learned.flags not in field.metadata.get("learns", [learned.flags]), why)
+    refuse(args, (Method, Start), lambda field: learned.kind not in field.metadata.get("learns", [learned.kind]), why)
     refuse(args, (Method,), lambda field: pool not in field.metadata.get("pools", [pool]) and not _is_off(args, field),
            f"is not for networks of --pool-training {pool}, which --method {args.method} has here")
-    if learned.flags in STORED and args.match == "none":
+    if learned.kind in STORED and args.match == "none":
         raise UserError(f"--match none {why}")
 
 
@@ -127,6 +123,7 @@ def check(options):
     args, method = argparse.Namespace(**options), settled(options)
     row = OBJECTIVES.get(method.match)
     idle = [(each.words, each.fields) for each in IDLE if each.when(method)]
+    idle.append((f"does nothing beside --select {method.select}", _OF_SELECTION - {*SELECTORS[method.select].options}))
     idle.append((f"is not for --match {method.match}", _not_taken(method)))
     if args.control_of:
         idle.append(("does nothing beside --control-of", {"match_classes", "match_batch"}))

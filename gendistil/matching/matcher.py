@@ -38,9 +38,9 @@ class Matcher:
         self.kept = min(method.match_real, dataset.fewest)
         self.augment = Augment(method.aug_type if method.match_aug else "none", spec, method.aug_single)
         self._check(method.match, spec)
-        self.selector = SELECTORS[method.select](
-            dataset.train, spec.num_classes, self.kept or real, learner.seed, pool=pool, interval=method.select_interval,
-            candidates=method.select_candidates, nearest=method.select_nearest)
+        selector = SELECTORS[method.select]
+        options = {name.removeprefix("select_"): getattr(method, name) for name in selector.options}
+        self.selector = selector(dataset.train, spec.num_classes, self.kept or real, learner.seed, pool=pool, **options)
         synthetic = learner.images_per_class(real)
         if self.objective.pairwise and synthetic != real:
             raise UserError(f"--match {method.match} compares image by image, but there are {real} real and {synthetic} "

@@ -108,29 +108,35 @@ def _mean_distance(x):
     return (squares.sqrt().sum((1, 2)) - count) / (count * (count - 1))
 
 
-def distance(x, y, metric):
-    """Distance of two tensors as the published gradient-matching code takes it.
-
-    dc: 1 - cosine per output neuron, summed, nothing for 1-d tensors (DC, ICLR 2021, appendix A) · cos: the same without the
-    reshaping, with every 1-d element a row of its own (IDC) · mse, l1: summed · l1_mean: averaged per first index, summed.
-    """
-    if metric == "mse":
-        return (x - y).square().sum()
-    if metric == "l1":
-        return (x - y).abs().sum()
-    rows = x.shape[0]
-    if metric == "l1_mean":
-        return (x - y).abs().reshape(rows, -1).mean(-1).sum()
-    if metric == "dc":
-        if x.dim() == 1:
-            return (x - y).sum() * 0
-        if x.dim() == 3:  # LayerNorm [C, H, W]
-            x, y = x.flatten(1), y.flatten(1)
-    x, y = x.reshape(rows, -1), y.reshape(rows, -1)
+def _cosine(x, y):
+    """1 - cosine of each row, summed; every element of a 1-d tensor is a row of its own (IDC)."""
+    x, y = (rows.reshape(len(rows), -1) for rows in (x, y))
     return (1 - (x * y).sum(-1) / (x.norm(dim=-1) * y.norm(dim=-1) + 1e-6)).sum()
 
 
-METRICS = ("l1", "mse", "cos", "dc", "l1_mean")
+@dataclass(frozen=True)
+class Metric:
+    """A distance of two gradients of a layer, `distance(x, y)`, tensors of one shape, and whether it looks at `every_layer`:
+    else biases, norms and the last layer are left out."""
+
+    distance: Callable
+    every_layer: bool = False
+
+
+METRICS = {
+    "l1": Metric(lambda x, y: (x - y).abs().sum()),
+    "mse": Metric(lambda x, y: (x - y).square().sum()),
+    "cos": Metric(_cosine),
+    # Per output neuron, and nothing for 1-d tensors (DC, ICLR 2021, appendix A).
+    "dc": Metric(lambda x, y: (x - y).sum() * 0 if x.dim() == 1 else _cosine(x, y), every_layer=True),
+    "l1_mean": Metric(lambda x, y: (x - y).abs().reshape(len(x), -1).mean(-1).sum()),
+}
+"""Distances as the published codes of gradient matching take them, by the names that --metric knows."""
+
+
+def distance(x, y, metric):
+    """Distance of two tensors of one shape by a key of `METRICS`: 0-dim."""
+    return METRICS[metric].distance(x, y)
 
 _HALF_SCALE = 256  # of a loss whose gradient is taken in float16, where the small entries of a batch's mean would become 0
 
@@ -167,8 +173,9 @@ def _class_loss(classifier, parameters, images, label):
 
 
 def gradient_distance(real, fake, metric):
-    """Sum over parameter tensors of `distance`; all metrics but dc leave out biases, norms and the last layer, as IDC does."""
-    return sum(distance(x, y, metric) for x, y in zip(real, fake) if metric == "dc" or x.dim() > 2)
+    """Sum of `distance` over the layers that the metric looks at, of two lists of tensors, one for each parameter: 0-dim."""
+    every = METRICS[metric].every_layer
+    return sum(distance(x, y, metric) for x, y in zip(real, fake) if every or x.dim() > 2)
 
 
 def _match_logit(eyes, real, fake, labels):
@@ -268,7 +275,8 @@ class Objective:
     for them.
     embeds: whether it compares embeddings, so that `real` may be those, [k, n, D]. draws: whether the function also takes a
     `generator`, of the step's random draws. pairwise: whether it compares image by image, so that there must be as many of
-    both. spreads: whether its unit is the spread of the real images of each class by itself, which has to have two.
+    both. spreads: whether its unit is the spread of the real images of each class by itself, which has to have two. maps:
+    whether it compares the maps of every layer, which a network of another library does not give.
     """
 
     function: Callable
@@ -282,6 +290,7 @@ class Objective:
     expert: bool = False
     pairwise: bool = False
     spreads: bool = False
+    maps: bool = False
 
 
 _TRAINING = ("unroll", "unroll_batch", "unroll_optimizer", "unroll_momentum", "unroll_order", "step_size", "step_size_lr",
@@ -296,7 +305,7 @@ def _embeddings(criterion, source, **facts):
 
 OBJECTIVES = {
     "logit": Objective(_match_logit, 0.01, "log-probabilities, image by image (DiM)", pairwise=True),
-    "feature": Objective(_match_feature, 0.001, "mean maps of every layer of a class (DiM, IDC)"),
+    "feature": Objective(_match_feature, 0.001, "mean maps of every layer of a class (DiM, IDC)", maps=True),
     "grad": Objective(_match_gradient, 0.001, "gradients of a class's loss (DC, DSA, IDC, DREAM, DiM)",
                       options=("metric", "mean_weight")),
     "mean": _embeddings(class_means, "mean embeddings of a class (DM)"),

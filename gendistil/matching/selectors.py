@@ -13,9 +13,15 @@ _AT_ONCE = 20_000  # candidates that are in memory together
 
 
 class Uniform:
-    """`count` real images of a class, drawn without replacement while they last, then again so, anew at every step."""
+    """`count` real images of a class, drawn without replacement while they last, then again so, anew at every step.
 
-    def __init__(self, split, num_classes, count, seed, **unused):
+    Of a selector `options` are the fields of a `Method` that it takes, as keywords without "select_", and `interval` is the
+    number of steps for which a choice stays. The pool gives the network in whose eyes it chooses.
+    """
+
+    options, interval = (), 1
+
+    def __init__(self, split, num_classes, count, seed, *, pool=None):
         self.split, self.count, self.seed = split, count, seed
         self.rows = [torch.nonzero(split.labels == label)[:, 0].cpu() for label in range(num_classes)]
 
@@ -42,6 +48,8 @@ class Dream(Uniform):
     them. `nearest` of them are taken around each centroid, which are as many times fewer (DREAM+). A class that has no more
     than are wanted is drawn uniformly. Raises UserError where `nearest` leaves a rest, or `candidates` no choice.
     """
+
+    options = ("select_interval", "select_candidates", "select_nearest")
 
     def __init__(self, split, num_classes, count, seed, *, pool, interval, candidates, nearest=1):
         super().__init__(split, num_classes, count, seed)
