@@ -330,6 +330,8 @@ searches: $(BIN)/.installed
 	    --output search-results/calibrated.json
 	$(OBJECTIVES) $(SMALL) --variants control uncalibrated logit trajectory trajectory-10 outcome outcome-10 --scores 1:fixed:8 10:fixed:8 \
 	    --output search-results/trained.json
+	$(OBJECTIVES) $(SMALL) --variants control uncalibrated cf mixed calibrated calibrated-mixed calibrated-3-cf default \
+	    --scores 1:fixed:8 10:fixed:8 --output search-results/ncfm-parts.json
 	$(RUN) gen_condense.py --data mnist --output-dir search-results --tag gan --width 64 --steps 3000 \
 	    $$(test -e search-results/gan/checkpoint.pt && echo --resume || echo --overwrite)
 	$(OBJECTIVES) $(ONE) --seconds 150 --compile on --variants control default --scores 1:fixed:8 10:fixed:8 10:fresh:3 \

@@ -43,6 +43,14 @@ def matcher_for(learner, dataset, pool, match="mean", kind=Matcher, **values):
     return kind(learner, dataset, pool, Method("pixels", "a test", match=match, **{**small, **values}))
 
 
+def reaches_the_generator(matcher):
+    """Whether the matching term of step 2 has a gradient at the weights of a generator, which has a loss of its own besides."""
+    trainer = matcher.learner.trainer
+    trainer.optim_g.zero_grad()
+    matcher(2).backward()
+    return any(weight.grad.abs().max() > 0 for weight in trainer.generator.parameters())
+
+
 def make_learner(name, digits, accelerator, ipc=4, started=False):
     """A small learner: generator, latents, pixels or multi-formation. Pixels are grey unless they are `started` from images."""
     if name == "generator":

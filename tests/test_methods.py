@@ -7,7 +7,7 @@ import pytest
 import torch
 from accelerate import Accelerator
 from conftest import SMALL_CLASSIFIER, SMALL_POOL
-from prototypes import make_learner, matcher_for
+from prototypes import make_learner, matcher_for, reaches_the_generator
 
 import gen_condense
 import pool_match
@@ -43,6 +43,7 @@ def test_every_combination(digits, learn, match, select):
                               match_batch=per_class, aug_type="color_crop")
         for step in range(2):
             assert all(value.isfinite() for value in learner.step(step, matcher).values())
+        assert learn != "generator" or reaches_the_generator(matcher)
     assert any(not torch.equal(*pair) for pair in zip(before, learner.source.parameters()))
     learner.check(2)
 

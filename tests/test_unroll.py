@@ -7,7 +7,7 @@ import json
 import pytest
 import torch
 from accelerate import Accelerator
-from prototypes import make_learner, matcher_for
+from prototypes import make_learner, matcher_for, reaches_the_generator
 from safetensors import safe_open
 from torch.nn import functional as F
 
@@ -242,6 +242,7 @@ def test_what_makes_the_images_learns_from_the_trained_network(digits, tmp_path,
     matcher = training_matcher(learner, digits, pool, match)
     for step in range(2):
         assert all(value.isfinite() for value in learner.step(step, matcher).values())
+    assert learn != "generator" or reaches_the_generator(matcher)
     assert any(not torch.equal(*pair) for pair in zip(before, learner.source.parameters()))
 
 

@@ -45,7 +45,7 @@ def test_report(call, gan, tmp_path, capsys):
     assert (folder / "config.json").exists()
 
 
-def test_settings_are_chosen_on_held_out_images(call, gan, tmp_path, monkeypatch):
+def test_settings_are_chosen_on_held_out_images(call, fails, gan, tmp_path, monkeypatch):
     load = validate.load_dataset
 
     monkeypatch.setattr(validate, "load_dataset", lambda *args: dataclasses.replace(load(*args), test=None))
@@ -57,8 +57,8 @@ def test_settings_are_chosen_on_held_out_images(call, gan, tmp_path, monkeypatch
     assert {(row["source"], row["images"]) for row in rows if row["sampling"] == "all"} == {
         ("training set without its held-out images", len(load("digits").train))}
     assert "accuracy on the held-out images" in (folder / "report.md").read_text()
-    with pytest.raises(SystemExit):
-        call(validate, "--tag", "t", "--resume", *words)  # on the test set: another evaluation
+    error = fails(2, validate, "--tag", "t", "--resume", *words)  # on the test set: another evaluation
+    assert "--scored-on is not what the run was started with" in error
 
 
 def test_rows_survive_an_interruption(call, gan, tmp_path, monkeypatch):
