@@ -58,6 +58,9 @@ def test_modes_are_centroids_of_their_class_and_draw_the_images(digits, flow):
     learners = [drawing(digits, flow, modes=modes, pull=pull, until=0.3) for pull in (0.0, 0.2, 0.5)]
     gaps = [(drawn(learner) - modes).square().mean() for learner in learners]
     assert gaps[0] > gaps[1] > gaps[2] > 0
+    late, early, never = (drawn(drawing(digits, flow, modes=modes, pull=0.5, until=until)) for until in (0.0, 0.5, 1.0))
+    assert torch.equal(never, drawn(drawing(digits, flow)))
+    assert not torch.equal(late, early)
 
 
 def test_a_drawing_goes_on_where_it_was_stopped_in_as_many_steps(digits, flow):

@@ -325,12 +325,13 @@ def test_siamese_augmentation_is_the_same_for_real_and_synthetic(digits, aug_set
 
 
 def test_an_objective_of_a_whole_set_is_asked_once_and_gives_one_number(digits, monkeypatch):
-    asked = []
+    asked, values = [], []
 
     def together(eyes, real, fake, labels, metric="l1"):
         asked.append((sorted(labels.tolist()), metric))
         means = [eyes.embed(images.flatten(0, 1)).mean(0) for images in (real, fake)]
-        return (means[0].detach() - means[1]).square().sum()
+        values.append((means[0].detach() - means[1]).square().sum())
+        return values[-1]
 
     monkeypatch.setitem(OBJECTIVES, "together", Objective(together, 2.0, "a test", options=("metric",), per="set"))
     accelerator = Accelerator(cpu=True)
@@ -341,6 +342,7 @@ def test_an_objective_of_a_whole_set_is_asked_once_and_gives_one_number(digits, 
     matcher = matcher_for(learner, digits, Pool(digits), **settings)
     report = learner.step(0, matcher)
     assert asked == [(list(range(10)), "cos")]
+    assert float(report["matching"]) == pytest.approx(2.0 * float(values[0].detach()))  # at the objective's own weight
     assert float(report["matching"]) == pytest.approx(float(matcher(0).detach()), rel=0.5)  # not the sum over ten classes
     with pytest.raises(UserError, match="all classes of a step together"):
         matcher_for(learner, digits, Pool(digits), **settings, class_batch=2)

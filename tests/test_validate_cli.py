@@ -111,6 +111,8 @@ def test_a_rate_or_momentum_of_sgd_is_not_for_another_optimizer(call, fails, tmp
              "--min-steps", 2)
     assert "stored has learned a step size for SGD, and students take steps by adam" in fails(2, validate, *words)
     assert "--momentum is for SGD" in fails(2, validate, *words, "--no-own", "--momentum", 0.5)
+    assert "--aug-single does nothing beside --aug-type none" in fails(2, validate, *words, "--no-own", "--aug-single",
+                                                                       "--aug-type", "none")
     assert not (tmp_path / "results").exists()
     for tag, more, rate in (("none", ["--no-own"], 0.001), ("rate", ["--lr", 0.003], 0.003),
                             ("own", ["--optimizer", "sgd", "--momentum", 0.5], 0.02)):

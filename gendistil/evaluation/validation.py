@@ -108,11 +108,16 @@ def make_teachers(args, paths, sources, dataset, engine):
 
 
 def protocol_of(args, data, kind="convnet"):
-    """The protocol of the flags for students of a kind on the data set called `data`. UserError for a momentum without SGD."""
+    """The protocol of the flags for students of a kind on the data set called `data`.
+
+    Raises UserError for a momentum without SGD, and for one augmentation at a time where there is none.
+    """
     protocol = override(protocol_for(args.protocol, data, kind), args)
     if protocol.optimizer != "sgd" and args.momentum is not None:
         raise UserError(f"--momentum is for SGD, and students take steps by {protocol.optimizer}: leave it out, or add "
                         "--optimizer sgd")
+    if protocol.aug_type == PLAIN and args.aug_single:
+        raise UserError("--aug-single does nothing beside --aug-type none: leave it out")
     return protocol
 
 
