@@ -191,10 +191,11 @@ class Trainer:
         for average, current in zip(self.source.buffers(), live.buffers()):
             average.copy_(current)
 
-    def grid(self, rows=8, columns=10):
-        """Images of the averaged generator, one column per class, and how many columns: the same noise at every call."""
-        columns = min(self.spec.num_classes, columns)
-        return self.source.sample(torch.arange(columns, device=self.accelerator.device).repeat(rows), seed=0), columns
+    def grid(self):
+        """Images of the averaged generator, one column for each of the first ten classes, and how many columns: the same noise
+        at every call."""
+        columns = min(self.spec.num_classes, 10)
+        return self.source.sample(torch.arange(columns, device=self.accelerator.device).repeat(8), seed=0), columns
 
     def trained(self):
         """The networks that are trained."""

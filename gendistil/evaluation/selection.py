@@ -8,7 +8,6 @@ from gendistil.common.flags import option
 from gendistil.common.loop import any_process
 from gendistil.common.rng import stream
 from gendistil.evaluation.students import evaluate, protocol_for
-from gendistil.sources import PIXELS_FOLDER
 from pools import one_classifier, usual_classifier
 
 _GROUP = "length and reports"
@@ -63,7 +62,7 @@ class Judge:
             if (self.judging.eval_ipc or 0) > stored:
                 say(f"--eval-ipc {self.judging.eval_ipc}: {stored} images of a class are stored, so the student sees those")
                 self.judging = replace(self.judging, eval_ipc=stored)
-            ipc = min(self.judging.eval_ipc or (stored if learner.folder == PIXELS_FOLDER else 10), stored)
+            ipc = min(self.judging.eval_ipc or learner.usual_ipc, stored)
             score = evaluate(source, self.dataset, self.student, ipc, "fresh", num_eval=1, seed=self.seed,
                              protocol=self.protocol, scored_on="held_out", engine=self.engine).mean
             self.run.log({"held_out_accuracy": score}, step)

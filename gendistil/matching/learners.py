@@ -1,13 +1,4 @@
-"""What is learned: the weights of a generator, pixels, or the latents of a frozen generator.
-
-A learner has `begin(dataset, method, pool)`, called before the first step of a run; `step(step, matching)`, one update that
-returns a dict of 0-dim losses; `images(labels, positions, shape, step)`, its synthetic images for the matching term, and
-`images_per_class(real)`, how many of them there are of a class; `training_set()`, uint8 images and their targets for a network
-of the pool; `source`, the distilled source, which a run keeps in `folder`; `grid()`, `check(step)`, `state_dict()` and
-`load_state_dict(state, path)`; `engine`, the `Engine` that runs its networks and the pool's; and for random draws `seed`
-and `stream`, as a `Trainer` has them. Where `has_pairs`, `pairs(labels, step)` names the real images that its own are
-paired with.
-"""
+"""What is learned: the weights of a generator, pixels, or the latents of a frozen generator."""
 
 import functools
 from dataclasses import asdict
@@ -26,15 +17,71 @@ from pools import OPTIMIZERS
 SPACES = ("standardised", "unit")
 """Units in which pixels are learned: of standardised images, without bounds, or of images in [0, 1], clamped to that."""
 
+_COLUMNS = 10  # of a grid, at most
 
-class GeneratorLearner:
+
+class Learner:
+    """What is learned, as runs, matching terms and pools ask for it.
+
+    It has `source`, the distilled `Source`, which a run keeps in `folder`; `accelerator`; `engine`, the `Engine` that runs its
+    networks and the pool's; and for random draws `seed` and `stream(*name)`, as a `Trainer` has them. Where `has_pairs`,
+    `pairs(labels, step)` names the real images that its own images of a step are paired with.
+    """
+
+    folder, has_pairs = None, False
+
+    @property
+    def usual_ipc(self):
+        """Images of a class by which it is scored, and from which a network of the pool learns: 10, or as many as are there."""
+        return min(10, self.source.max_ipc or 10)
+
+    def begin(self, dataset, method, pool):
+        """What happens before the first step of a run, once the networks are there: nothing."""
+
+    def step(self, step, matching):
+        """One update; a dict of 0-dim losses. `matching` is a `Matcher`, or None for a generator that trains without."""
+        raise NotImplementedError
+
+    def images_per_class(self, real):
+        """Synthetic images of a class in a step, beside so many real ones."""
+        raise NotImplementedError
+
+    def images(self, labels, positions, shape, step):
+        """The synthetic images of `labels`, int64 [k], for the matching term: float [k, m, C, H, W], differentiable.
+
+        Args: positions, int64 [k], the places of the labels among the classes of all processes; shape, how many classes these
+        are, and how many real images each has.
+        """
+        raise NotImplementedError
+
+    def training_set(self):
+        """Images from which a network of the pool learns, uint8 [N, C, H, W], and their targets."""
+        return draw_set(self.source, self.usual_ipc, self.seed, self.accelerator.device)
+
+    def grid(self):
+        """Images to look at, signed float [N, C, H, W], and in how many columns, one for each of the first classes."""
+        raise NotImplementedError
+
+    def check(self, step):
+        """Raise UserError if what is learned is NaN or infinite after `step` steps."""
+
+    def state_dict(self):
+        """Everything that continuing needs, as nested dicts of tensors and plain values."""
+        raise NotImplementedError
+
+    def load_state_dict(self, state, path):
+        """Continue from `state`, read from `path`, which a UserError names where it does not fit."""
+        raise NotImplementedError
+
+
+class GeneratorLearner(Learner):
     """The weights of a generator, beside its own training: DiM's second stage.
 
     Args: trainer, a `Trainer`; dataset, a `Dataset` on the device; steps_before, steps that it has taken in earlier stages;
     recipe, that of stage 1, if flags of this stage changed the trainer's: it is saved, and a later stage 2 starts from it.
     """
 
-    folder, has_pairs = MODEL_FOLDER, False
+    folder = MODEL_FOLDER
 
     def __init__(self, trainer, dataset, steps_before=0, recipe=None):
         self.recipe = recipe or trainer.recipe
@@ -50,11 +97,7 @@ class GeneratorLearner:
         return self.trainer.source
 
     def state_dict(self):
-        """Everything that continuing needs, as nested dicts of tensors and plain values."""
         return {**self.trainer.state_dict(), "recipe": asdict(self.recipe)}
-
-    def begin(self, dataset, method, pool):
-        """What happens before the first step of a run: nothing, the weights are there."""
 
     def step(self, step, matching):
         images, labels = self.real.batch(own_rows(self.accelerator, self.shuffle.indices(step)))
@@ -63,27 +106,18 @@ class GeneratorLearner:
         return self.trainer.step(to_signed(images), labels, self.steps_before + step, term)
 
     def images_per_class(self, real):
-        """Synthetic images of a class beside so many real ones."""
         return real
 
     def images(self, labels, positions, shape, step):
-        """New images of `labels`, int64 [k]: float [k, n, C, H, W].
-
-        Args: positions, int64 [k], the places of the labels among the classes of all processes; shape, how many classes these
-        are, and n.
-        """
+        """New images of the generator, as many as there are real ones, see `Learner.images`."""
         if self._noise is None or self._noise[0] != (shape, step):  # the parts of a step share it
             self._noise = (shape, step), self.trainer.noise(shape, "matching", step)
         noise = self._noise[1][positions // self.accelerator.num_processes]  # k,n,Z
         made = self.trainer.images(noise.flatten(0, 1), labels.repeat_interleave(shape[1]))
         return made.unflatten(0, noise.shape[:2])
 
-    def training_set(self, ipc=10):
-        """The first `ipc` images of every class of the averaged generator: uint8 [K * ipc, C, H, W], and their targets."""
-        return draw_set(self.source, ipc, self.seed, self.accelerator.device)
 
-
-class StoredLearner:
+class StoredLearner(Learner):
     """What is stored image by image, learned by SGD or Adam: pixels and latents.
 
     Args: source, a `PixelSet` or `LatentSet` with its starting values, on the accelerator's device; parameter, what of it is
@@ -91,8 +125,6 @@ class StoredLearner:
     momentum; batch, images of a class that are compared in one step, None for all; engine, an `Engine` (default: that of the
     accelerator). A subclass has `folder`, `images` and `images_per_class`, and may scale the gradient and bound the values.
     """
-
-    has_pairs = False
 
     def __init__(self, accelerator, spec, source, parameter, seed, *, lr, momentum, batch, optimizer="sgd", engine=None):
         self.accelerator, self.spec, self.source, self.parameter = accelerator, spec, source, parameter
@@ -103,9 +135,6 @@ class StoredLearner:
                             "another number of them")
         self.optimizer = OPTIMIZERS[optimizer]([parameter], lr, momentum, 0.0)
         self.scaler = self.engine.loss_scaler(accelerator.device)
-
-    def begin(self, dataset, method, pool):
-        """What happens before the first step of a run, once the networks are there: nothing."""
 
     def stream(self, *name):
         return stream(self.seed, self.folder, *name)
@@ -169,6 +198,11 @@ class PixelLearner(StoredLearner):
 
     folder = PIXELS_FOLDER
 
+    @property
+    def usual_ipc(self):
+        """All that are stored."""
+        return self.source.max_ipc
+
     def __init__(self, accelerator, spec, pixels, seed, *, lr, momentum=0.5, space="standardised", batch=None, optimizer="sgd",
                  **settings):
         super().__init__(accelerator, spec, pixels, pixels.pixels, seed, lr=lr, momentum=momentum, batch=batch,
@@ -185,7 +219,7 @@ class PixelLearner(StoredLearner):
         self.parameter.data = process_first(self.parameter.data)
 
     def images_per_class(self, real):
-        """Synthetic images of a class, however many real ones there are."""
+        """As many, however many real ones there are."""
         decoded = self.source.decoded(self.source.max_ipc)
         return min(decoded, self.batch or decoded)
 
@@ -205,13 +239,8 @@ class PixelLearner(StoredLearner):
             with torch.no_grad():
                 self.parameter.clamp_(-1, 1)
 
-    def training_set(self):
-        """All images as students see them: uint8 [N, C, H, W], and their targets."""
-        return draw_set(self.source, self.source.max_ipc, self.seed, self.accelerator.device)
-
-    def grid(self, rows=8, columns=10):
-        """Stored images, one column per class, and how many columns."""
-        columns, rows = min(columns, self.spec.num_classes), min(rows, self.source.max_ipc)
+    def grid(self):
+        columns, rows = min(_COLUMNS, self.spec.num_classes), min(8, self.source.max_ipc)
         return self.source.pixels.detach()[:columns, :rows].transpose(0, 1).flatten(0, 1).clamp(-1, 1), columns
 
 
@@ -245,7 +274,7 @@ class LatentLearner(StoredLearner):
         return super().step(step, matching)
 
     def images_per_class(self, real):
-        """Synthetic images of a class, however many real ones there are."""
+        """As many, however many real ones there are."""
         return self.batch
 
     def _chosen(self, step):
@@ -264,13 +293,9 @@ class LatentLearner(StoredLearner):
         """Rows of the real images that these vectors are paired with, on the CPU as `labels` are: int64 [k, m]."""
         return self.partners[labels[:, None], self._chosen(step)]
 
-    def training_set(self, ipc=10):
-        """The images of the first `ipc` vectors of every class: uint8 [K * ipc, C, H, W], and their targets."""
-        return draw_set(self.source, min(ipc, self.source.max_ipc), self.seed, self.accelerator.device)
-
-    def grid(self, rows=4, columns=10):
-        """Real images above those of their vectors, one column per class, and how many columns."""
-        columns, rows = min(columns, self.spec.num_classes), min(rows, self.source.max_ipc)
+    def grid(self):
+        """Real images above those of their vectors."""
+        columns, rows = min(_COLUMNS, self.spec.num_classes), min(4, self.source.max_ipc)
         labels = torch.arange(columns, device=self.accelerator.device).repeat(rows)
         made = self.source.sample(labels).unflatten(0, (rows, columns))
         real = to_signed(take(self.real.images, self.partners[:columns, :rows].T))
