@@ -83,7 +83,7 @@ def test_a_drawing_goes_on_where_it_was_stopped_in_as_many_steps(digits, flow):
 def test_an_objective_steers_them(digits, flow, on_the_cpu, precision):
     def loss_of(steer):
         learner = drawing(digits, flow, precision=precision, steer=steer)
-        matcher = matcher_for(learner, digits, Fixed(digits), class_batch=4)
+        matcher = matcher_for(learner, digits, Fixed(digits, names=("convnet:width=16",)), class_batch=4)
         drawn(learner, matcher)
         return float(learner.differentiate(0, matcher))
 

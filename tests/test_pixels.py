@@ -131,7 +131,8 @@ def test_the_peak_of_memory_is_that_of_a_chunk():
         split = Split(torch.randint(256, (classes * 4, 1, 8, 8), dtype=torch.uint8), torch.arange(classes).repeat(4))
         dataset = Dataset(spec, split, split, split)
         pixels = PixelSet(size=8, channels=1, num_classes=classes, ipc=50)
-        learner, pool = PixelLearner(Accelerator(cpu=True, mixed_precision="no"), spec, pixels, 0, lr=1.0), RandomPool(dataset)
+        learner, pool = PixelLearner(Accelerator(cpu=True, mixed_precision="no"), spec, pixels, 0, lr=1.0), RandomPool(
+            dataset, names=("convnet:width=16",))
         Kept.now = Kept.peak = 0
         with torch.autograd.graph.saved_tensors_hooks(Kept, lambda kept: kept.tensor):
             learner.step(0, pixel_matcher(learner, dataset, pool, match_batch=4, class_batch=at_once))

@@ -8,7 +8,7 @@ import pytest
 import torch
 from accelerate import Accelerator
 from checkpoints import assert_same_weights, contents
-from conftest import SMALL_POOL
+from conftest import SMALL_CLASSIFIER, SMALL_POOL
 
 import gen_condense
 import pool_match
@@ -240,11 +240,10 @@ def test_no_stage_learns_from_images_that_are_kept_from_it(command, tmp_path, mo
         return replace(data, **{part: Split(255 - split.images, split.labels.roll(1))})
 
     chosen = part == "test"
-    stop = ("--auto-stop", "--eval-interval", 1) if chosen else ()
-    matching = ("--weight", tmp_path / "plain", "--match-batch", 4, "--steps", 2, *SMALL_POOL, "--pool",
-                "convnet:depth=1,width=8", "--eval-epochs", 1, "--eval-ipc", 1)
-    pixels = ("--ipc", 1, "--match-batch", 4, "--steps", 2, "--eval-interval", 1, "--eval-epochs", 1, "--keep",
-              "best" if chosen else "last")
+    stop = ("--auto-stop", "--eval-interval", 1, "--eval-epochs", 1, "--eval-model", SMALL_CLASSIFIER) if chosen else ()
+    small = ("--match-batch", 4, "--steps", 2, "--eval-epochs", 1, "--pool", SMALL_CLASSIFIER, "--eval-model", SMALL_CLASSIFIER)
+    matching = ("--weight", tmp_path / "plain", *SMALL_POOL, "--eval-ipc", 1, *small)
+    pixels = ("--ipc", 1, "--eval-interval", 1, "--keep", "best" if chosen else "last", *small)
     for kind in ("plain", "other"):
         if kind == "other":
             for script in (gen_condense, pool_match):
