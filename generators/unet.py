@@ -13,9 +13,8 @@ from torch import nn
 from torch.nn import functional as F
 
 from gendistil.common.errors import UserError
-from generators.base import ConditionalGenerator
+from generators.base import ConditionalGenerator, doublings
 from generators.pipeline import FlowPipeline
-from generators.pyramid import doublings
 
 FINEST = 7
 """A shortcut's network knows steps of 2^-span of the way, for spans from 0 to this one; the last has learned no guidance, and

@@ -1,4 +1,4 @@
-"""What the hardware is asked to do: memory, precision and the Accelerator."""
+"""The hardware: its memory, its precision, a cache folder, and what several processes share."""
 
 import atexit
 import ctypes

@@ -1,6 +1,6 @@
 """The table of data sets: everything that is true of one is read from its row or measured on its images.
 
-Nothing outside this table names a data set. To add one, add a row.
+To add one, add a row. Other tables name a data set only where somebody published a setting or a figure for it.
 """
 
 import functools

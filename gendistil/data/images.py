@@ -1,4 +1,4 @@
-"""The three ranges that images live in, and the only functions that convert between them.
+"""The three ranges that images live in, and the functions that convert between them.
 
 * stored: uint8 `[N, C, H, W]`, 0 to 255;
 * signed: float in [-1, 1], what generators emit;
