@@ -82,6 +82,10 @@ cifar10-methods: $(BIN)/.installed
 	    --eval-epochs 150
 	$(RUN) pool_match.py $(call GO,inversion) --method inversion --weight $(OUT)/gan --ipc 10
 	$(RUN) pool_match.py $(call GO,itgan) --method itgan --weight $(OUT)/inversion --match-batch 64 --steps 400
+	$(RUN) pool_match.py $(call GO,bptt) --ipc 1 --method bptt --unroll 40 --window 20 --match-batch 26 --init real --lr 0.01 \
+	    --steps 400 --eval-interval 100 --eval-epochs 200
+	$(RUN) validate.py $(call GO,one-bptt) --ipc 1 --sampling fixed --num-eval 5 --pretrain-weight bptt=$(OUT)/bptt
+	$(RUN) validate.py $(call GO,one-bptt-published) --protocol bptt --ipc 1 --sampling fixed --pretrain-weight bptt=$(OUT)/bptt
 	$(RUN) validate.py $(call GO,methods) --ipc 10 --sampling fixed \
 	    --pretrain-weight $(foreach name,dm herding inversion itgan,$(name)=$(OUT)/$(name))
 	$(RUN) validate.py $(call GO,as-published) --protocol dsa --ipc 10 --sampling fixed --num-eval 2 --compare random \
@@ -234,15 +238,22 @@ unrolled: $(BIN)/.installed
 	$(RUN) validate.py $(call GO,published) $(STUDENTS) --num-eval 3 --protocol dsa \
 	    --pretrain-weight $(foreach name,mtt datm,$(name)=$(OUT)/$(name))
 
-# What pixels of MNIST are matched by: four distances of embeddings at four learning rates, of which held-out images choose.
+# What pixels of MNIST are matched by: four distances of embeddings at four learning rates, of which held-out images choose. Then the
+# parts of NCFM, on digits: without each of three, and without any.
 terms: OUT = terms-results
 terms: DATA = mnist
+terms: SMALL = $(subst --data mnist,--data digits,$(call GO,$1))
+terms: PARTS = --method ncfm --ipc 10 --factor 1 --match-batch 64 --steps 300 --pool-members 4 --pool-epochs 10 --eval-interval 300 \
+    --eval-epochs 150
 terms: $(BIN)/.installed
 	for match in mean moments energy cf; do for lr in 0.003 0.01 0.03 0.1; do \
 	    $(RUN) pool_match.py $(call GO,$$match-$$lr) --ipc 10 --method dm --match $$match --optimizer adam --lr $$lr --match-batch 64 \
 	    --steps 200 --eval-interval 200 || exit 1; done; done
 	$(RUN) validate.py $(call GO,test) --ipc 10 --sampling fixed --num-eval 5 --lr 0.01 --batch-size 25 \
 	    --aug-type color_crop_cutout_scale_rotate --pretrain-weight $(foreach name,mean moments energy cf,$(name)=$(OUT)/$(name)-0.03)
+	for lr in 0.003 0.01 0.03; do for row in "whole" "unmixed --no-pool-mix" "uncalibrated --calibrate 0" "mean --match mean" \
+	    "none --match mean --no-pool-mix --calibrate 0"; do set -- $$row; tag=ncfm-$$1-$$lr; shift; \
+	    $(RUN) pool_match.py $(call SMALL,$$tag) $(PARTS) --lr $$lr $$@ || exit 1; done; done
 
 # A flow and a shortcut of digits: in how many steps they draw, by held-out images, and stage 2 through one step and four, as
 # docs/results/ reports them: two hours on a thread.
