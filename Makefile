@@ -254,6 +254,8 @@ terms: $(BIN)/.installed
 	for lr in 0.003 0.01 0.03; do for row in "whole" "unmixed --no-pool-mix" "uncalibrated --calibrate 0" "mean --match mean" \
 	    "none --match mean --no-pool-mix --calibrate 0"; do set -- $$row; tag=ncfm-$$1-$$lr; shift; \
 	    $(RUN) pool_match.py $(call SMALL,$$tag) $(PARTS) --lr $$lr $$@ || exit 1; done; done
+	$(RUN) validate.py $(call SMALL,ncfm-parts) --ipc 10 --sampling fixed --num-eval 8 --epochs 150 --compare random \
+	    --pretrain-weight $(foreach name,whole unmixed uncalibrated mean none,$(name)=$(OUT)/ncfm-$(name)-0.01)
 
 # A flow and a shortcut of digits: in how many steps they draw, by held-out images, and stage 2 through one step and four, as
 # docs/results/ reports them: two hours on a thread.

@@ -210,7 +210,7 @@ def test_resuming_with_other_flags_is_refused(command, fails, tmp_path):
 
 
 def test_ctrl_c_saves_and_resume_goes_on(command, tmp_path):
-    words = [*map(str, STAGE1), "--output-dir", str(tmp_path), "--log-interval", "1"]
+    words = [*map(str, STAGE1), "--output-dir", str(tmp_path), "--log-interval", "1", "--compile", "off"]  # at once
     process = subprocess.Popen([sys.executable, ROOT / "gen_condense.py", *words, "--steps", "1000000"],
                                stderr=subprocess.PIPE, text=True, env=os.environ | {"OMP_NUM_THREADS": "1"})
     try:
