@@ -6,9 +6,9 @@ The seed names the set: the same command writes the same bytes. (It always draws
 from one run to the next.)
 """
 
-import dataclasses
 import functools
 import json
+import math
 import os
 import re
 import shutil
@@ -79,12 +79,15 @@ def open_teacher(weight, facts, folder):
     Raises UserError for one of other images, or of images that are not known.
     """
     pool = ClassifierPool.open(folder)
-    spec = json.loads(json.dumps(dataclasses.asdict(pool.spec)))
+    spec = pool.spec
     if pool.definition["images"] is None:
         raise UserError(f"--teacher {folder} was a student of images that are not known: name a pool, or another student")
-    if any(facts[key] != spec[key] for key in ("classes", "mean", "std") if "name" in facts):
-        raise UserError(f"--teacher {folder} has learned from images of {spec['name']}, and not from those of {facts['name']} "
-                        f"that --pretrain-weight {weight} was distilled from: name one that has")
+    same = list(spec.classes) == facts["classes"] and all(
+        len(facts[key]) == len(ours) and all(map(functools.partial(math.isclose, rel_tol=1e-5), facts[key], ours))
+        for key, ours in (("mean", spec.mean), ("std", spec.std)) if key in facts)
+    if "name" in facts and not same:
+        raise UserError(f"{folder} has learned from images of {spec.name}, and not from those of {facts['name']} that "
+                        f"--pretrain-weight {weight} was distilled from: give --teacher, a folder of classifiers that have")
     return pool
 
 

@@ -117,7 +117,7 @@ def main():
     real = functools.cache(functools.partial(real_images, args, dataset))  # a copy of all of them where held-out ones are in it
     sources, paths = load_sources(args, paths, dataset, real)
     check_folder(vars(args))
-    rows, known = resumed(args, paths)
+    rows, known = resumed(args, paths, stored=[name for name, source in sources.items() if not source.varies])
     made = made_as(paths, rows.values())
     plan, engine = list_rows(args, sources), Engine(accelerator)
     at_once = side_by_side(args.num_eval, device, engine, args.together)  # and of several none is compiled

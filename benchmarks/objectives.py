@@ -132,7 +132,7 @@ def main():
         judges = build.make_pool(shared, pools, 0, dataset, engine)
         return learner.source, {"generator_steps": steps, "agreement": agreement(learner.source, judges)}
 
-    search(args, methods, engine, dataset, train_one, weight=args.weight.resolve().name, generator=weights_digest(args.weight))
+    search(args, methods, engine, dataset, train_one, generator=weights_digest(args.weight))
 
 
 if __name__ == "__main__":

@@ -295,6 +295,7 @@ def test_sample_refuses_teachers_of_other_images_and_damaged_ones(command, fails
     (tmp_path / "letters" / "pool.json").write_text(json.dumps(record))
     error = fails(2, sample, *words, tmp_path / "letters")
     assert "has learned from images of letters, and not from those of digits" in error
+    assert "give --teacher" in error
     shutil.copytree(next(students.glob("02-*")), tmp_path / "student")
     (tmp_path / "student" / "weights.safetensors").write_bytes(b"half")
     assert "holds no weights of a convnet" in fails(2, sample, *words, tmp_path / "student")

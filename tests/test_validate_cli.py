@@ -77,6 +77,18 @@ def test_rows_survive_an_interruption(call, gan, tmp_path, monkeypatch):
     assert [row["ipc"] for row in json.loads((tmp_path / "results/test/report.json").read_text())] == [1]
 
 
+def test_one_set_is_fixed_also_where_an_earlier_report_called_it_fresh(call, tmp_path, monkeypatch):
+    PixelSet(size=8, channels=1, num_classes=10, ipc=1).save_pretrained(tmp_path / "stored")
+    call(validate, "--pretrain-weight", tmp_path / "stored", "--ipc", 1, *QUICK)
+    file = tmp_path / "results/test/report.json"
+    row, = read_report(file)
+    assert row["sampling"] == "fixed"  # --sampling is fresh
+    file.write_text(json.dumps([{**row, "sampling": "fresh"}]))
+    monkeypatch.setattr(validate, "evaluate", lambda *args, **options: pytest.fail("its students are there"))
+    call(validate, "--pretrain-weight", tmp_path / "stored", "--resume")
+    assert read_report(file) == [row]
+
+
 def test_published_protocol_is_labelled(call, gan, tmp_path):
     call(validate, "--pretrain-weight", f"mine={gan}", "--ipc", 1, "--protocol", "dim", "--epochs", 5, "--num-eval", 1)
     row, = json.loads((tmp_path / "results/test/report.json").read_text())

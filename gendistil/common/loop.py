@@ -27,8 +27,8 @@ class Loop:
     rhythm, every so many steps one does more than the others.
     `done` counts the steps taken, `last` says whether the run ends here, `seconds` is the time that training has taken: what a
     script does after `due` or `saves` is not counted, and the first step of a process, in which networks are compiled or a GPU
-    begins, counts as the next one that does as much. As a context, it makes Ctrl-C and SIGTERM wait for the end of a step, or
-    of the context.
+    begins, counts as the next one that does as much, or the last where it ends or is interrupted before. As a context, it makes
+    Ctrl-C and SIGTERM wait for the end of a step, or of the context.
     """
 
     def __init__(self, run, start, steps, log_interval, *, seconds=0.0, limit=math.inf, compiled=False, rhythm=1):

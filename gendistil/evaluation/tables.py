@@ -166,9 +166,9 @@ def _across(data, how, found):
         cells = [_student_cell(row[name]) if name in row else "" for name in students]
         drops = [row[students[0]]["mean"] - row[name]["mean"] for name in students[1:] if name in row and students[0] in row]
         lines.append([source, sampling, "all" if ipc is None else str(ipc), *cells, f"{fmean(drops):.2f}" if drops else ""])
-    rates = {name: _span(line[name]["lr"] for line in found.values() if "lr" in line.get(name, ())) for name in students}
-    apart = len(set(rates.values())) > 1 or any("-" in rate for rate in rates.values())
-    said = f" Learning rates: {', '.join(f'{name} {rate}' for name, rate in rates.items() if rate)}." if apart else ""
+    rates = {name: {line[name]["lr"] for line in found.values() if "lr" in line.get(name, ())} for name in students}
+    apart = len(set().union(*rates.values())) > 1
+    said = f" Learning rates: {', '.join(f'{name} {_span(rate)}' for name, rate in rates.items() if rate)}." if apart else ""
     mark = " †: the images were learned with this one." if any("†" in cell for line in lines for cell in line[3:]) else ""
     heading = (f"**Students of several architectures on {data}**, {_how(*how)}.{said}{mark} Mean drop: by how many points the "
                f"others are below {students[0]}, on average")

@@ -125,8 +125,8 @@ class Teachers:
                             "folder of one (results/pools/...)")
         path, *others = named
         if others:
-            say(f"{path} labels all images; other runs of --pretrain-weight name {', '.join(map(str, others))} (--teacher "
-                "chooses)")
+            say(f"{path} labels what keeps no rows; other runs of --pretrain-weight name {', '.join(map(str, others))} "
+                "(--teacher chooses)")
         self.pool = open_pool(path, dataset)
 
     def teach(self, source, kind, ipc, sampling, asked=SAMPLINGS):

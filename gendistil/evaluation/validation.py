@@ -27,10 +27,11 @@ _MAY_CHANGE = {"pretrain_weight", "compare", "ipc", "sampling", "labels", "eval_
                "ranking"}
 
 
-def resumed(args, paths, may_change=_MAY_CHANGE):
+def resumed(args, paths, may_change=_MAY_CHANGE, stored=()):
     """The rows that the evaluation of --resume has already, by their `row_key`, and the paths of all its sources by name.
 
-    Without that flag no row is there. `paths` are those that are given now, `may_change` the flags that may be given anew.
+    Without that flag no row is there. `paths` are those that are given now, `may_change` the flags that may be given anew,
+    `stored` the names of sources whose images are one set, which earlier reports called fresh all the same.
     Raises UserError for flags that do not fit what is there.
     """
     paths = {name: str(path) for name, path in paths.items()}
@@ -48,6 +49,7 @@ def resumed(args, paths, may_change=_MAY_CHANGE):
     for name, path in paths.items():
         if not same_place(known.get(name, path), path):
             raise UserError(f"--resume: '{name}' was {known[name]} when the evaluation was started: give {path} another name")
+    rows = [{**row, "sampling": "fixed"} if row["source"] in stored and row["sampling"] == "fresh" else row for row in rows]
     return {row_key(row): row for row in rows}, {**known, **paths}
 
 

@@ -70,7 +70,7 @@ IDLE = (
     Idle(lambda m: m.unroll_optimizer != "sgd", "does nothing beside --unroll-optimizer adam", {"unroll_momentum"}),
     Idle(lambda m: m.unroll_order == "steps", "does nothing beside --unroll-order steps", {"unroll_batch"}),
     Idle(lambda m: not m.first_max_start, "does nothing beside --first-max-start 0", {"start_grows"}),
-    Idle(lambda m: m.optimizer != "sgd", "does nothing beside --optimizer adam or adamw", {"momentum"}),
+    Idle(lambda m: m.optimizer != "sgd", "does nothing beside --optimizer adam", {"momentum"}),
     Idle(lambda m: m.chunk_steps > 0, "does nothing beside --chunk-steps, by which latents are learned in turn by Adam "
          "and scored once", {"optimizer", "momentum", "keep"}),
     Idle(lambda m: m.factor == 1, "does nothing beside --factor 1", {"decoder"}),

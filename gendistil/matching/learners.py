@@ -121,8 +121,8 @@ class StoredLearner(Learner):
     """What is stored image by image, learned by SGD or Adam: pixels and latents.
 
     Args: source, a `PixelSet` or `LatentSet` with its starting values, on the accelerator's device; parameter, what of it is
-    learned, [K, ipc, ...]; seed, of all draws; lr and optimizer, a key of `pools.OPTIMIZERS`, of which "sgd" takes the
-    momentum; batch, images of a class that are compared in one step, None for all; engine, an `Engine` (default: that of the
+    learned, [K, ipc, ...]; seed, of all draws; lr and optimizer, "sgd", which takes the momentum, or
+    "adam"; batch, images of a class that are compared in one step, None for all; engine, an `Engine` (default: that of the
     accelerator). A subclass has `folder`, `images` and `images_per_class`, and may scale the gradient and bound the values.
     """
 

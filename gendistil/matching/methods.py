@@ -16,7 +16,7 @@ from gendistil.matching.trained import ORDERS
 from gendistil.matching.unroll import UNROLLED
 from gendistil.sources import DECODERS, LATENT_SPACES
 from generators.trainer import TUNED
-from pools import OPTIMIZERS, some_classifiers, usual_classifier
+from pools import some_classifiers, usual_classifier
 
 GENERATOR, PIXELS, LATENTS, DRAWN = "generator", "pixels", "latents", "drawn"
 """What the published methods learn; `build.LEARNED` says how."""
@@ -120,8 +120,8 @@ class Method:
 
     syn_batch: int = option("images of a class compared in one step, 0 for all", 0, type=NATURAL, group="pixels and latents",
                             learns=STORED, first=True)
-    optimizer: str = option("what learns them; of adam and adamw, --lr counts in images in [-1, 1] whatever --space", "sgd",
-                            choices=OPTIMIZERS, group="pixels and latents", learns=STORED)
+    optimizer: str = option("what learns them; of adam, --lr counts in images in [-1, 1] whatever --space", "sgd",
+                            choices=("sgd", "adam"), group="pixels and latents", learns=STORED)
     momentum: float = option("of the SGD that learns them", 0.5, type=number(float, 0, 0.999), group="pixels and latents",
                              learns=STORED)
 
