@@ -85,7 +85,8 @@ cifar10-methods: $(BIN)/.installed
 	$(RUN) pool_match.py $(call GO,bptt) --ipc 1 --method bptt --unroll 40 --window 20 --match-batch 26 --init real --lr 0.01 \
 	    --steps 400 --eval-interval 100 --eval-epochs 200
 	$(RUN) validate.py $(call GO,one-bptt) --ipc 1 --sampling fixed --num-eval 5 --pretrain-weight bptt=$(OUT)/bptt
-	$(RUN) validate.py $(call GO,one-bptt-published) --protocol bptt --ipc 1 --sampling fixed --pretrain-weight bptt=$(OUT)/bptt
+	$(RUN) validate.py $(call GO,one-bptt-published) --protocol bptt --ipc 1 --sampling fixed --compare random \
+	    --pretrain-weight bptt=$(OUT)/bptt stage1=$(OUT)/gan
 	$(RUN) validate.py $(call GO,methods) --ipc 10 --sampling fixed \
 	    --pretrain-weight $(foreach name,dm herding inversion itgan,$(name)=$(OUT)/$(name))
 	$(RUN) validate.py $(call GO,as-published) --protocol dsa --ipc 10 --sampling fixed --num-eval 2 --compare random \
