@@ -19,9 +19,10 @@ from gendistil.common.run import CHECKPOINT, CONFIG, Run, check_folder, write_js
 from gendistil.data import load_dataset
 from gendistil.evaluation.selection import Judge, Judging
 from gendistil.evaluation.teachers import keep_rows, open_pool
-from gendistil.matching import METHODS, Method, build, choices, methods, objectives
-from gendistil.matching.build import LEARNED, SUMMARY, Start, kind_of
+from gendistil.matching import METHODS, Method, build, choices, methods, objectives, origin
+from gendistil.matching.build import LEARNED, kind_of
 from gendistil.matching.methods import DEFAULT_IPC, DRAWN, GENERATOR, PIXELS
+from gendistil.matching.origin import SUMMARY, Start
 from gendistil.sources import ROWS, Teacher
 from pools import check_classifiers
 
@@ -42,13 +43,13 @@ def parse_args(argv=None):
     length.add_argument("--resume", action="store_true", help="continue the run of this tag from its last checkpoint, by "
                         "the flags that it was started with")
     args = parse_flags(parser, argv, either=LENGTH)
-    build.check_given(args)
+    origin.check_given(args)
     check(args)
     vars(args).update(dataclasses.asdict(from_flags(Judging, args)))
     folders = [args.output_dir / tag for _, tag in plan(args)[::-1]]
     begun = [folder for folder in folders if args.resume and (folder / CONFIG).exists()]
     inherit_data(args, (begun or [args.control_of or args.weight])[0])
-    build.check_paths(args)
+    origin.check_paths(args)
     for run in plan(args):
         choices.check(options_of(args, *run))
     return args
@@ -64,8 +65,8 @@ def check(args):
         if args.match not in (None, "none"):
             raise UserError(f"--match {args.match} does nothing beside --control-of, which matches nothing: leave it out")
         args.match = "none"
-        build.read_seconds(args.control_of)  # a run that is none ends here
-        build.train_alike(args)
+        origin.read_seconds(args.control_of)  # a run that is none ends here
+        origin.train_alike(args)
     if learned.needs_weight and not args.weight:
         raise UserError(f"--method {args.method} starts from a generator: give --weight, a run of gen_condense.py")
     if args.chunk_steps is not None and row.first and len(plan(args)) == 1:
@@ -79,7 +80,7 @@ def check(args):
 def plan(args):
     """The methods to run in turn, each with its tag: one, or two where the first finds what the second starts from."""
     first = METHODS[args.method].first
-    found = first is None or build.holds_latents(args.weight)
+    found = first is None or origin.holds_latents(args.weight)
     return [*([] if found else [(first, f"{args.tag}-{first}")]), (args.method, args.tag)]
 
 
@@ -94,7 +95,7 @@ def options_of(args, name, tag):
 def main(argv=None):
     args = parse_args(argv)
     runs, weight = plan(args), args.weight
-    build.check_runs(args, runs)
+    origin.check_runs(args, runs)
     if not args.resume:
         check_folder(vars(args))  # before hours of work
     for name, tag in runs:
@@ -116,9 +117,9 @@ def match(args):
     resumed, file = resume_state(vars(args)), folder / CHECKPOINT
     state = resumed or {}
     if kind_of(METHODS[args.method]) == GENERATOR:
-        state, file = build.read_weight(args) if not resumed else (state, file)
-        build.check_critic(args, state)
-    limit = build.read_seconds(args.control_of)
+        state, file = origin.read_weight(args) if not resumed else (state, file)
+        origin.check_critic(args, state)
+    limit = origin.read_seconds(args.control_of)
     with accelerator.local_main_process_first():  # one process downloads and decodes, the others find its cache
         dataset = load_dataset(args.data, args.data_dir, args.image_size, args.held_out, args.classes,
                                accelerator.device, args.whiten)
@@ -129,7 +130,7 @@ def match(args):
     check_classifiers([judging.student(spec)], spec, "--eval-model")
     teacher = Teacher.of(open_pool(start.teacher, dataset), engine=engine) if start.teacher else None
 
-    summary = {"train_seconds": 0.0, "held_out_accuracy": 0.0, "best_step": 0, "steps_before": build.steps_taken(state)}
+    summary = {"train_seconds": 0.0, "held_out_accuracy": 0.0, "best_step": 0, "steps_before": origin.steps_taken(state)}
     summary = resumed["summary"] if resumed else summary
     learner = build.make_learner(build.Begin(method, start, args.seed, engine, dataset, state, file, summary["steps_before"]))
     engine.choose(args.compile, build.count_pixels(args.control_of, method, learner, dataset))
@@ -146,7 +147,7 @@ def match(args):
     run = Run(vars(args), accelerator, begun, method_values=dataclasses.asdict(method), dataset=dataclasses.asdict(spec),
               compiled=engine.compiled, pool_folder=getattr(pool, "dir", None),
               recipe_values=dataclasses.asdict(learner.trainer.recipe) if kind_of(method) == GENERATOR else None,
-              kin=build.kin_of(start.weight, earlier) if kind_of(method) == GENERATOR else None)
+              kin=origin.kin_of(start.weight, earlier) if kind_of(method) == GENERATOR else None)
     judge = Judge(run, engine, dataset, judging, args.seed, method.keep, summary)
 
     def save(step):
@@ -186,7 +187,7 @@ def match(args):
     run.close()
     accelerator.print(f"{learner.folder} of step {summary['best_step']}: {run.dir / learner.folder}")
     if kind_of(method) == GENERATOR:
-        accelerator.print(judge.gain(None if matching else build.read_matched(args)))
+        accelerator.print(judge.gain(None if matching else origin.read_matched(args)))
 
 
 def command():

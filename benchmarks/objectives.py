@@ -18,7 +18,7 @@ from gendistil.common.cli import Parser, run_script
 from gendistil.common.errors import UserError
 from gendistil.common.flags import add_flags, fields, override
 from gendistil.data.datasets import Split
-from gendistil.matching import METHODS, Method, build, choices
+from gendistil.matching import METHODS, Method, build, choices, origin
 from gendistil.sources import Teacher, draw_set, weights_digest
 
 KEPT = {"match_real": 1000, "select": "random", "match_aug": False}
@@ -107,13 +107,13 @@ def main():
     engine, dataset = begin(args, args.weight)
     if args.models:
         make_folder(args.models, "--models")
-    first, file = build.read_weight(argparse.Namespace(weight=args.weight, lr_critic=None))
+    first, file = origin.read_weight(argparse.Namespace(weight=args.weight, lr_critic=None))
     methods = {name: choices.calibrated_if_possible(dataclasses.replace(shared, **change)) for name, change in VARIANTS.items()}
     pools = args.pools or args.weight.parent / "pools"
 
     def train_one(name, seed):
         method = methods[name]
-        begun = build.Begin(method, build.Start(), seed, engine, dataset, first, file, build.steps_taken(first))
+        begun = build.Begin(method, origin.Start(), seed, engine, dataset, first, file, origin.steps_taken(first))
         learner = build.make_learner(begun)
 
         def make_matcher():

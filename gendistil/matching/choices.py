@@ -8,9 +8,10 @@ from pathlib import Path
 from gendistil.common.errors import UserError
 from gendistil.common.flags import fields, override, refuse
 from gendistil.common.inherit import as_begun
-from gendistil.matching.build import LEARNED, Start, kind_of
+from gendistil.matching.build import LEARNED, kind_of
 from gendistil.matching.methods import DRAWN, METHODS, ONLINE, PIXELS, STORED, TRAINED, Method, method_for
 from gendistil.matching.objectives import OBJECTIVES
+from gendistil.matching.origin import Start
 from gendistil.matching.selectors import SELECTORS
 
 
