@@ -140,6 +140,30 @@ def test_tinyimagenet_is_a_folder_in_data_dir_whose_grey_images_become_colour(tm
     assert (data.spec.name, data.spec.size, data.spec.channels, data.spec.flip) == ("tinyimagenet", 64, 3, True)
 
 
+def as_published(folder):
+    """The pictures of `folder`/val together in one folder, as TinyImageNet's are, and the lines of the list of their classes."""
+    pictures = sorted((folder / "val").glob("*/*"))
+    (folder / "val" / "images").mkdir()
+    for i, path in enumerate(reversed(pictures)):  # not in the order of their classes
+        path.rename(folder / "val" / "images" / f"val_{i}.png")
+    for place in {path.parent for path in pictures}:
+        place.rmdir()
+    return [f"val_{i}.png\t{path.parent.name}\t0\t0\t5\t5\n" for i, path in enumerate(reversed(pictures))]
+
+
+def test_tinyimagenet_as_it_is_published_is_the_same_data_set(tmp_path):
+    folder = write_folder(tmp_path / "tiny-imagenet-200", mode="RGB", test="val")
+    sorted_by_hand = load_dataset("tinyimagenet", tmp_path)
+    listing = folder / "val" / "val_annotations.txt"
+    listing.write_text("".join(as_published(folder)))
+    assert load_dataset("tinyimagenet", tmp_path).test.labels.tolist() == sorted_by_hand.test.labels.tolist()
+    images = load_dataset("tinyimagenet", tmp_path).test
+    assert torch.equal(images.images[:, 0, 5, 5].long(), 40 + 60 * images.labels)
+    listing.write_text(listing.read_text().replace("val_0.png", "another.png"))
+    with pytest.raises(UserError, match=r"val_annotations\.txt: does not say the class of every picture .*'val_0\.png'"):
+        load_dataset("tinyimagenet", tmp_path)
+
+
 # --- bad input
 
 

@@ -20,16 +20,17 @@ from gendistil.common.run import replacing
 EXTENSIONS = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".ppm", ".pgm")
 _CHUNK = 256  # images that one thread decodes at a time
 _FORMAT = 2  # of the cache: raise it when the decoding changes
+_LIST = "val_annotations.txt"  # of TinyImageNet as it is published: a picture of images/ and its class in every line
 
 
 def load_folder(folder, size, data_dir, usual=32):
     """The pictures of `folder`, as (class names, (train images, labels), (test images, labels)).
 
-    Layout: `train/<class>/…` and `test/<class>/…`, or `val/` where `test/` is absent or holds none of the classes; pictures may
-    lie in folders below those of the classes. Names that start with a dot are skipped. Images are uint8 `[N, C, size, size]`
-    (bilinear, antialiased, aspect ratio not kept; None is the `usual` size, or that of the pictures where the first of every
-    class are squares of one larger size), turned upright by their EXIF tag; labels are int64 `[N]`, the index of the class in
-    the sorted names. C is 1 if all pictures are grey, else 3: where some are grey and some are colour, a line says so.
+    Layout: `train/<class>/…` and `test/<class>/…`, or `val/` where `test/` is absent or holds none of the classes (`val/` may
+    be as TinyImageNet's is published); pictures may lie in folders below those of the classes. Names that start with a dot are
+    skipped. Images are uint8 `[N, C, size, size]` (bilinear, antialiased, aspect ratio not kept; None is the `usual` size,
+    or that of the pictures where the first of every class are squares of one larger size), turned upright by their EXIF tag;
+    labels are int64 `[N]`, the index of the class in the sorted names. C is 1 if all pictures are grey, else 3: where some are grey and some are colour, a line says so.
     The cache lies in `folder`, or in `data_dir` if that is read-only; it is rebuilt when a file's name, size or time changes.
     Raises UserError, naming the file, for a layout or a picture that cannot be used, and for one that is larger than the
     networks' images where no size is given: the first picture of every class is looked at.
@@ -79,11 +80,26 @@ def _list(folder):
     classes = _classes(train)
     if len(classes) < 2:
         raise UserError(f"{train}: holds {len(classes)} class folders and at least 2 are needed: put each class into its own")
-    if difference := set(classes) ^ set(_classes(test)):
+    listed = _listed(test) if (test / _LIST).is_file() else None
+    if difference := set(classes) ^ set(_classes(test) if listed is None else listed):
         odd = min(difference)
         problem = "has no folder of" if odd in classes else f"has, and {train.name}/ has not, a folder of"
         raise UserError(f"{test}: {problem} class '{odd}': {train.name}/ and {test.name}/ need the same class folders")
-    return classes, [[_pictures(part / name) for name in classes] for part in (train, test)]
+    own = [_pictures(test / name) if listed is None else listed[name] for name in classes]
+    return classes, [[_pictures(train / name) for name in classes], own]
+
+
+def _listed(folder):
+    """The `_pictures` of every class of TinyImageNet's val/, where they lie together and a list says what they show."""
+    groups = {}
+    try:
+        lines = (folder / _LIST).read_text(encoding="utf-8").splitlines()
+        shows = dict(line.split("\t")[:2] for line in lines)
+        for picture in _pictures(folder / "images"):
+            groups.setdefault(shows[os.path.basename(picture[0])], []).append(picture)
+    except (KeyError, ValueError) as error:
+        raise UserError(f"{folder / _LIST}: does not say the class of every picture of images/ ({error}): unpack both anew")
+    return groups
 
 
 def _split_folders(folder):
