@@ -19,7 +19,7 @@ from gendistil.common.flags import add_flags, from_flags
 from gendistil.common.inherit import inherit_data, parse_flags
 from gendistil.common.rng import stream
 from gendistil.common.run import Run, beside, check_folder, device_name, made_by, write_json
-from gendistil.data import load_dataset
+from gendistil.data import load_asked
 from gendistil.evaluation import PROTOCOLS, Protocol
 from gendistil.evaluation.continual import (
     LABELLINGS,
@@ -82,8 +82,7 @@ def main():
     args = parse_args()
     accelerator = make_accelerator(args.precision)
     device = accelerator.device
-    with accelerator.local_main_process_first():  # one process downloads and decodes, the others find its cache
-        dataset = load_dataset(args.data, args.data_dir, args.image_size, args.held_out, args.classes)
+    dataset = load_asked(args, accelerator, "cpu")
     spec = dataset.spec
     args.eval_model = args.eval_model or usual_classifier(spec.size)
     protocol = protocol_of(args, spec.name, args.eval_model)

@@ -10,12 +10,12 @@ from gendistil.common.cli import COUNT, Parser, add_data_arguments, add_run_argu
 from gendistil.common.device import make_accelerator, own_rows
 from gendistil.common.engine import Engine, compiles
 from gendistil.common.errors import UserError
-from gendistil.common.flags import add_flags, add_listing, columns, from_flags, override, refuse
+from gendistil.common.flags import add_flags, add_listing, columns, from_flags, override, refuse, refuse_idle
 from gendistil.common.inherit import LENGTH, as_begun, inherit_data, parse_flags, resume_state
 from gendistil.common.loop import Loop
 from gendistil.common.rng import Shuffle
 from gendistil.common.run import CHECKPOINT, Run, made_by
-from gendistil.data import load_dataset, to_signed
+from gendistil.data import load_asked, to_signed
 from gendistil.evaluation.selection import Stopping, StoppingJudge
 from gendistil.matching import GeneratorLearner
 from gendistil.sources import MODEL_FOLDER
@@ -28,13 +28,13 @@ def parse_args(argv=None):
     parser = Parser(description=__doc__.split("\n")[0])
     add_run_arguments(parser, "gan")
     add_data_arguments(parser)
-    recipe = parser.add_argument_group(GROUP)
-    recipe.add_argument("--recipe", choices=RECIPES, default="pyramid", help="named set of its values; dim: as published")
-    add_listing(recipe, "--list-recipes", functools.partial(columns, RECIPES))
+    named = parser.add_argument_group(GROUP)
+    named.add_argument("--recipe", choices=RECIPES, default="pyramid", help="named set of its values; dim: as published")
+    add_listing(named, "--list-recipes", functools.partial(columns, RECIPES))
     length = parser.add_argument_group("length and reports")
     kinds = [trainer.recipe_class for trainer in TRAINERS.values()]
     add_flags(parser, *kinds)
-    length.add_argument("--steps", type=COUNT, help="steps, instead of --epochs")
+    length.add_argument("--steps", type=COUNT, help="steps, in place of --epochs")
     length.add_argument("--log-interval", type=COUNT, default=50, help="steps between log entries")
     length.add_argument("--sample-interval", type=COUNT, default=500, help="steps between image grids")
     length.add_argument("--save-interval", type=COUNT, default=500, help="steps between checkpoints")
@@ -48,9 +48,8 @@ def parse_args(argv=None):
         raise UserError("--resume: --no-auto-stop would lose what scored best so far: give more --patience")
     own = {field.name for field in dataclasses.fields(RECIPES[args.recipe])}
     refuse(args, kinds, lambda field: field.name not in own, f"is not for --recipe {args.recipe}")
-    unpenalised = not getattr(override(RECIPES[args.recipe], args), "gradient_penalty", 0)
-    refuse(args, kinds, lambda field: unpenalised and field.name in ("penalty", "penalty_interval"),
-           "does nothing where --gradient-penalty is 0")
+    recipe = override(RECIPES[args.recipe], args)
+    refuse_idle(args, recipe, recipe.idle)
     refuse(args, (Stopping,), lambda field: not args.auto_stop and field.name != "auto_stop", "is for --auto-stop")
     inherit_data(args, args.output_dir / args.tag if args.resume else None)
     return args
@@ -62,9 +61,7 @@ def main(argv=None):
     state, recipe = resume_state(vars(args)), as_begun(override(RECIPES[args.recipe], args), vars(args), "recipe_values")
     if recipe.batch_size % accelerator.num_processes:
         raise UserError(f"--batch-size {recipe.batch_size} must be a multiple of the {accelerator.num_processes} processes")
-    with accelerator.local_main_process_first():  # one process downloads and decodes, the others find its cache
-        dataset = load_dataset(args.data, args.data_dir, args.image_size, args.held_out, args.classes,
-                               accelerator.device)
+    dataset = load_asked(args, accelerator)
     spec, real = dataset.spec, dataset.train
     if args.auto_stop:
         check_classifiers([from_flags(Stopping, args).student(spec)], spec, "--eval-model")

@@ -16,7 +16,7 @@ from gendistil.common.flags import add_flags, add_listing, fields, from_flags
 from gendistil.common.inherit import LENGTH, inherit_data, parse_flags, resume_state
 from gendistil.common.loop import Loop
 from gendistil.common.run import CHECKPOINT, CONFIG, Run, check_folder, write_json
-from gendistil.data import load_dataset
+from gendistil.data import load_asked
 from gendistil.evaluation.selection import Judge, Judging
 from gendistil.evaluation.teachers import keep_rows, open_pool
 from gendistil.matching import METHODS, Method, build, choices, methods, objectives, origin
@@ -120,9 +120,7 @@ def match(args):
         state, file = origin.read_weight(args) if not resumed else (state, file)
         origin.check_critic(args, state)
     limit = origin.read_seconds(args.control_of)
-    with accelerator.local_main_process_first():  # one process downloads and decodes, the others find its cache
-        dataset = load_dataset(args.data, args.data_dir, args.image_size, args.held_out, args.classes,
-                               accelerator.device, args.whiten)
+    dataset = load_asked(args, accelerator)
     spec = dataset.spec
     method = choices.settled(vars(args), spec.size)
     build.check_pool(method, spec)

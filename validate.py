@@ -17,7 +17,7 @@ from gendistil.common.flags import Flattened, add_flags, add_listing, columns, g
 from gendistil.common.hub import facts_of, make_repository, push, repository
 from gendistil.common.inherit import inherit_data, parse_flags
 from gendistil.common.run import Run, check_folder, device_name, made_by, write_json
-from gendistil.data import load_dataset
+from gendistil.data import load_asked
 from gendistil.evaluation import PROTOCOLS, SAMPLINGS, Protocol, evaluate, evaluate_full
 from gendistil.evaluation.card import card
 from gendistil.evaluation.page import draw_sheets, find_sheets
@@ -26,7 +26,7 @@ from gendistil.evaluation.report import controls, write_report
 from gendistil.evaluation.rows import PLAIN, REPORT, curve_of, row_key
 from gendistil.evaluation.students import GROUP, rate_of, side_by_side
 from gendistil.evaluation.tables import markdown
-from gendistil.evaluation.teachers import Labels, distilled_from, keep_student, labels_of
+from gendistil.evaluation.teachers import Labels, distilled_from, keep_student, labels_of, student_name
 from gendistil.evaluation.validation import (
     REAL,
     WHOLE,
@@ -62,7 +62,7 @@ def parse_args(argv=None):
                       help=f"also judge {REAL} and the {WHOLE}, or one (default: none, but random beside a teacher's labels)")
     what.add_argument("--ranking", action="store_true", help="also train students without augmentation, and report the scores "
                       "of DD-Ranking, beside all real images and as many random ones: implies --compare")
-    what.add_argument("--ipc", type=COUNT, nargs="+", default=[1, 10, 50], help="images per class")
+    what.add_argument("--ipc", type=COUNT, nargs="+", default=[1, 10, 50], help="images per class: of stored ones the first")
     what.add_argument("--sampling", choices=SAMPLINGS, nargs="+", default=["fresh"],
                       help="fixed: a student sees one set of --ipc images of every class; representative: one chosen, by "
                            "clustering, among 500 of its class or more; fresh: a new one every epoch")
@@ -111,8 +111,7 @@ def main():
     inherit_data(args, *paths.values())
     accelerator = make_accelerator(args.precision)
     device = accelerator.device
-    with accelerator.local_main_process_first():  # one process downloads and decodes, the others find its cache
-        dataset = load_dataset(args.data, args.data_dir, args.image_size, args.held_out, args.classes, device, args.whiten)
+    dataset = load_asked(args, accelerator)
     protocols = check_students(args, dataset.spec)  # wrong names end here, before the run's folder is made
     real = functools.cache(functools.partial(real_images, args, dataset))  # a copy of all of them where held-out ones are in it
     sources, paths = load_sources(args, paths, dataset, real)
@@ -157,10 +156,11 @@ def main():
     def kept(row, first, result):
         if not args.keep_students or first:
             return {}
-        path = paths.get(row["source"])
+        path, name = paths.get(row["source"]), student_name(plan.index(row), row)
         learned = distilled_from(path, dataset, args.held_out) if path else real()
-        return {"student": keep_student(run.dir / "students", plan.index(row), row, result, dataset, learned, seed=args.seed,
-                                        engine=engine)}
+        keep_student(run.dir / "students" / name, result, row["model"], dataset, learned, seed=args.seed, engine=engine,
+                     student_of=row["source"], **{key: row[key] for key in ("sampling", "ipc", "labels")})
+        return {"student": name}
 
     @functools.cache
     def spread(name, ipc):

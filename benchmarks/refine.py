@@ -26,7 +26,7 @@ from gendistil.common.engine import Engine
 from gendistil.common.errors import UserError
 from gendistil.common.inherit import check_classes, check_held_out, inherit_data
 from gendistil.common.run import CONFIG, amend, beside, device_name, find_run, made_by, write_json
-from gendistil.data import load_dataset
+from gendistil.data import load_asked
 from gendistil.evaluation import SAMPLINGS, evaluate
 from gendistil.evaluation.rows import difference
 from gendistil.evaluation.tables import tables
@@ -101,8 +101,7 @@ def main():
     inherit_data(args, run)
     check_held_out(run, "--pretrain-weight", args.held_out)
     accelerator = make_accelerator("auto")
-    dataset = load_dataset(args.data, args.data_dir, args.image_size, args.held_out, args.classes, accelerator.device,
-                           args.whiten)
+    dataset = load_asked(args, accelerator)
     source = load_source(run, accelerator.device)
     check_fits(source, dataset.spec, f"--pretrain-weight {run}")
     check_classes(run, "--pretrain-weight", dataset.spec, "judged: give the same --classes")

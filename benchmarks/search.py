@@ -20,7 +20,7 @@ from gendistil.common.engine import Engine
 from gendistil.common.errors import UserError
 from gendistil.common.inherit import check_classes, check_held_out, inherit_data
 from gendistil.common.run import device_name, write_json
-from gendistil.data import load_dataset
+from gendistil.data import load_asked
 from gendistil.evaluation import PROTOCOLS, SAMPLINGS, Result, evaluate
 from gendistil.evaluation.rows import read_report
 from gendistil.evaluation.tables import tables
@@ -58,7 +58,7 @@ def begin(args, weight=None):
     check_held_out(weight, "--weight", args.held_out)
     engine = Engine(make_accelerator("auto"))
     engine.choose(args.compile)
-    dataset = load_dataset(args.data, args.data_dir, args.image_size, args.held_out, args.classes, engine.accelerator.device)
+    dataset = load_asked(args, engine.accelerator)
     check_classes(weight, "--weight", dataset.spec, "learned: give the same --classes")
     return engine, dataset
 

@@ -7,7 +7,7 @@ import torch
 
 from gendistil.common.cli import COUNT, POSITIVE, WEIGHT
 from gendistil.common.errors import UserError
-from gendistil.common.flags import option
+from gendistil.common.flags import Idle, option
 from gendistil.data import Augment
 from gendistil.data.augment import augmentations
 from generators.losses import LOSSES, PENALTIES, auxiliary
@@ -20,6 +20,8 @@ class GANRecipe(Recipe):
     """The values of an adversarial training."""
 
     trainer: ClassVar[str] = "gan"
+    idle: ClassVar[tuple] = (Idle(lambda recipe: not recipe.gradient_penalty, "does nothing where --gradient-penalty is 0",
+                                  {"penalty", "penalty_interval"}),)
 
     loss: str = option("loss of the critic and of the generator; relativistic: in pairs of one class (R3GAN, arXiv 2501.05441)",
                        choices=LOSSES, group=GROUP)

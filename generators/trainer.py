@@ -39,6 +39,7 @@ class Recipe:
     """
 
     trainer: ClassVar[str]
+    idle: ClassVar[tuple] = ()  # `Idle`: flags that do nothing beside other values
 
     generator: str = option("networks of the generator and its critic", choices=NETWORKS, group=GROUP)
     lr: float = option("learning rate of the generator (Adam)", type=POSITIVE, group=GROUP)
@@ -49,7 +50,7 @@ class Recipe:
     width: int = option("channels of the widest layer", type=number(int, 8, 2048), group=GROUP)
     dim_noise: int | None = option("entries of the noise vector; a flow's has those of an image", type=COUNT, group=GROUP)
     ema: float = option("decay of the averaged weights, 0 for none", type=FRACTION, group=GROUP)
-    epochs: int = option("passes over the real images", type=COUNT, group="length and reports")
+    epochs: int = option("passes over the real images (default: the recipe's)", type=COUNT, group="length and reports")
     tune: str = "all"  # a key of TUNED: which of the generator's weights stage 2 learns
 
 

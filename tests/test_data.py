@@ -141,7 +141,7 @@ def test_tinyimagenet_is_a_folder_in_data_dir_whose_grey_images_become_colour(tm
 
 
 def as_published(folder):
-    """The pictures of `folder`/val together in one folder, as TinyImageNet's are, and the lines of the list of their classes."""
+    """Put the pictures of `folder`/val into one folder, as TinyImageNet's are; the lines of the list of their classes."""
     pictures = sorted((folder / "val").glob("*/*"))
     (folder / "val" / "images").mkdir()
     for i, path in enumerate(reversed(pictures)):  # not in the order of their classes

@@ -152,6 +152,9 @@ def test_the_card_says_what_it_is(spec):
     stored = card(NAME, [ROW], hub.facts_of(make_pixels(), {}, spec, 0.1), [COMMAND])
     assert "How it was made is not recorded." in stored
     assert "Stored images" in stored
+    own = make_pixels()
+    own.__class__ = type("OwnSet", (PixelSet,), {})
+    assert card(NAME, [ROW], hub.facts_of(own, {}, spec, 0.1), [COMMAND]) == stored
     assert "pipeline_tag" not in stored
 
 

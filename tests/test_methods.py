@@ -218,9 +218,12 @@ CORESET = "does nothing at --steps 0, where nothing is learned"
     ("--method dream+ --outer 1 --pool-images 9", "--pool-images does nothing beside --outer 1"),
     ("--method datm --data cifar10 --ipc 1 --start-grows 5", "--start-grows does nothing beside --first-max-start 0"),
     ("--method dc --ipc 1 --inner 2", "--inner does nothing where every step has a new network"),
+    *((f"--method mtt --steps 0 {flag}", f"{flag.split()[0]} does nothing at --steps 0, where nothing is learned") for flag in (
+        "--clip 2", "--unroll-batch 5", "--skip-above 1", "--window 2", "--min-start 1")),
+    ("--method datm --steps 0 --data cifar10 --ipc 1 --start-grows 5", "--start-grows does nothing at --steps 0"),
 ])
 def test_flags_that_do_nothing_are_refused_before_data_are_loaded(fails, tmp_path, monkeypatch, words, said):
-    monkeypatch.setattr(pool_match, "load_dataset", None)
+    monkeypatch.setattr(pool_match, "load_asked", None)
     error = fails(2, pool_match, "--output-dir", tmp_path, *words.split())
     assert said in error
     assert len(error.splitlines()) == 1

@@ -14,7 +14,7 @@ import gen_condense
 import pool_match
 from gendistil.common.loop import Interruptible
 from gendistil.common.run import load_checkpoint, read_json, save_checkpoint, write_json
-from gendistil.data import Split, load_dataset, to_signed
+from gendistil.data import Split, load_asked, to_signed
 from gendistil.evaluation import selection
 from gendistil.matching import GeneratorLearner
 from generators import GAN, RECIPES, GANRecipe
@@ -235,7 +235,7 @@ def test_no_stage_learns_from_images_that_are_kept_from_it(command, tmp_path, mo
     """Nor chooses by those of the test set: inverted, with other labels, they change nothing that is made."""
 
     def load(*args, **options):
-        data = load_dataset(*args, **options)
+        data = load_asked(*args, **options)
         split = getattr(data, part)
         return replace(data, **{part: Split(255 - split.images, split.labels.roll(1))})
 
@@ -247,7 +247,7 @@ def test_no_stage_learns_from_images_that_are_kept_from_it(command, tmp_path, mo
     for kind in ("plain", "other"):
         if kind == "other":
             for script in (gen_condense, pool_match):
-                monkeypatch.setattr(script, "load_dataset", load)
+                monkeypatch.setattr(script, "load_asked", load)
         command(gen_condense, *SMALL, "--output-dir", tmp_path, "--steps", 2, *stop, "--tag", kind)
         command(pool_match, "--output-dir", tmp_path, *matching, "--tag", f"{kind}-match")
         command(pool_match, "--output-dir", tmp_path, "--method", "dream", *pixels, "--tag", f"{kind}-dream")

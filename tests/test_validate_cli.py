@@ -46,9 +46,9 @@ def test_report(call, gan, tmp_path, capsys):
 
 
 def test_settings_are_chosen_on_held_out_images(call, fails, gan, tmp_path, monkeypatch):
-    load = validate.load_dataset
+    load = validate.load_asked
 
-    monkeypatch.setattr(validate, "load_dataset", lambda *args: dataclasses.replace(load(*args), test=None))
+    monkeypatch.setattr(validate, "load_asked", lambda *args: dataclasses.replace(load(*args), test=None))
     words = ("--pretrain-weight", gan, "--ipc", 3, "--compare", "--full-epochs", 1, *QUICK)
     call(validate, "--tag", "t", "--scored-on", "held_out", *words)
     folder = tmp_path / "results" / "t"

@@ -122,13 +122,15 @@ def add_data_arguments(parser, whiten=False):
                        help="side of the square images, in pixels (default: the data set's own; a folder's: 32, or that "
                             "of its pictures, if every class begins with a square of one larger size)")
     group.add_argument("--classes", type=NATURAL, nargs="+", default=None, metavar="LABEL",
-                       help="only these classes, by their labels, in this order (default: as --data; all)")
+                       help="only these classes, by their labels, in this order (default: those of the run that is continued "
+                            "or judged, else all)")
     group.add_argument("--held-out", type=number(float, 0.01, 0.5), default=None,
-                       help="fraction of the training images held out for model selection (default: as --data; 0.1)")
+                       help="fraction of the training images held out for model selection (default: that of the run that is "
+                            "continued or judged, else 0.1)")
     if whiten:
         group.add_argument("--whiten", choices=("none", "zca"), default=None,
                            help="what classifiers see: images standardised by channel, or whitened by ZCA; what is stored "
-                                "stays pictures (default: as --data; none)")
+                                "stays pictures (default: that of the run that is continued, else none)")
     return group
 
 

@@ -2,6 +2,7 @@
 
 import argparse
 import dataclasses
+from collections.abc import Callable
 
 from gendistil.common.errors import UserError
 
@@ -109,6 +110,25 @@ def refuse(args, kinds, useless, why):
     for field in (field for kind in kinds for field in fields(kind) if useless(field)):
         if getattr(args, field.name, None) is not None:
             raise UserError(f"--{field.name.replace('_', '-')} {why}")
+
+
+@dataclasses.dataclass(frozen=True)
+class Idle:
+    """The names of fields that do nothing in a row of which `when` is true, and what an error says of their flags, with the
+    row's values in braces."""
+
+    when: Callable
+    words: str
+    fields: set
+
+
+def refuse_idle(args, row, table, but=lambda field: False, end=""):
+    """Raise UserError if a flag of the dataclass `row` was given that does nothing in it by an `Idle` of `table`, `but` for
+    some; `end` is put behind its words."""
+    for idle in table:
+        if idle.when(row):
+            why = idle.words.format_map(vars(row)) + end
+            refuse(args, (type(row),), lambda field, idle=idle: field.name in idle.fields and not but(field), why)
 
 
 def from_flags(kind, args):

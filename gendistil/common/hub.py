@@ -126,7 +126,7 @@ def facts_of(source, config, spec, held_out):
     made = {key: config[key] for key in kept if config.get(key) is not None}
     if "commands" in made:
         made["commands"] = [public(words) for words in made["commands"]]
-    return made | {"kind": type(source).__name__, "data": spec.name, "image_size": spec.size,
+    return made | {"kind": source.kind, "data": spec.name, "image_size": spec.size,
                    "held_out": config.get("held_out", held_out),
                    "dataset": dataclasses.asdict(spec)}
 

@@ -77,7 +77,8 @@ def check_options(options, may_change=_MAY_CHANGE):
     for name in (name for name in now if name not in {*_ANYWHERE, *may_change}):
         paths = (config.get(name), now[name])
         if config.get(name) != now[name] and not (name in _PATHS and None not in paths and same_place(*paths)):
-            raise UserError(f"--resume: --{name.replace('_', '-')} is not what the run was started with ({config.get(name)})")
+            raise UserError(f"--resume: --{name.replace('_', '-')} is not what the run was started with ({config.get(name)}): "
+                            "leave it out, or give another --tag")
 
 
 def same_place(*paths):

@@ -22,6 +22,8 @@ class Source:
     label and on how many earlier labels are the same, and on nothing else.
     """
 
+    kind = "generator"
+    """What stores its images: a "generator", "pixels" or "latents"."""
     max_ipc = None
     """How many images of every class are stored; None where any number can be drawn."""
     varies = True

@@ -240,6 +240,13 @@ def load_dataset(name="digits", data_dir=None, image_size=None, held_out=0.1, cl
     return dataset.to(device)
 
 
+def load_asked(args, accelerator, device=None):
+    """The data set that a command's flags name, `args`, on the accelerator's device or another, see `load_dataset`."""
+    with accelerator.local_main_process_first():  # one process downloads and decodes, the others find its cache
+        return load_dataset(args.data, args.data_dir, args.image_size, args.held_out, args.classes,
+                            device or accelerator.device, getattr(args, "whiten", None))
+
+
 def _held_out(labels, classes, fraction, name):
     """Which images are held out: bool `[N]`, about `fraction` of each class, one at least and all but one at most."""
     counts = labels.bincount(minlength=len(classes))

@@ -30,7 +30,8 @@ def load_folder(folder, size, data_dir, usual=32):
     be as TinyImageNet's is published); pictures may lie in folders below those of the classes. Names that start with a dot are
     skipped. Images are uint8 `[N, C, size, size]` (bilinear, antialiased, aspect ratio not kept; None is the `usual` size,
     or that of the pictures where the first of every class are squares of one larger size), turned upright by their EXIF tag;
-    labels are int64 `[N]`, the index of the class in the sorted names. C is 1 if all pictures are grey, else 3: where some are grey and some are colour, a line says so.
+    labels are int64 `[N]`, the index of the class in the sorted names. C is 1 if all pictures are grey, else 3: where some are
+    grey and some are colour, a line says so.
     The cache lies in `folder`, or in `data_dir` if that is read-only; it is rebuilt when a file's name, size or time changes.
     Raises UserError, naming the file, for a layout or a picture that cannot be used, and for one that is larger than the
     networks' images where no size is given: the first picture of every class is looked at.

@@ -7,8 +7,8 @@ import shlex
 from gendistil.common.hub import public
 from gendistil.evaluation.tables import LEGEND, tables
 
-_WHAT = {"PixelSet": "Stored images", "LatentSet": "Latents, and the frozen generator that turns them into images,"}
-_GENERATOR = "A conditional generator of images"
+_WHAT = {"generator": "A conditional generator of images", "pixels": "Stored images",
+         "latents": "Latents, and the frozen generator that turns them into images,"}  # by a source's `kind`
 _SHOWN = 20  # classes that are named; of more, only the number
 
 
@@ -17,12 +17,12 @@ def card(name, rows, facts, commands):
 
     Args: rows, of `validate.py`; facts, see `common.hub.facts_of`; commands, which judged it, lists of words.
     """
-    spec, what = facts["dataset"], _WHAT.get(facts["kind"], _GENERATOR)
+    spec = facts["dataset"]
     metadata = {"library_name": "diffusers", "tags": ["gendistil", "dataset-distillation"]}
     if "method" in facts:
         metadata["tags"].append(facts["method"])
     metadata["datasets"] = [re.sub(r"[^\w.-]+", "-", spec["name"])]  # a folder may be called anything, an entry here may not
-    if what is _GENERATOR:
+    if facts["kind"] == "generator":
         metadata["pipeline_tag"] = "unconditional-image-generation"  # the hub's nearest: images of a class, without a prompt
     filtered = " Images that are kept are those that a classifier accepts, which is not in this repository." if any(
         "refined_by" in row for row in rows) else ""
@@ -30,8 +30,8 @@ def card(name, rows, facts, commands):
     refined = f" Its images were refined ({words}); it makes them as they are where no flag says so." if words else ""
     parts = [
         _front(metadata), f"# {name}",
-        f"{what} learned from the data set {spec['name']} with `gendistil`: classifiers are trained on its images in place of "
-        "the real ones.",
+        f"{_WHAT[facts['kind']]} learned from the data set {spec['name']} with `gendistil`: classifiers are trained on its "
+        "images in place of the real ones.",
         "## Data set", _describe(spec),
         "## Method", _method(facts),
         "## Accuracy of students",

@@ -7,7 +7,6 @@ memories of all steps so far, and scored on all classes seen so far without bein
 import contextlib
 import io
 import shlex
-import shutil
 from argparse import ArgumentTypeError
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -23,11 +22,12 @@ from gendistil.common.flags import option, override
 from gendistil.common.hub import is_hub
 from gendistil.common.run import CHECKPOINT
 from gendistil.evaluation.students import SAMPLINGS, Result, evaluate
+from gendistil.evaluation.teachers import keep_student
 from gendistil.matching import METHODS, initial
 from gendistil.matching.build import kind_of
 from gendistil.matching.methods import DRAWN, GENERATOR, LATENTS, PIXELS
 from gendistil.sources import Joined, Taught, Teacher
-from pools import ClassifierPool, accuracy, keep_classifier
+from pools import ClassifierPool
 
 _GROUP = "continual learning"
 
@@ -224,10 +224,7 @@ def judge(source, dataset, model_name, ipc, sampling, *, num_eval, seed, acceler
     results = [evaluate(source, dataset, model_name, ipc, sampling, num_eval=len(mine), seed=seed + mine[0], engine=engine,
                         **settings)] if mine else []
     if kept and accelerator.is_main_process:
-        shutil.rmtree(kept, ignore_errors=True)  # an interrupted step may have left it
-        student, held_out = results[0].student, dataset.held_out
-        score = float(accuracy(student, held_out.images, held_out.labels, dataset.spec, engine=engine))
-        keep_classifier(kept, student, model_name, dataset, seed=seed, step=results[0].steps, held_out_accuracy=score)
+        keep_student(kept, results[0], model_name, dataset, seed=seed, engine=engine)
     return Result.of_rows(*gather_object([result.row() for result in results]))  # waits until it is kept
 
 

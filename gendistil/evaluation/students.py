@@ -13,7 +13,7 @@ from gendistil.common.cli import COUNT, FRACTION, NATURAL, POSITIVE, WEIGHT, num
 from gendistil.common.device import send
 from gendistil.common.engine import EAGER
 from gendistil.common.errors import UserError
-from gendistil.common.flags import option
+from gendistil.common.flags import Idle, option
 from gendistil.common.rng import stream
 from gendistil.data import Augment, original, to_uint8
 from gendistil.data.augment import augmentations
@@ -53,6 +53,14 @@ class Protocol:
     replay: bool = False         # the very training that the images were learned for, see `replayed`
     random_labels: bool = False  # whole batches of random labels, as many as fit into IPC times classes, at least one
     source: str = ""             # whose it is, as a heading calls them
+
+
+IDLE = (
+    Idle(lambda protocol: protocol.optimizer != "sgd", "is for SGD, and students take steps by {optimizer}: leave it out, "
+         "or add --optimizer sgd", {"momentum"}),
+    Idle(lambda protocol: protocol.aug_type == "none", "does nothing beside --aug-type none: leave it out", {"aug_single"}),
+)
+"""Flags of a protocol that do nothing beside other values."""
 
 
 # The code of DC, DSA and DM.
@@ -102,7 +110,7 @@ images of CIFAR-10: docs/results/cifar10-students.md.
 def protocol_for(name, data, model="convnet"):
     """The protocol of this name, with what its authors set for the data set called `data` or for its `original`.
 
-    model, the name of the students, of which the default protocol knows a learning rate.
+    model, the name of the students, of which `OF_ARCHITECTURES` may say more.
     """
     base = base_name(model)
     own = OF_ARCHITECTURES.get(base, OF_ARCHITECTURES.get(base.partition("_")[0], {})) if name == "default" else {}
@@ -153,14 +161,14 @@ class Result:
                 "accuracies": list(self.accuracies), "images": self.images, "epochs": self.epochs, "steps": self.steps}
 
 
-def evaluate(source, dataset, model_name="convnet", ipc=50, sampling="fresh", *, num_eval=3, seed=0,
-             protocol=PROTOCOLS["default"], scored_on="test", engine=EAGER, together=None, on_epoch=None):
-    """Train `num_eval` students on exactly `ipc` images of every class from `source`, and score each at its last step.
+def evaluate(source, dataset, model_name="convnet", ipc=50, sampling="fresh", *, protocol=PROTOCOLS["default"], engine=EAGER,
+             **settings):
+    """Train students on exactly `ipc` images of every class from `source`, and score each at its last step.
 
     Args: source, a `gendistil.sources.Source`; dataset, a `Dataset`, on whose device everything happens; sampling, one of
-    `SAMPLINGS`; scored_on, "test" or "held_out"; engine, the `Engine` that runs the students; together, how
-    many of them are trained side by side (default: all on a GPU, one elsewhere); on_epoch, called after each epoch of theirs
-    with how many of them are done and how many there are.
+    `SAMPLINGS`; protocol, a `Protocol`; engine, the `Engine` that runs the students. Settings: num_eval, how many students (3);
+    seed (0); scored_on, "test" (the default) or "held_out"; together, how many of them are trained side by side (default: all
+    on a GPU, one elsewhere); on_epoch, called after each epoch of theirs with how many of them are done and how many there are.
     A source with a step size of its own gives the learning rate. Student i has the seed `seed + i`. Unless sampling is fresh it
     is trained on the set that `draw_set` gives for that seed. Where a teacher labels, it starts from other weights than a
     student of its seed does elsewhere, which may be that teacher.
@@ -180,8 +188,8 @@ def evaluate(source, dataset, model_name="convnet", ipc=50, sampling="fresh", *,
         make_batches = _random_batches
     batches_of = functools.partial(make_batches, source, ipc, sampling, spec, protocol, engine, device)
     weights = "taught student's weights" if isinstance(source, Taught) else "student's weights"
-    return _evaluate(batches_of, images, dataset, model_name, num_eval, seed, protocol, scored_on, engine, together, on_epoch,
-                     source.temperature, weights)
+    return _evaluate(batches_of, images, dataset, model_name, protocol=protocol, engine=engine, weights=weights,
+                     temperature=source.temperature, **settings)
 
 
 def _set_batches(source, ipc, sampling, spec, protocol, engine, device, seed):
@@ -250,8 +258,7 @@ def replayed(source, ipc, protocol):
                    schedule=lambda epoch, epochs: rates[epoch] / rates[0])
 
 
-def evaluate_full(dataset, model_name="convnet", *, split=None, num_eval=3, seed=0, protocol=PROTOCOLS["default"],
-                  scored_on="test", engine=EAGER, together=None, on_epoch=None):
+def evaluate_full(dataset, model_name="convnet", *, split=None, protocol=PROTOCOLS["default"], scored_on="test", **settings):
     """As `evaluate`, but each epoch is one pass over the real images of `split` (default: the whole training set, without the
     held-out part if that is scored)."""
     split = split or (dataset.full_train if scored_on == "test" else dataset.train)
@@ -259,8 +266,7 @@ def evaluate_full(dataset, model_name="convnet", *, split=None, num_eval=3, seed
     def batches_of(seed):
         return student_batches(lambda epoch: (split.images, split.labels), dataset.spec, protocol, seed)
 
-    return _evaluate(batches_of, len(split), dataset, model_name, num_eval, seed, protocol, scored_on, engine, together,
-                     on_epoch)
+    return _evaluate(batches_of, len(split), dataset, model_name, protocol=protocol, scored_on=scored_on, **settings)
 
 
 def side_by_side(num_eval, device, engine, together=None):
@@ -269,8 +275,8 @@ def side_by_side(num_eval, device, engine, together=None):
     return 1 if engine.precision == "fp16" else together or (num_eval if device.type == "cuda" else 1)
 
 
-def _evaluate(make_batches, images, dataset, model_name, num_eval, seed, protocol, scored_on, engine, together, on_epoch,
-              temperature=1.0, weights="student's weights"):
+def _evaluate(make_batches, images, dataset, model_name, *, protocol, num_eval=3, seed=0, scored_on="test", engine=EAGER,
+              together=None, on_epoch=None, temperature=1.0, weights="student's weights"):
     """Train and score the students; `make_batches(seed)(epoch)` yields one epoch of a student's batches, `weights` names the
     stream of those that they start from."""
     start = time.perf_counter()

@@ -198,19 +198,20 @@ def distilled_from(path, dataset, held_out):
     return dataset.train if (made.get("dataset"), made.get("held_out")) == (spec, held_out) else None
 
 
-def keep_student(folder, place, row, result, dataset, real, *, seed, engine):
-    """Keep the first student of a row of a report, a dict, in a folder of its own inside `folder`, and return its name.
-
-    Args: place, the row's in the report; result, its `Result`; real, the `Split` that the student's images come from, None
-    where that is not known.
-    """
+def student_name(place, row):
+    """What the folder of the first student of a report's row, a dict, is called, by the row's place in the report."""
     words = (f"{place:02d}", row["source"], row["sampling"], row["ipc"] and f"ipc{row['ipc']}", row["model"], row["labels"],
              row.get("augmentation") and "unaugmented")
-    name = short(re.sub(r"[^\w.-]+", "_", "-".join(filter(None, words))))
+    return short(re.sub(r"[^\w.-]+", "_", "-".join(filter(None, words))))
+
+
+def keep_student(folder, result, model_name, dataset, real=None, *, seed, engine, **facts):
+    """Keep the first student of a `Result` in `folder`, in place of what an interrupted run may have left there.
+
+    Args: real, the `Split` that its images come from, None where that is not known; facts, what is kept beside it.
+    """
     split = dataset.held_out
     score = float(accuracy(result.student, split.images, split.labels, dataset.spec, engine=engine))
-    shutil.rmtree(folder / name, ignore_errors=True)  # kept by a part of the run that was killed before its row was written
-    facts = {"student_of": row["source"], **{key: row[key] for key in ("sampling", "ipc", "labels")}}
-    keep_classifier(folder / name, result.student, row["model"], dataset, seed=seed, step=result.steps,
-                    held_out_accuracy=score, real=real, **facts)
-    return name
+    shutil.rmtree(folder, ignore_errors=True)
+    keep_classifier(folder, result.student, model_name, dataset, seed=seed, step=result.steps, held_out_accuracy=score,
+                    real=real, **facts)

@@ -8,13 +8,13 @@ from pathlib import Path
 
 from gendistil.common.cli import say
 from gendistil.common.errors import UserError
-from gendistil.common.flags import fields, from_flags, given, override
+from gendistil.common.flags import fields, from_flags, given, override, refuse_idle
 from gendistil.common.hub import is_hub
 from gendistil.common.inherit import check_classes, check_held_out, check_options, name_other_data, same_place
 from gendistil.common.run import CONFIG, check_outside, made_by, read_json
 from gendistil.data import DATASETS, original
 from gendistil.evaluation.rows import OWN_LABELS, PLAIN, REPORT, SCORED, read_report, row_key, unique
-from gendistil.evaluation.students import PROTOCOLS, Result, protocol_for, rate_of, replayed, steps_per_epoch
+from gendistil.evaluation.students import IDLE, PROTOCOLS, Result, protocol_for, rate_of, replayed, steps_per_epoch
 from gendistil.evaluation.teachers import Labels, Teachers, fits, named_teachers, open_pool
 from gendistil.sources import RealImages, Refined, Refinement, check_fits, load_source, refine, weights_digest
 from pools import check_classifiers, usual_classifier
@@ -112,14 +112,10 @@ def make_teachers(args, paths, sources, dataset, engine):
 def protocol_of(args, data, kind="convnet"):
     """The protocol of the flags for students of a kind on the data set called `data`.
 
-    Raises UserError for a momentum without SGD, and for one augmentation at a time where there is none.
+    Raises UserError for a flag that does nothing in it.
     """
     protocol = override(protocol_for(args.protocol, data, kind), args)
-    if protocol.optimizer != "sgd" and args.momentum is not None:
-        raise UserError(f"--momentum is for SGD, and students take steps by {protocol.optimizer}: leave it out, or add "
-                        "--optimizer sgd")
-    if protocol.aug_type == PLAIN and args.aug_single:
-        raise UserError("--aug-single does nothing beside --aug-type none: leave it out")
+    refuse_idle(args, protocol, IDLE)
     return protocol
 
 

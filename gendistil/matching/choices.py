@@ -2,11 +2,10 @@
 
 import argparse
 import dataclasses
-from collections.abc import Callable
 from pathlib import Path
 
 from gendistil.common.errors import UserError
-from gendistil.common.flags import fields, override, refuse
+from gendistil.common.flags import Idle, fields, override, refuse, refuse_idle
 from gendistil.common.inherit import as_begun
 from gendistil.matching.build import LEARNED, kind_of
 from gendistil.matching.methods import DRAWN, METHODS, ONLINE, PIXELS, STORED, TRAINED, Method, method_for
@@ -15,13 +14,10 @@ from gendistil.matching.origin import Start
 from gendistil.matching.selectors import SELECTORS
 
 
-@dataclasses.dataclass(frozen=True)
-class Idle:
-    """The names of fields that do nothing in a `Method` of which `when` is true, and what an error says of their flags."""
-
-    when: Callable[[Method], bool]
-    words: str
-    fields: set
+def _beside(name):
+    """The names of the fields that stand in one group with the field `name`, and that itself."""
+    groups = {field.name: field.metadata["group"] for field in fields(Method)}
+    return {other for other in groups if groups[other] == groups[name]}
 
 
 def _of_training(method):
@@ -39,17 +35,18 @@ def _plain(method):
 
 _OF_SELECTION = {name for row in SELECTORS.values() for name in row.options}
 _OF_CLASSES = {"match_classes", "match_real", "aug_setting", "class_batch", "calibrate", "paired_weight"}
-_OF_MATCHING = {*_OF_CLASSES, *_OF_SELECTION, "select", "metric", "match_weight", "match_batch", "mean_weight", "match_aug",
-                "aug_type"}
+_OF_MATCHING = {"paired_weight", *_beside("match")} - {"match", "aug_single"}
+# Labels and step sizes are kept as they start, as many as --unroll says.
+_OF_UNROLLING = _beside("unroll") - {"unroll", "unroll_optimizer", "unroll_order", "step_size", "step_size_lr", "label_lr"}
 _OF_LEARNING = {"syn_batch", "optimizer", "momentum", "lr", "space", "paired_weight", "chunk_steps", "keep", "lr_critic",
                 "batch_size", "ema", "tune", "outer", "inner", "pool_images", "pool_mix"}
 _OF_TRAINING = {"inner", "pool_images", "pool_batch", "pool_lr", "pool_momentum", "pool_decay", "pool_aug", "pool_cutmix"}
-_OF_POOLS = {field.name for field in fields(Method) if field.metadata["group"] == "pool"}
+_OF_POOLS = _beside("pool")
 _NOTHING = "does nothing at --steps 0, where nothing is learned"
 _SINGLE = ("expert", *ONLINE)  # pools whose networks are trained by one augmentation at a time, if --aug-single says so
 
 IDLE = (
-    Idle(_learns_nothing, _NOTHING, _OF_MATCHING | _OF_LEARNING),
+    Idle(_learns_nothing, _NOTHING, _OF_MATCHING | _OF_UNROLLING | _OF_LEARNING),
     # Labels and a step size are kept as they start, and a generator is left without a pool by --match none.
     Idle(lambda m: _learns_nothing(m) and m.match != "none" and not (_of_training(m) and (m.label_lr or m.step_size_lr)),
          _NOTHING, {"match"}),
@@ -123,20 +120,21 @@ def check(options):
     not go together. Flags of a run that goes on are what it was started with."""
     args, method = argparse.Namespace(**options), settled(options)
     row = OBJECTIVES.get(method.match)
-    idle = [(each.words, each.fields) for each in IDLE if each.when(method)]
-    idle.append((f"does nothing beside --select {method.select}", _OF_SELECTION - {*SELECTORS[method.select].options}))
-    idle.append((f"is not for --match {method.match}", _not_taken(method)))
-    if args.control_of:
-        idle.append(("does nothing beside --control-of", {"match_classes", "match_batch"}))
-    for words, names in idle if not args.resume else ():
-        refuse(args, (Method,), lambda field, names=names: field.name in names and not _is_off(args, field),
-               f"{words} (--method {args.method})")
+    useless = (
+        *IDLE,
+        Idle(lambda m: True, f"does nothing beside --select {method.select}",
+             _OF_SELECTION - {*SELECTORS[method.select].options}),
+        Idle(lambda m: True, f"is not for --match {method.match}", _not_taken(method)),
+        Idle(lambda m: args.control_of, "does nothing beside --control-of", {"match_classes", "match_batch"}),
+    )
+    if not args.resume:
+        refuse_idle(args, method, useless, lambda field: _is_off(args, field), f" (--method {args.method})")
     for weight, seen in _WEIGHTS.items() if row else ():
         if getattr(args if weight == "calibrate" else method, weight) and weight not in row.options:
             names, flag = ", ".join(name for name in OBJECTIVES if weight in OBJECTIVES[name].options), weight.replace("_", "-")
             raise UserError(f"--{flag} is for an objective that compares {seen}: --match {names}, or --{flag} 0")
-    plain = method.unroll_optimizer == "sgd" and not method.unroll_momentum and not method.match_aug
-    if row and method.unroll_order == "steps" and not plain:
+    plain = method.unroll_optimizer == "sgd" and not method.unroll_momentum and _plain(method)
+    if _of_training(method) and method.unroll_order == "steps" and not plain:
         raise UserError("--unroll-order steps is plain SGD without augmentation, which --protocol replay repeats: give "
                         "--unroll-optimizer sgd, --unroll-momentum 0 and --no-match-aug")
     if row and row.expert and method.pool_training != "expert":

@@ -39,7 +39,7 @@ class Learner:
         """What happens before the first step of a run, once the networks are there: nothing."""
 
     def step(self, step, matching):
-        """One update; a dict of 0-dim losses. `matching` is a `Matcher`, or None for a generator that trains without."""
+        """One update; a dict of 0-dim losses. `matching` is a `Matcher`, or None where nothing is matched."""
         raise NotImplementedError
 
     def images_per_class(self, real):

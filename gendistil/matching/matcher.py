@@ -19,8 +19,9 @@ class Matcher:
     Args: learner, what is learned, see `matching.learners`; dataset, a `Dataset` on the device; pool, see `pools`, None to find
     out whether the choices go together; method, a `Method`, whose fields for matching say the rest. The classes of a step are
     shared out evenly over the processes, `class_batch` of one of them at a time, which changes no sum. A generator makes as
-    many images of a class as there are real ones, `match_batch`; a pixel set gives all that it has. With `match_real` the real
-    side is instead so many images, at most as many as the smallest class has, of which the pool keeps the embeddings.
+    many images of a class as there are real ones, `match_batch`; what is stored gives all of a class, or `syn_batch`. With
+    `match_real` the real side is instead so many images, at most as many as the smallest class has, of which the pool keeps the
+    embeddings.
     Raises UserError for choices that do not go together.
     """
 

@@ -81,28 +81,32 @@ class Method:
 
     unroll: int = option("steps of a network's training on the synthetic images, in each step of matching", 30, type=COUNT,
                          group=_UNROLL)
-    unroll_batch: int = option("images of one of them, 0 for all", 0, type=NATURAL, group=_UNROLL)
-    unroll_optimizer: str = option("what takes them", "sgd", choices=UNROLLED, group=_UNROLL)
-    unroll_momentum: float = option("momentum of that SGD", 0.0, type=number(float, 0, 0.999), group=_UNROLL)
+    unroll_batch: int = option("synthetic images in one step of that training, 0 for all", 0, type=NATURAL, group=_UNROLL)
+    unroll_optimizer: str = option("optimizer of that training", "sgd", choices=UNROLLED, group=_UNROLL)
+    unroll_momentum: float = option("momentum of --unroll-optimizer sgd", 0.0, type=number(float, 0, 0.999), group=_UNROLL)
     unroll_order: str = option("passes: images in a new order in each pass; steps: one image of every class a step, always in "
                                "the same order, and a step size of each step's own (Wang et al., 2018)", "passes",
                                choices=ORDERS, group=_UNROLL)
-    window: int = option("steps at the end that are differentiated, where there are from so many to --unroll, at random; 0: "
-                         "all of --unroll (RaT-BPTT)", 0, type=NATURAL, group=_UNROLL)
-    step_size: float = option("learning rate of these steps, from which it is learned", 0.01, type=POSITIVE, group=_UNROLL)
+    window: int = option("differentiate only the last so many steps of a training whose length is drawn between this number "
+                         "and --unroll (RaT-BPTT); 0: train for --unroll steps and differentiate all", 0, type=NATURAL,
+                         group=_UNROLL)
+    step_size: float = option("learning rate of that training, from which it is learned", 0.01, type=POSITIVE, group=_UNROLL)
     step_size_lr: float = option("learning rate of the step size (SGD; of several, Adam), 0 to leave it", 0.0, type=WEIGHT,
                                  group=_UNROLL)
     label_lr: float = option("learning rate of a row of label logits for each stored image, 0 for the classes' own labels", 0.0,
                              type=WEIGHT, group=_UNROLL, learns=STORED)
     clip: float = option("gradients longer than so many times their running mean are shortened to that, 0 for none", 0.0,
                          type=WEIGHT, group=_UNROLL)
-    expert_epochs: int = option("epochs of an expert that a trained network is to have gone", 2, type=COUNT, group=_UNROLL,
-                                pools=("expert",))
-    min_start: int = option("first epoch of an expert at which it may start", 0, type=NATURAL, group=_UNROLL, pools=("expert",))
-    max_start: int = option("epoch of an expert below which it starts", 5, type=COUNT, group=_UNROLL, pools=("expert",))
-    first_max_start: int = option("the same at the first step, from where it grows, 0: as later (DATM)", 0, type=NATURAL,
-                                  group=_UNROLL, pools=("expert",))
-    start_grows: int = option("steps until it has grown", 1000, type=COUNT, group=_UNROLL, pools=("expert",))
+    expert_epochs: int = option("the network starts at some epoch of an expert, and its weights are compared with the "
+                                "expert's so many epochs later", 2, type=COUNT, group=_UNROLL, pools=("expert",))
+    min_start: int = option("first epoch of an expert at which the network may start", 0, type=NATURAL, group=_UNROLL,
+                            pools=("expert",))
+    max_start: int = option("epoch of an expert below which the network starts", 5, type=COUNT, group=_UNROLL,
+                            pools=("expert",))
+    first_max_start: int = option("--max-start of the first step, from where it grows (DATM); 0: --max-start from the first "
+                                  "step on", 0, type=NATURAL, group=_UNROLL, pools=("expert",))
+    start_grows: int = option("steps in which --first-max-start grows to --max-start", 1000, type=COUNT, group=_UNROLL,
+                              pools=("expert",))
     skip_above: float = option("steps that leave a network further from its expert than this learn nothing (1: no nearer than "
                                "at its start), 0 for none (DATM)", 0.0, type=WEIGHT, group=_UNROLL, pools=("expert",))
 
@@ -120,16 +124,17 @@ class Method:
 
     syn_batch: int = option("images of a class compared in one step, 0 for all", 0, type=NATURAL, group="pixels and latents",
                             learns=STORED, first=True)
-    optimizer: str = option("what learns them; of adam, --lr counts in images in [-1, 1] whatever --space", "sgd",
-                            choices=("sgd", "adam"), group="pixels and latents", learns=STORED)
-    momentum: float = option("of the SGD that learns them", 0.5, type=number(float, 0, 0.999), group="pixels and latents",
+    optimizer: str = option("optimizer of pixels or latents; with adam, --lr counts in images in [-1, 1] whatever --space "
+                            "says", "sgd", choices=("sgd", "adam"), group="pixels and latents", learns=STORED)
+    momentum: float = option("momentum of --optimizer sgd", 0.5, type=number(float, 0, 0.999), group="pixels and latents",
                              learns=STORED)
 
     init: str = option("what they start from: noise, or real images chosen so", "real", choices=initial.INITS, group="pixels",
                        learns=(PIXELS,))
-    factor: int = option("each holds this number squared of smaller images (IDC)", 1, type=number(int, 1, 8), group="pixels",
-                         learns=(PIXELS,))
-    decoder: str = option("cut images by --factor, by all numbers up to it, or as many as make 128 in all (default: single)",
+    factor: int = option("each stored image holds this number squared of smaller ones (IDC: 2)", 1, type=number(int, 1, 8),
+                         group="pixels", learns=(PIXELS,))
+    decoder: str = option("how stored images are cut; single: all by --factor; multi: each by every number from 1 to it; "
+                          "bound: by --factor as long as a class has 128 parts at most, the rest by less (default: single)",
                           "single", choices=DECODERS, group="pixels", learns=(PIXELS,))
     space: str = option("units of --lr: of standardised images, or of images in [0, 1]", "standardised", choices=SPACES,
                         group="pixels", learns=(PIXELS,))

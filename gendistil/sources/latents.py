@@ -23,7 +23,7 @@ class LatentSet(StoredSource, ModelMixin, ConfigMixin):
     `LATENT_SPACES`. A diffusers model, as generators are. `vectors` is float32 [K, ipc, Z] or [K, ipc, width, grid, grid].
     """
 
-    config_name = "config.json"
+    kind, config_name = "latents", "config.json"
 
     @register_to_config
     def __init__(self, network, options, ipc, space="noise", step_size=None):

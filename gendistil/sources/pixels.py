@@ -75,7 +75,7 @@ class PixelSet(StoredSource, ModelMixin, ConfigMixin):
     A diffusers model, as generators are. `pixels` is float [K, ipc, C, H, H] and, clamped to [-1, 1], signed images.
     """
 
-    config_name = "config.json"
+    kind, config_name = "pixels", "config.json"
 
     @register_to_config
     def __init__(self, size, channels, num_classes, ipc, factor=1, decoder="single", bound=128, step_size=None):
