@@ -89,12 +89,13 @@ def main(argv=None):
             loop.report(trainer.step(to_signed(images), labels, step))
             if loop.due(args.sample_interval):
                 run.images(MODEL_FOLDER, *trainer.grid(), loop.done)
-            if judge and loop.due(judge.judging.eval_interval):
+            scored = judge and loop.due(judge.judging.eval_interval)
+            if scored:
                 trainer.check(loop.done)
                 judge.score(learner, loop.done)
                 over = judge.over()
                 loop.last = loop.last or over
-            if loop.saves(args.save_interval):
+            if loop.saves(args.save_interval) or scored:  # the model that a score kept, and the scores, are of one training
                 trainer.check(loop.done)
                 if not judge or not judge.summary["best_step"]:
                     run.save_model(trainer.source, MODEL_FOLDER)

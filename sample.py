@@ -23,7 +23,7 @@ from tqdm import tqdm
 from gendistil.common.cli import COUNT, SEED, Parser, run_script, say
 from gendistil.common.errors import UserError
 from gendistil.common.flags import add_flags
-from gendistil.common.run import made_by
+from gendistil.common.run import made_by, replacing, writing
 from gendistil.evaluation.ranking import RankingExport
 from gendistil.sources import (
     CHOICES,
@@ -40,6 +40,7 @@ from gendistil.sources import (
 from pools import ClassifierPool
 
 DDRANKING, PIPELINE = "ddranking", "pipeline"
+_SET, _SHEET = "set.safetensors", "sheet.png"
 _REPLACED = ("images", DDRANKING, PIPELINE)
 
 
@@ -113,9 +114,9 @@ def prepare(folder, inputs):
         raise UserError(f"--output-dir {folder} cannot be made ({error.strerror}): name another folder")
     if not os.access(folder, os.W_OK | os.X_OK):
         raise UserError(f"--output-dir {folder} cannot be written: name another folder")
-    for name in _REPLACED:
-        if (folder / name).exists() and not (folder / "set.safetensors").exists():
-            raise UserError(f"--output-dir {folder} holds {name} that are not an earlier set's: name another folder")
+    for name in (*_REPLACED, _SHEET):
+        if (folder / name).exists() and not (folder / _SET).exists():
+            raise UserError(f"--output-dir {folder} holds {name}, and no earlier set: name another folder")
         for path in filter(None, inputs):
             if (folder / name).resolve() in (path.resolve(), *path.resolve().parents):
                 raise UserError(f"--output-dir {folder}: {path} would be removed with the earlier set: name another folder")
@@ -153,11 +154,12 @@ def main():
     if teacher:
         facts["teacher"], tensors["logits"] = teacher.name, targets.half()
         targets = balanced_labels(source.num_classes, source.decoded(args.ipc))
-    for name in _REPLACED:  # of an earlier set, which stays where this one cannot be drawn
+    with replacing(args.output_dir / _SET) as partial, writing(args.output_dir / _SET):
+        # One entry of metadata, because the file keeps several in no particular order.
+        save_file({"images": images, "labels": targets, **tensors}, partial,
+                  metadata={"set": json.dumps(facts, sort_keys=True)})
+    for name in _REPLACED:  # of an earlier set, which stays where this one cannot be drawn or has no room
         shutil.rmtree(args.output_dir / name, ignore_errors=True)
-    # One entry of metadata, because the file keeps several in no particular order.
-    save_file({"images": images, "labels": targets, **tensors}, args.output_dir / "set.safetensors",
-              metadata={"set": json.dumps(facts, sort_keys=True)})
     by_class = images.unflatten(0, (source.num_classes, -1))  # K,N,C,H,W
     for name, members in zip(folder_names(facts["classes"]), tqdm(by_class, "sample", unit="class")):
         folder = args.output_dir / "images" / name
@@ -176,7 +178,7 @@ def main():
     zoom = max(1, 32 // source.size)  # tiny images are shown in larger pixels
     shown = by_class[:, :columns].flatten(0, 1).repeat_interleave(zoom, 2).repeat_interleave(zoom, 3)
     sheet = make_grid(shown, nrow=columns, padding=2)
-    to_picture(sheet).save(args.output_dir / "sheet.png")
+    to_picture(sheet).save(args.output_dir / _SHEET)
     print(f"{len(targets)} images: {args.output_dir}")
 
 

@@ -125,9 +125,10 @@ def main():
     teachers = make_teachers(args, known.values(), sources.values(), dataset, engine)
     if args.push_to_hub and accelerator.is_main_process:
         make_repository(args.push_to_hub)  # a refusal comes before the work, and after everything else that may be refused
+    chosen = teachers and teachers.settle(plan, sources, args.sampling, accelerator)
     seen = max((row["ipc"] or 0 for row in rows.values()), default=0)  # entries of the log go by IPC
-    run = Run(vars(args), accelerator, seen, dataset=dataclasses.asdict(dataset.spec),
-              students={model: dataclasses.asdict(protocol) for model, protocol in protocols.items()}, sources=known)
+    run = Run(vars(args), accelerator, seen, dataset=dataclasses.asdict(dataset.spec), teachers_chosen=chosen, sources=known,
+              students={model: dataclasses.asdict(protocol) for model, protocol in protocols.items()})
     against = controls(known)
     facts = {"data": data_words(args, dataset.spec), "protocol": args.protocol, "scored_on": args.scored_on,
              "seed": args.seed, "device": device_name(device), "torch": torch.__version__}
@@ -144,7 +145,7 @@ def main():
         if row["ipc"] is None:
             whole = full_protocol(args, protocol, dataset.spec, real(), plan, sources, rows.get(row_key(row)))
             result = evaluate_full(dataset, row["model"], split=real(), protocol=whole, **settings)
-            return {**result.row(), **kept(row, first, result)}
+            return {**result.row(), **kept(row, first, result), "lr": whole.lr}
         source, ipc = sources[row["source"]], row["ipc"]
         taught = teachers.teach(source, row["labels"], ipc, row["sampling"], args.sampling) if teachers else source
         result = evaluate(taught, dataset, row["model"], ipc, row["sampling"], protocol=protocol, **settings)
@@ -172,8 +173,7 @@ def main():
     with tqdm(total=len(rounds), bar_format=form, disable=not run.is_main) as bar:
         for first in rounds:
             index = first + accelerator.process_index  # every process judges students of its own
-            judged = [{**row, **facts, "lr": protocols[row["model"]].lr, **judge(row, first)}
-                      for row, first in units[index:index + 1]]
+            judged = [{**row, **facts, **judge(row, first)} for row, first in units[index:index + 1]]
             for row in gather_object(judged):
                 rows[row_key(row)] = row = with_more_students(rows.get(row_key(row)), row)
                 run.log({f"accuracy/{curve_of(row)}": row["mean"]}, row["ipc"] or 0)

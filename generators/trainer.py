@@ -82,7 +82,7 @@ class Trainer:
         self.mirror = Augment("flip" if getattr(recipe, "flip", False) else "none", spec)
         shape = {"size": spec.size, "channels": spec.channels, "num_classes": spec.num_classes}
         with torch.random.fork_rng(devices=[]):  # the layers of torch initialise from the global stream only
-            torch.manual_seed(stream(seed, "weights").initial_seed())
+            torch.default_generator.manual_seed(stream(seed, "weights").initial_seed())
             generator, *others = self.networks(shape)
         for module in generator.modules():
             for weight in module.parameters(recurse=False):
@@ -220,6 +220,8 @@ class Trainer:
         """Continue from `state`, read from `path`; the learning rates stay those of this trainer's recipe."""
         try:
             self.restore(state)
+        except torch.OutOfMemoryError:
+            raise
         except (KeyError, ValueError, RuntimeError, TypeError, AttributeError) as error:
             raise UserError(f"{path} does not fit these networks ({error}): check --data and --image-size") from None
 

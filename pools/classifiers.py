@@ -122,7 +122,7 @@ def build_classifier(name, channels, size, num_classes, *, generator=None, **opt
     _, build, named = _parse(name)
     with torch.random.fork_rng(devices=[], enabled=generator is not None):
         if generator is not None:
-            torch.manual_seed(int(torch.randint(2**62, (), generator=generator, device=generator.device)))
+            torch.default_generator.manual_seed(int(torch.randint(2**62, (), generator=generator, device=generator.device)))
         return build(channels, size, num_classes, **{**named, **options})
 
 

@@ -89,14 +89,14 @@ class ClassifierPool:
             except OSError as error:
                 raise UserError(f"the classifier pool {self.dir} cannot be written ({error.strerror}): choose another folder")
         accelerator.wait_for_everyone()
-        self._rows = self._record()["snapshots"]
+        self._rows = self._complete(self._record())
 
     @classmethod
     def open(cls, folder, device="cpu"):
         """The pool that lies in `folder`, as it is: without the images that it learned from, so it cannot `embed` them. A
         student that `keep_classifier` kept there is a pool of one.
 
-        Raises UserError where there is neither.
+        Raises UserError where there is neither, and for a pool of which members are still to be trained.
         """
         pool = cls.__new__(cls)
         pool.dir = Path(folder)
@@ -105,7 +105,7 @@ class ClassifierPool:
         record = pool._record()
         try:
             pool._describe(record, pool.dir, spec_of(record["data"]), torch.device(device))
-            pool._rows = record["snapshots"]
+            pool._rows = pool._complete(record)
         except (KeyError, TypeError, AttributeError):
             raise UserError(f"{pool._file()} does not describe a pool: name a folder inside results/pools") from None
         return pool
@@ -230,21 +230,36 @@ class ClassifierPool:
                                 **self.definition["options"].get(name, {}))
 
     def _pretrain(self, dataset):
-        """Train the members that lack a sound snapshot, and record each as soon as it is done."""
+        """Train the members that lack a sound snapshot, and record each as soon as it is done.
+
+        Another run may be making the same pool: what that has recorded meanwhile is taken over.
+        """
+        before = {row["digest"] for row in self._recorded()}
         rows = self._sound_rows()
-        complete = [[row["step"] for row in rows if row["member"] == member] == self._steps
-                    for member in range(len(self._members))]
-        missing = [member for member, done in enumerate(complete) if not done]
+        missing = [member for member in range(len(self._members)) if not self._is_whole(member, rows)]
         if not missing:
             return
         self.dir.mkdir(parents=True, exist_ok=True)
         dataset = dataset.to(self.device)
         with tqdm(total=len(missing) * self._steps[-1], desc="pretraining the pool", unit="step") as progress:
             for member in missing:
-                rows = [row for row in rows if row["member"] != member]
-                rows += self._train_member(member, dataset, progress)
+                rows += self._of_others(rows, before)
+                if self._is_whole(member, rows):
+                    progress.update(self._steps[-1])
+                    continue
+                rows = [row for row in rows if row["member"] != member] + self._train_member(member, dataset, progress)
+                rows += self._of_others(rows, before)
                 rows.sort(key=lambda row: (row["member"], row["step"]))
                 write_json(self.dir / _POOL, {**self.definition, "snapshots": rows})
+
+    def _is_whole(self, member, rows):
+        """Whether the rows have all the snapshots of a member."""
+        return [row["step"] for row in rows if row["member"] == member] == self._steps
+
+    def _of_others(self, rows, before):
+        """The recorded rows of members that `rows` do not have, but for those whose digests were there `before`."""
+        known = {row["member"] for row in rows}
+        return [row for row in self._recorded() if row["member"] not in known and row["digest"] not in before]
 
     def _train_member(self, member, dataset, progress):
         """Train one member, write its snapshots and return their rows."""
@@ -288,16 +303,28 @@ class ClassifierPool:
                                f"{_FORMAT}: remove the folder, and it is trained again")
         return record
 
-    def _sound_rows(self):
-        """The rows of pool.json whose file is as it was written."""
+    def _recorded(self):
+        """The rows of pool.json; none where there is no such file yet, or a damaged one."""
         try:
-            rows = self._record()["snapshots"]
-            return [row for row in rows if (self.dir / row["file"]).is_file()
-                    and _digest((self.dir / row["file"]).read_bytes()) == row["digest"]]
+            return [row for row in self._record()["snapshots"] if {"member", "step", "file", "digest"} <= row.keys()]
         except _OtherFormat:
             raise
-        except (UserError, KeyError, TypeError):  # no pool.json yet, or a damaged one
+        except (UserError, KeyError, TypeError, AttributeError):
             return []
+
+    def _sound_rows(self):
+        """Those whose file is as it was written."""
+        return [row for row in self._recorded() if (self.dir / row["file"]).is_file()
+                and _digest((self.dir / row["file"]).read_bytes()) == row["digest"]]
+
+    def _complete(self, record):
+        """The rows of a record. UserError unless every member has as many."""
+        rows = record["snapshots"]
+        counts = Counter(row["member"] for row in rows)
+        if {*counts} != {*range(len(self._members))} or len({*counts.values()}) > 1:
+            raise UserError(f"the pool {self.dir} is not complete: {len(counts)} of its {len(self._members)} classifiers are "
+                            "there: run the command that makes it again, or wait until that has ended")
+        return rows
 
 
 def keep_classifier(folder, model, name, dataset, *, seed, step, held_out_accuracy, real=None, **facts):

@@ -6,10 +6,7 @@ import torch
 from torch import nn
 from torch.func import functional_call, stack_module_state, vmap
 
-
-def _in_float32(norm, images):
-    """What a stacked batch norm is shown: its kernel takes no images in half precision beside float32 statistics."""
-    return tuple(x.float() for x in images)
+from gendistil.common.engine import norms_in_float32
 
 
 class SideBySide(nn.Module):
@@ -24,9 +21,7 @@ class SideBySide(nn.Module):
     def __init__(self, models):
         super().__init__()
         self._models, self._shape = list(models), [copy.deepcopy(models[0])]  # in lists: no modules of this one
-        for module in self._shape[0].modules():
-            if isinstance(module, nn.modules.batchnorm._BatchNorm):
-                module.register_forward_pre_hook(_in_float32)
+        norms_in_float32(self._shape[0])
         weights, buffers = stack_module_state(self._models)
         self._names, self._buffer_names = list(weights), list(buffers)
         self.weights = nn.ParameterList(weights.values())

@@ -135,3 +135,11 @@ def test_methods_draw_sets(command, tmp_path, on_the_cpu, run, method):
 def test_what_does_not_go_together_is_refused(fails, tmp_path, on_the_cpu, run, words, said):
     words = (str(word).format(run=run) for word in words)
     assert said in fails(2, pool_match, "--output-dir", tmp_path, "--ipc", 1, *words)
+
+
+def test_a_drawing_does_not_go_on_with_another_flow(digits, flow):
+    first, same, other = (drawing(digits, flow, digest=digest) for digest in ("one", "one", "two"))
+    first.step(0, None)
+    same.load_state_dict(first.state_dict(), "there")
+    with pytest.raises(UserError, match="there: this drawing was begun with another flow than --weight holds now"):
+        other.load_state_dict(first.state_dict(), "there")

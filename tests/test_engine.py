@@ -167,3 +167,24 @@ def test_an_optimiser_takes_a_copy_of_what_another_remembers():
     again.step()
     assert int(saved["state"][0]["step"]) == 1
     assert int(again.state_dict()["state"][0]["step"]) == 2
+
+
+def test_what_an_optimiser_remembers_is_laid_out_as_its_weights_are():
+    """A published checkpoint knows no other format than the usual one, and a fused optimiser does not look."""
+    steps = []
+    for layout in (torch.channels_last, torch.contiguous_format):
+        torch.manual_seed(0)
+        conv = nn.Conv2d(3, 4, 3).to(memory_format=torch.channels_last)
+        optimizer = torch.optim.Adam(conv.parameters(), lr=0.1, fused=True)
+        for weight in conv.parameters():
+            weight.grad = torch.randn_like(weight)
+        optimizer.step()
+        saved = optimizer.state_dict()
+        for name in ("exp_avg", "exp_avg_sq"):
+            saved["state"][0][name] = saved["state"][0][name].contiguous(memory_format=layout)
+        again = torch.optim.Adam(conv.parameters(), lr=0.1, fused=True)
+        resume_optimizer(again, saved)
+        assert again.state[conv.weight]["exp_avg"].stride() == conv.weight.stride()
+        again.step()
+        steps.append(conv.weight.detach().clone())
+    assert torch.equal(*steps)

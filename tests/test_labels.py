@@ -155,6 +155,21 @@ def test_snapshots_are_tried_on_what_has_enough_images(digits, pool, monkeypatch
             assert (source, ipc) == (sources[1], most)
 
 
+def test_a_teacher_that_was_chosen_stays_when_the_evaluation_goes_on(digits, pool, monkeypatch):
+    best = [0]
+    monkeypatch.setattr(teachers, "evaluate", lambda taught, *words, **options: SimpleNamespace(
+        mean=float(taught.teacher.networks[0] is chosen.pool[best[0]])))
+    labels, kept = Labels(labels=("teacher",), teacher=pool.dir, teacher_snapshots="auto"), None
+    sources, rows = {"one": Prototypes()}, [{"source": "one", "labels": kind, "ipc": 2, "sampling": "fresh"}
+                                            for kind in ("hard", "teacher")]
+    for best[0] in (0, 1):  # another device, or another first source, would choose another
+        chosen = Teachers(labels, [], sources.values(), digits, engine=EAGER, protocol=PROTOCOLS["default"], seed=0,
+                          chosen=kept)
+        kept = json.loads(json.dumps(chosen.settle(rows, sources, ["fresh"], Accelerator(cpu=True))))
+        assert kept == [[["teacher", 2, "fresh"], [0]]]
+        assert chosen.teach(sources["one"], "teacher", 2, "fresh").teacher.networks == [chosen.pool[0]]
+
+
 def test_members_of_one_length_are_told_apart(digits, tmp_path):
     settings = {**SETTINGS, "members": 2, "snapshots": 1, "epochs": 1}
     pool = ClassifierPool(digits, tmp_path, Accelerator(cpu=True, mixed_precision="no"), **settings)

@@ -17,7 +17,7 @@ import pool_match
 import sample
 import validate
 from gendistil.common.errors import UserError
-from gendistil.common.run import load_checkpoint, read_json
+from gendistil.common.run import load_checkpoint, read_json, write_json
 from gendistil.data import Dataset, Split, to_uint8
 from gendistil.matching import LatentLearner, initial
 from gendistil.sources import LatentSet, diversity, load_source
@@ -265,6 +265,26 @@ def test_the_first_of_two_runs_goes_on_by_itself(command, runs):
     assert config["given"] == {"method": "inversion", "weight": str(runs / "gan"), "ipc": 6, "syn_batch": 4, "chunk_steps": 2,
                                "eval_epochs": 1, "log_interval": 1}
     assert read_json(runs / "itgan-inversion" / "summary.json")["ended"]
+
+
+def test_two_runs_go_on_where_they_were_moved_to(command, fails, runs, tmp_path):
+    words = ("--output-dir", tmp_path / "here", "--tag", "itgan", "--method", "itgan", "--resume", "--steps", 4)
+    shutil.copytree(runs, tmp_path / "here")
+    config, before = tmp_path / "here" / "itgan" / "config.json", tmp_path / "before" / "itgan-inversion"
+    write_json(config, {**read_json(config), "weight": str(before), "output_dir": str(before.parent)})
+    before.mkdir(parents=True)  # still there, so that the run beside is another
+    assert "--weight is not what the run was started with" in fails(2, pool_match, *words)
+    before.rmdir()
+    command(pool_match, *words)
+    assert load_checkpoint(tmp_path / "here" / "itgan" / "checkpoint.pt")["step"] == 4
+
+
+def test_latents_that_have_not_had_their_turn_are_not_matched(fails, runs, tmp_path):
+    shutil.copytree(runs / "itgan-inversion", tmp_path / "cut")
+    summary = tmp_path / "cut" / "summary.json"
+    write_json(summary, {**read_json(summary), "ended": False})
+    words = ("--output-dir", tmp_path, "--tag", "itgan", "--method", "itgan", "--weight", tmp_path / "cut", "--steps", 1)
+    assert f"--weight {tmp_path / 'cut'} is not finished: continue it with --resume" in fails(2, pool_match, *words)
 
 
 def test_two_runs_neither_begin_by_resume_nor_replace_another(command, fails, runs):

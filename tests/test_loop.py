@@ -113,12 +113,17 @@ def test_compiling_is_not_counted_in_a_run_that_is_interrupted_early(ticks):
     assert loop.seconds == 3 * 3 + 10
 
 
-def test_several_processes_agree_at_every_tenth_step(monkeypatch):
+def test_several_processes_agree_at_every_tenth_step_or_where_steps_are_slow_at_every_one(ticks, monkeypatch):
     asked = []
     monkeypatch.setattr(loops, "any_process", lambda accelerator, flag: asked.append(flag) or flag)
-    for processes, steps in ((1, [3, 10]), (2, [10])):
-        assert [step for step in (3, 10) if loops.agreed(SimpleNamespace(num_processes=processes), True, step)] == steps
-    assert len(asked) == 3
+    for processes, seconds, expected in ((1, 0.1, [*range(1, 31)]), (2, 0.1, [1, 10, 20, 30]), (2, 5, [*range(1, 31)])):
+        ask, agreed = loops.Agreement(SimpleNamespace(num_processes=processes)), []
+        for step in range(1, 31):
+            ticks.seconds += seconds
+            ask.begin(step)
+            agreed += [step] * ask(True)
+        assert agreed == expected
+    assert len(asked) == 30 + 2 * 4 + 2 * 30
 
 
 def test_a_loop_that_is_timed_waits_for_the_device_no_more_than_another(ticks):
@@ -156,7 +161,7 @@ def test_a_signal_waits_until_the_loop_asks(number):
     before = signal.getsignal(number)
 
     def work():
-        with loops.Interruptible(SimpleNamespace(num_processes=1)) as interruptible:
+        with loops.Interruptible() as interruptible:
             assert not interruptible.requested(1)
             os.kill(os.getpid(), number)
             assert interruptible.requested(1)

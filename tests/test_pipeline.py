@@ -116,6 +116,18 @@ def test_export(command, results, tmp_path):
     assert len(ImageFolder(tmp_path / "set" / "images")) == 20
 
 
+def test_an_export_replaces_nothing_but_an_earlier_one(command, fails, results, tmp_path):
+    words = ("--pretrain-weight", results / "match", "--ipc", 1, "--output-dir", tmp_path)
+    (tmp_path / "sheet.png").write_text("mine")
+    assert "holds sheet.png, and no earlier set" in fails(2, sample, *words)
+    assert (tmp_path / "sheet.png").read_text() == "mine"
+    (tmp_path / "sheet.png").unlink()
+    command(sample, *words)
+    before = (tmp_path / "set.safetensors").read_bytes()
+    command(sample, *words, "--seed", 1)
+    assert (tmp_path / "set.safetensors").read_bytes() != before
+
+
 @pytest.mark.parametrize(("match", "select"), [("none", "dream"), ("moments", "random")])
 def test_a_run_reports_what_it_matches(command, results, match, select):
     compared = UNMATCHED if match == "none" else (*STAGE2, "--select", select, *SELECTED[select])
@@ -303,8 +315,10 @@ def published(tmp_path):
         for parameter in model.parameters():
             parameter.grad = torch.randn_like(parameter)
         optimizer.step()
-        state[name] = {f"main.{i}": tensor for i, tensor in enumerate(model.state_dict().values())}
+        state[name] = {f"main.{i}": tensor.contiguous() for i, tensor in enumerate(model.state_dict().values())}
         state[optim] = optimizer.state_dict()
+        for memory in state[optim]["state"].values():  # which knows no other format either
+            memory |= {key: memory[key].contiguous() for key in ("exp_avg", "exp_avg_sq")}
     torch.save(state, tmp_path / "model_dict_best.pth")
     return tmp_path / "model_dict_best.pth"
 

@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import shutil
 from dataclasses import replace
 
 import pytest
@@ -182,6 +183,35 @@ def test_an_interrupted_pretraining_goes_on_with_the_missing_member(pool, digits
     assert len(trained) == 1
     for index in range(len(whole)):
         assert torch.allclose(weights(resumed[index]), weights(whole[index]), atol=1e-4)
+
+
+def test_an_incomplete_pool_is_not_opened(pool, tmp_path):
+    shutil.copytree(pool.dir, tmp_path / "half")
+    record = json.loads((pool.dir / "pool.json").read_text())
+    for rows, count in ((record["snapshots"][:3], 1), (record["snapshots"][:-1], 2)):
+        (tmp_path / "half" / "pool.json").write_text(json.dumps({**record, "snapshots": rows}))
+        with pytest.raises(UserError, match=f"not complete: {count} of its 2 classifiers are there"):
+            ClassifierPool.open(tmp_path / "half")
+
+
+def test_a_member_that_another_run_has_made_meanwhile_is_taken_over(digits, tmp_path, monkeypatch):
+    settings = {**SETTINGS, "epochs": 1}
+    there = ClassifierPool(digits, tmp_path / "there", cpu(), **settings)
+    here, train, members = tmp_path / "here", ClassifierPool._train_member, []
+
+    def meanwhile(self, member, *args):
+        """The first member is trained here while another run trains the second."""
+        members.append(member)
+        rows = train(self, member, *args)
+        shutil.copytree(there.dir, self.dir, dirs_exist_ok=True)
+        record = json.loads((there.dir / "pool.json").read_text())
+        record["snapshots"] = [row for row in record["snapshots"] if row["member"] == 1]
+        (self.dir / "pool.json").write_text(json.dumps(record))
+        return rows
+
+    monkeypatch.setattr(ClassifierPool, "_train_member", meanwhile)
+    assert ClassifierPool(digits, here, cpu(), **settings).table() == there.table()
+    assert members == [0]
 
 
 def test_a_damaged_record_is_written_anew(digits, tmp_path):

@@ -161,6 +161,29 @@ def test_a_run_without_its_pictures_goes_on_or_is_replaced(tmp_path):
     Run(options(tmp_path), Accelerator(cpu=True)).close()
 
 
+@pytest.mark.parametrize("name", ["samples/drums.wav", "samples", "book.partial.txt", "kept/.config.7.partial.json"])
+def test_files_that_are_called_like_those_of_a_run_are_not_removed(tmp_path, name):
+    path = tmp_path / "run" / name
+    path.parent.mkdir(parents=True)
+    path.write_text("mine")
+    for again in ({}, {"overwrite": True}):
+        with pytest.raises(UserError, match="holds files, and no run"):
+            Run(options(tmp_path, **again), Accelerator(cpu=True))
+    assert path.read_text() == "mine"
+
+
+@pytest.mark.parametrize("flag", ["data", "data_dir", "plugin"])
+def test_a_run_is_not_replaced_where_what_it_is_given_lies_in_its_folder(tmp_path, flag):
+    Run(options(tmp_path), Accelerator(cpu=True)).close()
+    path = tmp_path / "run" / "pets"
+    path.mkdir()
+    given = {flag: [path] if flag == "plugin" else path}
+    with pytest.raises(UserError, match=f"--{flag.replace('_', '-')} .* lies in the folder that --tag run writes"):
+        Run(options(tmp_path, overwrite=True, **given), Accelerator(cpu=True))
+    assert path.exists()
+    Run(options(tmp_path, resume=True, **given), Accelerator(cpu=True)).close()
+
+
 def test_a_run_goes_on_with_the_images_that_it_began_with(tmp_path):
     facts = {"name": "pets", "classes": ("cat", "dog"), "channels": 1, "size": 8, "mean": (0.5,), "std": (0.2,)}
     Run(options(tmp_path), Accelerator(cpu=True), dataset=facts).close()

@@ -215,6 +215,13 @@ def test_a_run_ends_when_scores_no_longer_rise(command, fails, tmp_path, monkeyp
     assert_same_weights(tmp_path / "whole", tmp_path / "cut")
     assert scores(tmp_path / "cut") == scores(tmp_path / "whole")
 
+    saved = []
+    scripted(20.0, 30.0, 25.0, 30.0, 10.0)
+    with monkeypatch.context() as patch:
+        patch.setattr(gen_condense.Run, "save", lambda run, state: saved.append((state["step"], state["summary"]["best_step"])))
+        command(gen_condense, *words, "saved")
+    assert dict(saved) == {2: 2, 3: 2, 4: 4, 6: 4, 8: 8, 9: 8, 10: 8}  # what a score keeps goes with a checkpoint
+
     capsys.readouterr()
     command(gen_condense, *words, "cut", "--resume")  # nothing left to do
     assert line in capsys.readouterr().out

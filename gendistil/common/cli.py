@@ -149,7 +149,12 @@ def _run_plugins(words):
             spec.loader.exec_module(module)
 
 
-_NO_MEMORY = ("out of memory", "can't allocate memory", "DefaultCPUAllocator")  # of torch, whose errors are RuntimeErrors
+_NO_MEMORY = ("out of memory", "can't allocate memory", "DefaultCPUAllocator", "STATUS_ALLOC_FAILED")
+"""What torch's RuntimeErrors say where there is none left."""
+
+
+def _first_line(error):
+    return str(error).strip().partition("\n")[0]
 
 
 def run_script(main):
@@ -172,6 +177,9 @@ def run_script(main):
             everyone=True)
         sys.exit(2)
     except (MemoryError, RuntimeError) as error:
+        if type(error).__module__.startswith(("torch._dynamo", "torch._inductor")):  # of a backward, which is compiled late
+            say(f"{name}: error: networks cannot be compiled here ({_first_line(error)}): give --compile off", everyone=True)
+            sys.exit(2)
         if isinstance(error, RuntimeError) and not any(words in str(error) for words in _NO_MEMORY):
             raise
         say(f"{name}: error: out of memory: give a smaller --batch-size, --match-batch, --class-batch (0 is all), --ipc or "

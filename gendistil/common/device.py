@@ -76,8 +76,11 @@ def _leave():
 
 
 def free_bytes(device):
-    """How much memory of a GPU is free; infinite for what shares the host's memory."""
-    return torch.cuda.mem_get_info(device)[0] if torch.device(device).type == "cuda" else math.inf
+    """How much memory of a GPU is free, or kept by torch for whatever comes; infinite for what shares the host's memory."""
+    if torch.device(device).type != "cuda":
+        return math.inf
+    kept = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+    return torch.cuda.mem_get_info(device)[0] + kept
 
 
 def synchronise(device):

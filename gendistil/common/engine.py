@@ -89,8 +89,15 @@ class Engine:
 
 
 def resume_optimizer(optimizer, saved):
-    """Give an optimiser a copy of what another, of the state dict `saved`, remembers; its rates and other settings stay."""
+    """Give an optimiser a copy of what another, of the state dict `saved`, remembers; its rates and other settings stay.
+
+    It lies in memory as its weight does: the kernels of fused optimisers go through both entry by entry.
+    """
     optimizer.load_state_dict({**optimizer.state_dict(), "state": copy.deepcopy(saved["state"])})
+    for weight, memory in optimizer.state.items():
+        for name, value in memory.items():
+            if isinstance(value, torch.Tensor) and value.shape == weight.shape and value.stride() != weight.stride():
+                memory[name] = torch.empty_like(weight, dtype=value.dtype, requires_grad=False).copy_(value)
 
 
 @functools.cache
@@ -116,8 +123,19 @@ def compiles(network):
     return not getattr(network, "channels_last", False) and not (network.training and has_batch_norm(network))
 
 
+def _batch_norms(network):
+    return [module for module in network.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)]
+
+
 def has_batch_norm(network):
-    return any(isinstance(module, nn.modules.batchnorm._BatchNorm) for module in network.modules())
+    return bool(_batch_norms(network))
+
+
+def norms_in_float32(network):
+    """Show the batch norms of a network images in float32, the only ones that their kernels take beside float32 statistics
+    under `vmap`. Returns the hooks, whose `remove` ends this."""
+    return [norm.register_forward_pre_hook(lambda norm, images: tuple(x.float() for x in images))
+            for norm in _batch_norms(network)]
 
 
 def channels_last(images):

@@ -72,13 +72,20 @@ def _given_before(parser, words, either):
 def check_options(options, may_change=_MAY_CHANGE):
     """Raise UserError if a flag, other than those of `may_change` and those that any command may be given anew, is not what
     the run that --resume continues began with."""
-    config = read_json(check_folder(options) / CONFIG)
+    folder = check_folder(options)
+    config = read_json(folder / CONFIG)
     now = json.loads(json.dumps(options, default=str))
     for name in (name for name in now if name not in {*_ANYWHERE, *may_change}):
         paths = (config.get(name), now[name])
-        if config.get(name) != now[name] and not (name in _PATHS and None not in paths and same_place(*paths)):
+        moved = name in _PATHS and None not in paths and (same_place(*paths) or _moved(*paths, folder))
+        if config.get(name) != now[name] and not moved:
             raise UserError(f"--resume: --{name.replace('_', '-')} is not what the run was started with ({config.get(name)}): "
                             "leave it out, or give another --tag")
+
+
+def _moved(path, now, run):
+    """Whether `path` is gone, and `now` is what is called so beside the folder of `run`: all were moved together."""
+    return not Path(path).exists() and same_place(run.parent / Path(path).name, now)
 
 
 def same_place(*paths):

@@ -11,6 +11,8 @@ from tqdm import tqdm
 from gendistil.common.device import process_mean, synchronise
 from gendistil.common.errors import UserError
 
+_SLOW = 0.5  # seconds of a step
+
 
 class Loop:
     """The steps of a run, from the first that is missing. One step of a script reads
@@ -33,7 +35,8 @@ class Loop:
 
     def __init__(self, run, start, steps, log_interval, *, seconds=0.0, limit=math.inf, compiled=False, rhythm=1):
         self.run, self.done, self.steps, self.log_interval, self.limit = run, start, steps, log_interval, limit
-        self.clock, self.meter, self.interrupt = Clock(run.accelerator.device, seconds), Meter(), Interruptible(run.accelerator)
+        self.clock, self.meter, self.interrupt = Clock(run.accelerator.device, seconds), Meter(), Interruptible()
+        self.ask = Agreement(run.accelerator, start)
         self.last = start >= steps or seconds >= limit
         self.interrupted, self._first = False, None
         self._alike = start + (1 if start % rhythm else rhythm)  # the step that does as much as the first
@@ -65,10 +68,11 @@ class Loop:
         """Count one step with its 0-dim `losses`, and write their means where an entry is due."""
         self.done += 1
         self.meter.add(self.done, **losses)
-        self.last, self.interrupted = self.done >= self.steps, self.interrupt.requested(self.done)
+        self.ask.begin(self.done)
+        self.last, self.interrupted = self.done >= self.steps, self.ask(self.interrupt.requested(self.done))
         self._forgive()
         if math.isfinite(self.limit):
-            self.last = self.last or agreed(self.run.accelerator, self.clock.reaches(self.limit), self.done)
+            self.last = self.last or self.ask(self.clock.reaches(self.limit))
         if self.due(self.log_interval):
             metrics = self.meter.read()
             self.run.log(metrics, self.done)
@@ -181,9 +185,6 @@ class Meter:
 class Interruptible:
     """While in this context, Ctrl-C and SIGTERM are only noted, so that a loop can save before it leaves."""
 
-    def __init__(self, accelerator):
-        self.accelerator = accelerator
-
     def __enter__(self):
         self._noted = False
         self._before = {number: signal.signal(number, self._note) for number in (signal.SIGINT, signal.SIGTERM)}
@@ -193,8 +194,8 @@ class Interruptible:
         self._noted = True
 
     def requested(self, step):
-        """True once a signal came, see `agreed`."""
-        return agreed(self.accelerator, self._noted, step)
+        """Whether a signal has come before the end of step `step`."""
+        return self._noted
 
     def __exit__(self, kind, *exception):
         for number, handler in self._before.items():
@@ -203,10 +204,27 @@ class Interruptible:
             raise KeyboardInterrupt
 
 
-def agreed(accelerator, flag, step):
-    """Whether `flag` is true in any process, so that all can end at once. Several agree on it at every tenth step alone,
-    because they wait for each other then, and say False at the others."""
-    return (accelerator.num_processes == 1 or step % 10 == 0) and any_process(accelerator, flag)
+class Agreement:
+    """Whether something is so in any process, so that all can end at once.
+
+    Several ask each other at every tenth step alone, because they wait for each other then, and say False at the others; at
+    every step where steps are slow, of which a launcher that has passed on Ctrl-C does not wait for ten.
+    """
+
+    def __init__(self, accelerator, start=0):
+        self.accelerator, self._every, self._last, self._asked = accelerator, 1, start, time.perf_counter()
+
+    def begin(self, step):
+        """Find out whether they ask each other after step `step`; once a step."""
+        self._asks = self.accelerator.num_processes == 1 or step % self._every == 0
+        if self._asks and self.accelerator.num_processes > 1:
+            now = time.perf_counter()
+            slow = any_process(self.accelerator, now - self._asked > _SLOW * (step - self._last))
+            self._every, self._last, self._asked = 1 if slow else 10, step, now
+
+    def __call__(self, flag):
+        """Whether `flag` is true in any process."""
+        return self._asks and any_process(self.accelerator, flag)
 
 
 def any_process(accelerator, flag):

@@ -139,6 +139,10 @@ def check_folder(options):
     """
     folder = Path(options["output_dir"]) / options["tag"]
     started, resumed = find_run(folder) == folder, options.get("resume", False)
+    if options["overwrite"]:
+        for name in ("data", "data_dir", "plugin"):
+            for path in _several(options.get(name)):
+                _check_outside(folder, f"--{name.replace('_', '-')}", Path(path))
     if resumed and options["overwrite"]:
         raise UserError("--resume goes on with a run, and --overwrite replaces it: give one of them")
     parent = next((path for path in (folder, *folder.parents) if path.exists()), folder)
@@ -146,14 +150,19 @@ def check_folder(options):
         raise UserError(f"--output-dir: {parent} is a file: choose another --output-dir or --tag")
     if resumed and not started:
         raise UserError(f"--resume: {folder} holds no run: check --tag and --output-dir")
-    found = [path.name for path in folder.iterdir()] if folder.is_dir() else []
-    if not started and any(name != SAMPLES and ".partial" not in name for name in found):  # of a run that was killed at once
+    if not started and folder.is_dir() and not all(map(_is_remnant, folder.iterdir())):
         raise UserError(f"{folder} holds files, and no run that could be replaced: choose another --tag or --output-dir")
     if started and not resumed and not options["overwrite"]:
         raise UserError(f"{folder} already holds a run: choose another --tag, or pass --overwrite to replace it")
     if not os.access(parent, os.W_OK | os.X_OK):
         raise UserError(f"--output-dir: {parent} cannot be written: choose another")
     return folder
+
+
+def _is_remnant(path):
+    """Whether it is what a run that was killed at once may have left: no samples yet, and a draft of its config.json."""
+    no_samples = path.name == SAMPLES and path.is_dir() and not any(path.iterdir())
+    return no_samples or re.fullmatch(r"\.config\.\d+\.partial\.json", path.name) is not None
 
 
 def _empty(folder):
@@ -310,8 +319,16 @@ def beside(folder, path):
 
 def check_outside(args, flag, path):
     """Raise UserError for a `path` of `flag` that lies in the folder which the run of `args` writes, and may empty first."""
-    if (args.output_dir / args.tag).resolve() in (path.resolve(), *path.resolve().parents):
-        raise UserError(f"{flag} {path} lies in the folder that --tag {args.tag} writes: choose another --tag")
+    _check_outside(args.output_dir / args.tag, flag, path)
+
+
+def _check_outside(folder, flag, path):
+    if folder.resolve() in (path.resolve(), *path.resolve().parents):
+        raise UserError(f"{flag} {path} lies in the folder that --tag {folder.name} writes: choose another --tag")
+
+
+def _several(value):
+    return value if isinstance(value, (list, tuple)) else [] if value is None else [value]
 
 
 def amend(run, **facts):

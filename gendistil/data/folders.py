@@ -81,7 +81,8 @@ def _list(folder):
     classes = _classes(train)
     if len(classes) < 2:
         raise UserError(f"{train}: holds {len(classes)} class folders and at least 2 are needed: put each class into its own")
-    listed = _listed(test) if (test / _LIST).is_file() else None
+    apart = set(classes).isdisjoint(_classes(test))  # and not sorted into folders already
+    listed = _listed(test) if apart and (test / _LIST).is_file() else None
     if difference := set(classes) ^ set(_classes(test) if listed is None else listed):
         odd = min(difference)
         problem = "has no folder of" if odd in classes else f"has, and {train.name}/ has not, a folder of"

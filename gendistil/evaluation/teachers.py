@@ -6,6 +6,8 @@ import shutil
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
+from accelerate.utils import broadcast_object_list
+
 from gendistil.common.cli import POSITIVE, say
 from gendistil.common.errors import UserError
 from gendistil.common.flags import from_flags, option, refuse
@@ -106,16 +108,17 @@ class Teachers:
 
     Args: labels, a `Labels`; runs, paths, the first of which that names a pool says the default one; sources, to be labelled,
     on the first of which that has enough images the snapshots are tried, for all alike, else on real ones; dataset; engine, an
-    `Engine`; protocol and seed, of the students that try the snapshots.
+    `Engine`; protocol and seed, of the students that try the snapshots; chosen, see `settle`.
     Rows that a source keeps label it unless `labels` names a teacher or wants one chosen. Raises UserError where a pool is
     needed and there is none, or one of other images.
     """
 
-    def __init__(self, labels, runs, sources, dataset, *, engine, protocol, seed):
+    def __init__(self, labels, runs, sources, dataset, *, engine, protocol, seed, chosen=None):
         self.labels, self.dataset, self.engine = labels, dataset, engine
         self.protocol = replace(protocol, epochs=min(protocol.epochs, _TRIAL_EPOCHS))
         self.seed = stream(seed, "teacher's trial").initial_seed() % 2**31  # none of the students that are reported
-        self._chosen, self._teachers, self._scores = {}, {}, {}
+        self._chosen = {tuple(wanted): tuple(indices) for wanted, indices in chosen or ()}
+        self._teachers, self._scores = {}, {}
         self.sources, self.pool = list(sources), None
         if "teacher" not in labels.labels and all(map(self._keeps_rows, self.sources)):
             return
@@ -140,6 +143,19 @@ class Teachers:
         kept = kind == "rows" and self._keeps_rows(source)
         teacher = source.rows if kept else self._teacher(self._choose(kind, ipc, sampling if sampling in asked else "fresh"))
         return Taught(source, teacher, self.labels.temperature, kind == "rows")
+
+    def settle(self, rows, sources, asked, accelerator):
+        """Choose the teachers of all `rows` of a report, dicts, by one process for all. Returns what to give as `chosen` to
+        those of the same evaluation when it goes on, which else might choose others, by other sources or on another device.
+
+        Args: sources, by the names in the rows; asked, see `teach`.
+        """
+        if accelerator.is_main_process:
+            for row in rows:
+                if row["labels"] in ("rows", "teacher"):
+                    self.teach(sources[row["source"]], row["labels"], row["ipc"], row["sampling"], asked)
+        self._chosen, = broadcast_object_list([self._chosen])
+        return [[list(wanted), list(indices)] for wanted, indices in self._chosen.items()]
 
     def describe(self, source):
         """A taught source's teacher in words: its networks, what they score on the held-out images, and the temperature."""

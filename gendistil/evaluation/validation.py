@@ -103,7 +103,9 @@ def make_teachers(args, paths, sources, dataset, engine):
     if args.labels == ("hard",):
         return None
     protocol = protocol_of(args, dataset.spec.name)
-    teachers = Teachers(from_flags(Labels, args), paths, sources, dataset, engine=engine, protocol=protocol, seed=args.seed)
+    begun = made_by(args.output_dir / args.tag) if args.resume else {}
+    teachers = Teachers(from_flags(Labels, args), paths, sources, dataset, engine=engine, protocol=protocol, seed=args.seed,
+                        chosen=begun.get("teachers_chosen"))
     if teachers.pool:
         check_outside(args, "--teacher", teachers.pool.dir)
     return teachers

@@ -17,7 +17,7 @@ from gendistil.matching.matcher import Matcher
 from gendistil.matching.methods import DRAWN, GENERATOR, LATENTS, PIXELS, Method
 from gendistil.matching.objectives import METRICS, OBJECTIVES
 from gendistil.matching.trained import TrainingMatcher
-from gendistil.sources import LATENTS_FOLDER, LatentSet, PixelSet, check_fits, load_source
+from gendistil.sources import LATENTS_FOLDER, LatentSet, PixelSet, check_fits, load_source, weights_digest
 from generators import make_trainer, recipe_of
 from generators.unet import FlowGenerator
 from pools import ClassifierPool, OnlinePool, RandomPool, check_classifiers
@@ -157,7 +157,8 @@ def _drawn(begin):
         initial.check_count(begin.dataset, ipc, "--pull asks for: lower --ipc, or give --pull 0")
         modes = process_first(modes_of(begin.dataset.train, spec.num_classes, ipc, begin.seed))
     return DrawingLearner(begin.accelerator, spec, pixels, begin.seed, flow=flow, steps=method.steps, guidance=method.guidance,
-                          modes=modes, pull=method.pull, until=method.pull_until, steer=method.steer, engine=begin.engine)
+                          modes=modes, pull=method.pull, until=method.pull_until, steer=method.steer, engine=begin.engine,
+                          digest=weights_digest(weight))
 
 
 LEARNED = {

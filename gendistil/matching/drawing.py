@@ -42,15 +42,15 @@ class DrawingLearner(PixelLearner):
     one). Then the way goes on towards it. What is stored is the prediction, and after the last step the image.
 
     Args: flow, a `FlowGenerator`; steps, of the whole drawing; guidance, classifier-free, None for the flow's own; modes,
-    signed float [K, ipc, C, H, W] or None; the others as `PixelLearner` has them. The noise is that of the flow's own images of
-    this seed.
+    signed float [K, ipc, C, H, W] or None; digest, of the flow's weights, by which a drawing that goes on knows them again; the
+    others as `PixelLearner` has them. The noise is that of the flow's own images of this seed.
     """
 
     def __init__(self, accelerator, spec, pixels, seed, *, flow, steps, guidance=None, modes=None, pull=0.0, until=0.5,
-                 steer=0.0, engine=None):
+                 steer=0.0, engine=None, digest=None):
         super().__init__(accelerator, spec, pixels, seed, lr=1.0, engine=engine)
         self.flow, self.steps, self.guidance = flow.requires_grad_(False).eval(), steps, guidance
-        self.modes, self.pull, self.until, self.steer = modes, pull, until, steer
+        self.modes, self.pull, self.until, self.steer, self.digest = modes, pull, until, steer, digest
         classes, count = pixels.pixels.shape[:2]
         device = accelerator.device
         self.labels = torch.arange(classes, device=device).repeat_interleave(count)
@@ -88,12 +88,15 @@ class DrawingLearner(PixelLearner):
         return report
 
     def state_dict(self):
-        return {**super().state_dict(), "place": self.place, "steps": self.steps, "modes": self.modes}
+        return {**super().state_dict(), "place": self.place, "steps": self.steps, "modes": self.modes, "flow": self.digest}
 
     def load_state_dict(self, state, path):
         super().load_state_dict(state, path)
         if state["steps"] != self.steps:
             raise UserError(f"{path}: this drawing was begun with --steps {state['steps']}, now {self.steps}: give these again")
+        if state.get("flow", self.digest) != self.digest:
+            raise UserError(f"{path}: this drawing was begun with another flow than --weight holds now: begin it anew with "
+                            "--overwrite")
         self.place = state["place"].to(self.place)
         if state.get("modes") is not None:  # clustered again on a GPU they may be others
             self.modes = state["modes"].to(self.place)

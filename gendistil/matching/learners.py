@@ -183,6 +183,8 @@ class StoredLearner(Learner):
             resume_optimizer(self.optimizer, state["optimizer"])
             if state.get("scaler"):  # empty unless it was written under float16
                 self.scaler.load_state_dict(state["scaler"])
+        except torch.OutOfMemoryError:
+            raise
         except (KeyError, ValueError, RuntimeError, TypeError, AttributeError) as error:
             raise UserError(f"{path} does not hold these {self.folder} ({type(error).__name__}): check --data, --ipc and "
                             "--factor") from None

@@ -13,7 +13,7 @@ from torch.func import functional_call, grad, vmap
 from torch.nn import functional as F
 
 from gendistil.common.device import process_mean, send, twice_differentiable
-from gendistil.common.engine import EAGER
+from gendistil.common.engine import EAGER, norms_in_float32
 from gendistil.matching.unroll import Known
 
 _ENOUGH = 512  # real embeddings of a class that tell how far apart they are
@@ -138,6 +138,7 @@ def distance(x, y, metric):
     """Distance of two tensors of one shape by a key of `METRICS`: 0-dim."""
     return METRICS[metric].distance(x, y)
 
+
 _HALF_SCALE = 256  # of a loss whose gradient is taken in float16, where the small entries of a batch's mean would become 0
 
 
@@ -155,7 +156,12 @@ def gradients(classifier, images, labels, engine=EAGER):
             with engine.autocast(), twice_differentiable():
                 return scale * _class_loss(classifier, parameters, batch, label)
 
-        found = vmap(grad(loss), in_dims=(None, 0, 0))(parameters, images, labels).values()
+        hooks = norms_in_float32(classifier)
+        try:
+            found = vmap(grad(loss), in_dims=(None, 0, 0))(parameters, images, labels).values()
+        finally:
+            for hook in hooks:
+                hook.remove()
         return [value / scale for value in found] if scale != 1 else list(found)
     with torch.enable_grad():
         for value in parameters.values():

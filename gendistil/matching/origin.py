@@ -94,6 +94,8 @@ def check_paths(args):
             check_outside(args, flag, path)
     if args.weight:
         check_held_out(args.weight, "--weight", args.held_out)
+    if holds_latents(args.weight) and read_json(find_run(args.weight) / SUMMARY).get("ended") is False:
+        raise UserError(f"--weight {args.weight} is not finished: continue it with --resume")
 
 
 def read_weight(args):
@@ -163,6 +165,6 @@ def read_matched(args):
 
 
 def holds_latents(path):
-    """Whether `path` is a run that has found the latents of real images."""
-    folder = find_run(path)
+    """Whether `path`, or None, is a run that has found the latents of real images."""
+    folder = find_run(path) if path else None
     return folder is not None and (folder / LATENTS_FOLDER).exists()

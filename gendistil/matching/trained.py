@@ -114,9 +114,9 @@ class TrainingMatcher(Matcher):
         """
         learner, options, device = self.learner, self.options, self.learner.accelerator.device
         lesson = self._lesson(step)
-        mine = own_rows(learner.accelerator, torch.arange(self.classes))
+        mine = send(own_rows(learner.accelerator, torch.arange(self.classes)), device)
         with learner.engine.autocast():
-            made = learner.images(send(mine, device), mine, (self.classes, self.per_class), step).float()  # k,m,C,H,W
+            made = learner.images(mine, mine, (self.classes, self.per_class), step).float()  # k,m,C,H,W
         count = made.shape[1]
         classes = balanced_labels(self.classes, count, device)
         own = standardise(made.flatten(0, 1), self.dataset.spec)

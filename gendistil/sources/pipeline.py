@@ -55,6 +55,8 @@ class PipelineSource(Source):
                             "ConsistencyModelPipeline or a flow that sample.py --format pipeline wrote")
         try:
             pipeline = kind.from_pretrained(folder, local_files_only=True, use_safetensors=use_safetensors).to(device)
+        except torch.OutOfMemoryError:
+            raise
         except (OSError, ValueError, TypeError, RuntimeError, AttributeError) as error:
             raise UserError(f"{folder} holds a damaged {name} ({type(error).__name__}): save it again") from None
         pipeline.set_progress_bar_config(disable=True)
