@@ -132,15 +132,13 @@ def match(args):
     summary = resumed["summary"] if resumed else summary
     learner = build.make_learner(build.Begin(method, start, args.seed, engine, dataset, state, file, summary["steps_before"]))
     engine.choose(args.compile, build.count_pixels(args.control_of, method, learner, dataset))
-    build.make_matcher(method, learner, dataset)  # what does not go together ends here
-    pools = args.output_dir / "pools"
-    earlier = folder if resumed else None
-    pool = None if method.match == "none" else build.make_pool(method, pools, args.seed, dataset, engine, earlier)
+    matching = build.make_matcher(method, learner, dataset)  # what does not go together ends here
+    pools, earlier = args.output_dir / "pools", folder if resumed else None
+    pool = build.make_pool(method, pools, args.seed, dataset, engine, earlier) if matching else None
     if not resumed:
         learner.begin(dataset, method, pool)
-    matching = build.make_matcher(method, learner, dataset, pool)
-    if resumed and matching:
-        matching.load_state_dict(resumed["matching"])
+    if matching:
+        matching.begin(pool, resumed and resumed["matching"])
     begun = resumed["step"] if resumed else 0
     run = Run(vars(args), accelerator, begun, method_values=dataclasses.asdict(method), dataset=dataclasses.asdict(spec),
               compiled=engine.compiled, pool_folder=getattr(pool, "dir", None),

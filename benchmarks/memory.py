@@ -59,7 +59,7 @@ def take_steps(method, classes, class_batch, size, ipc, real, precision="fp32", 
     learner = build.make_learner(build.Begin(method, origin.Start(ipc=ipc), 0, engine, dataset, state, Path("new")))
     pool = build.make_pool(method, None, 0, dataset, engine)
     learner.begin(dataset, method, pool)
-    matching = build.make_matcher(method, learner, dataset, pool)
+    matching = build.make_matcher(method, learner, dataset).begin(pool)
 
     def step(number):
         learner.step(number, matching)

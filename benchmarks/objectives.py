@@ -117,7 +117,8 @@ def main():
         learner = build.make_learner(begun)
 
         def make_matcher():
-            return build.make_matcher(method, learner, dataset, build.make_pool(method, pools, 0, dataset, engine))
+            matcher = build.make_matcher(method, learner, dataset)
+            return matcher and matcher.begin(build.make_pool(method, pools, 0, dataset, engine))
 
         warm = make_matcher()
         for step in range(2):  # what is compiled is compiled before the clock starts

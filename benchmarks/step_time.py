@@ -144,7 +144,8 @@ def ours_training(stage, engine, dataset, recipe):
     if stage == "pool_match":
         member = make_network().to(accelerator.device)
         pool = SimpleNamespace(prepare=lambda step, learner: None, draw=lambda generator: member)
-        matching = Matcher(learner, dataset, pool, replace(METHODS["dim"], match_classes=2, match_batch=recipe.batch_size // 2))
+        method = replace(METHODS["dim"], match_classes=2, match_batch=recipe.batch_size // 2)
+        matching = Matcher(learner, dataset, method).begin(pool)
 
     def step(number):
         learner.step(number, matching)
@@ -158,7 +159,7 @@ def ours_learning_pixels(method, engine, dataset, batch_size):
     pool = RandomPool(dataset, engine=engine)
     initial.start(pixels, dataset, "real", 0, pool)
     learner = PixelLearner(accelerator, spec, pixels, 0, lr=method.lr, engine=engine)
-    matching = Matcher(learner, dataset, pool, replace(method, match_batch=batch_size))
+    matching = Matcher(learner, dataset, replace(method, match_batch=batch_size)).begin(pool)
 
     def step(number):
         learner.step(number, matching)
@@ -174,7 +175,8 @@ def ours_inverting(engine, dataset, classes, batch_size, width):
     latents, partners = initial.latents(generator, dataset, batch_size, "noise", 0)
     learner = LatentLearner(accelerator, spec, latents, 0, real=dataset.train, partners=partners, lr=method.lr,
                             batch=batch_size, chunk_steps=method.chunk_steps, engine=engine)
-    matching = Matcher(learner, dataset, RandomPool(dataset), replace(method, match_classes=classes, match_batch=batch_size))
+    method = replace(method, match_classes=classes, match_batch=batch_size)
+    matching = Matcher(learner, dataset, method).begin(RandomPool(dataset))
 
     def step(number):
         learner.step(number, matching)

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from gendistil.common.cli import COUNT, FRACTION, POSITIVE, number
-from gendistil.common.device import own_rows, send
+from gendistil.common.device import own_rows, process_sums, send
 from gendistil.common.engine import Engine, resume_optimizer
 from gendistil.common.errors import UserError
 from gendistil.common.flags import option
@@ -117,19 +117,16 @@ class Trainer:
         """One update on this process's shard of a batch; a dict of 0-dim losses, without a gradient or with one.
 
         Args: images, signed float [B, C, H, W]; labels, int64 [B]; global_step, counted over both stages; term, called
-        without arguments, gives one more 0-dim loss that depends on `images()`, the matching term of stage 2, or an iterator
-        of several, of which each is differentiated before the next is made.
+        without arguments, yields the parts of one more loss that depends on `images()`, the matching term of stage 2: 0-dim
+        tensors, of which each is differentiated before the next is made.
         """
         raise NotImplementedError
 
     def update(self, loss, report, global_step, term=None):
         """Move the generator against `loss` and the matching `term`, and the averaged weights with it; the report of both."""
-        term, apart = None if term is None else term(), {}
-        if isinstance(term, torch.Tensor):
-            report["matching"] = term
-            loss = loss + term
-        elif term is not None:
-            report["matching"], apart = self.differentiated(term)
+        apart = {}
+        if term is not None:
+            report["matching"], apart = self.differentiated(term())
         self.optim_g.zero_grad()
         self.accelerator.backward(loss)
         for weight, gradient in apart.items():
@@ -146,10 +143,12 @@ class Trainer:
         sums, total, scaler = [torch.zeros_like(weight) for weight in weights], 0, self.accelerator.scaler
         for loss in losses:
             scaled = scaler.scale(loss) if scaler else loss
-            # Not `backward`, at which several processes would exchange what is not complete yet.
-            torch._foreach_add_(sums, torch.autograd.grad(scaled, weights, materialize_grads=True))
+            if loss.requires_grad:  # not `backward`, at which several processes would exchange what is not complete yet
+                torch._foreach_add_(sums, torch.autograd.grad(scaled, weights, materialize_grads=True))
             total = total + loss.detach()
-        return total, {weight: self.accelerator.reduce(value, "mean") for weight, value in zip(weights, sums)}
+        sums = process_sums(sums)
+        torch._foreach_div_(sums, self.accelerator.num_processes)
+        return total, dict(zip(weights, sums))
 
     def images(self, noise, labels):
         """Images for noise [B, Z] and labels int64 [B], as the generator makes them when it is used: float [B, C, H, W].

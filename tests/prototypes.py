@@ -40,14 +40,14 @@ class SoftPrototypes(Prototypes):
 def matcher_for(learner, dataset, pool, match="mean", kind=Matcher, **values):
     """A matcher of weight 1 and without augmentation, but for the `values` of a `Method` that a test names."""
     small = {"match_weight": 1.0, "aug_type": "none", "select_interval": 1, "select_candidates": 20}
-    return kind(learner, dataset, pool, Method("pixels", "a test", match=match, **{**small, **values}))
+    return kind(learner, dataset, Method("pixels", "a test", match=match, **{**small, **values})).begin(pool)
 
 
 def reaches_the_generator(matcher):
     """Whether the matching term of step 2 has a gradient at the weights of a generator, which has a loss of its own besides."""
     trainer = matcher.learner.trainer
     trainer.optim_g.zero_grad()
-    matcher(2).backward()
+    sum(matcher.parts(2)).backward()
     return any(weight.grad.abs().max() > 0 for weight in trainer.generator.parameters())
 
 

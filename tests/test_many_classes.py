@@ -117,7 +117,8 @@ def test_dream_chooses_in_parts_where_candidates_are_many(monkeypatch):
             return super().embed(network, rows)
 
     monkeypatch.setattr("gendistil.matching.selectors._AT_ONCE", 65)
-    selector = Dream(digits.train, 10, 3, 0, pool=Pool(digits), interval=1, candidates=20)
+    selector = Dream(digits.train, 10, 3, 0, interval=1, candidates=20)
+    selector.pool = Pool(digits)
     rows = selector.indices(list(range(10)), 0)
     assert asked == [60, 60, 60, 20]
     assert torch.equal(digits.train.labels[rows], torch.arange(10)[:, None].expand(-1, 3))

@@ -184,7 +184,8 @@ class Pool(RandomPool):
 @pytest.mark.parametrize("select", SELECTORS)
 def test_selected_images_are_of_the_class_and_refresh_when_due(digits, select):
     options = {"interval": 5, "candidates": 40} if SELECTORS[select].options else {}
-    selector = SELECTORS[select](digits.train, 10, 6, 0, pool=Pool(digits), **options)
+    selector = SELECTORS[select](digits.train, 10, 6, 0, **options)
+    selector.pool = Pool(digits)
     classes = torch.tensor([7, 2])
     rows = selector.indices(classes, 0)
     assert rows.shape == (2, 6)
@@ -213,7 +214,7 @@ def test_every_objective_moves_the_generator_and_nothing_else(digits, match):
     pool = Pool(digits)
     matcher = matcher_for(GeneratorLearner(gan, digits), digits, pool, match, match_classes=2, match_batch=4,
                           aug_type="color_crop_cutout", aug_setting="image")
-    loss = matcher(0)
+    loss = sum(matcher.parts(0))
     loss.backward()
     assert loss.dim() == 0
     assert loss.detach() > 0 or match == "energy"
@@ -238,7 +239,7 @@ def test_embeddings_that_a_pool_keeps_stand_for_images(gan, digits, match, monke
     asked = []
     embed = matcher.pool.embed
     monkeypatch.setattr(matcher.pool, "embed", lambda network, rows, whole: asked.append(rows) or embed(network, rows, whole))
-    matcher(0).backward()
+    sum(matcher.parts(0)).backward()
     smallest = int(torch.bincount(digits.train.labels).min())
     (rows,) = asked
     assert len(rows) == 2 * smallest
@@ -251,7 +252,7 @@ def test_images_are_selected_before_the_network_of_a_step_is_drawn(gan, digits, 
     matcher, asked = matcher_of(gan, digits, select="dream"), []
     draw = matcher.pool.draw
     monkeypatch.setattr(matcher.pool, "draw", lambda generator: asked.append(generator.initial_seed()) or draw(generator))
-    matcher(0)
+    sum(matcher.parts(0))
     assert asked == [each.initial_seed() for each in (stream(0, "dream", 0), gan.stream("member", 0))]
 
 
@@ -265,7 +266,7 @@ def test_embeddings_that_a_pool_keeps_are_refused_where_images_are_compared(gan,
 
 def test_calibration_adds_the_cross_entropy_of_synthetic_images(gan, digits):
     matcher = matcher_of(gan, digits)
-    plain, calibrated = (float(matcher_of(gan, digits, pool=matcher.pool, calibrate=weight)(0).detach())
+    plain, calibrated = (float(sum(matcher_of(gan, digits, pool=matcher.pool, calibrate=weight).parts(0)).detach())
                          for weight in (0.0, 0.5))
     labels = matcher.shuffle.indices(0)
     fake = matcher.learner.images(labels, torch.arange(2), (2, 4), 0).flatten(0, 1)
@@ -320,7 +321,7 @@ def test_siamese_augmentation_is_the_same_for_real_and_synthetic(digits, aug_set
     matcher = matcher_for(learner, digits, Pool(digits), "logit", match_classes=3, match_batch=5, aug_type="color_crop_cutout",
                           aug_setting=aug_setting)
     labels = matcher.shuffle.indices(0)
-    assert float(matcher(0)) == pytest.approx(0, abs=1e-9)
+    assert float(sum(matcher.parts(0))) == pytest.approx(0, abs=1e-9)
     assert (digits.train.labels[matcher.selector.indices(labels, 0)] == labels[:, None]).all()
 
 
@@ -343,7 +344,7 @@ def test_an_objective_of_a_whole_set_is_asked_once_and_gives_one_number(digits, 
     report = learner.step(0, matcher)
     assert asked == [(list(range(10)), "cos")]
     assert float(report["matching"]) == pytest.approx(2.0 * float(values[0].detach()))  # at the objective's own weight
-    assert float(report["matching"]) == pytest.approx(float(matcher(0).detach()), rel=0.5)  # not the sum over ten classes
+    assert float(report["matching"]) == pytest.approx(float(sum(matcher.parts(0)).detach()), rel=0.5)  # no sum over classes
     with pytest.raises(UserError, match="all classes of a step together"):
         matcher_for(learner, digits, Pool(digits), **settings, class_batch=2)
 
@@ -365,7 +366,7 @@ def test_batch_norms_are_matched_as_they_are_sampled_and_learn_from_whole_batche
         gan.step(to_signed(digits.train.images[:16]), digits.train.labels[:16], step)
     before = [value.clone() for value in gan.generator.buffers()]
     matcher = matcher_for(GeneratorLearner(gan, digits), digits, Pool(digits), match_classes=2, match_batch=4)
-    matcher(0).backward()
+    sum(matcher.parts(0)).backward()
     assert all(torch.equal(*pair) for pair in zip(before, gan.generator.buffers()))
     assert gan.generator.training
     labels = torch.tensor([3, 5])

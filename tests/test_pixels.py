@@ -178,7 +178,7 @@ def test_logits_are_compared_image_by_image(digits):
     learner, pool = pixel_learner(digits)
     with pytest.raises(UserError, match="there are 6 real and 2 synthetic ones of each class: give --match-batch 2"):
         pixel_matcher(learner, digits, pool, match="logit")
-    assert pixel_matcher(learner, digits, pool, match="logit", match_batch=2)(0).item() > 0
+    assert next(pixel_matcher(learner, digits, pool, match="logit", match_batch=2).parts(0)).item() > 0
 
 
 def test_one_real_image_of_a_class_has_no_distribution(digits):

@@ -22,6 +22,12 @@ class Points:
         return self.split.images[rows].float()
 
 
+def dream(split, classes, pool, candidates):
+    selector = Dream(split, classes, 8, 0, interval=10, candidates=candidates)
+    selector.pool = pool
+    return selector
+
+
 def split_of(sizes):
     labels = torch.repeat_interleave(torch.arange(len(sizes)), torch.tensor(sizes))
     return Split(torch.randn(len(labels), 5, generator=torch.Generator().manual_seed(0)), labels)
@@ -42,14 +48,14 @@ def test_dream_takes_an_image_of_every_cluster():
     centres = 10 * torch.eye(8)
     images = centres.repeat_interleave(5, 0) + 0.01 * torch.randn(40, 8, generator=draw)
     split = Split(images, torch.zeros(40, dtype=torch.int64))
-    chosen, = Dream(split, 1, 8, 0, pool=Points(split), interval=10, candidates=40).indices([0], 0)
+    chosen, = dream(split, 1, Points(split), 40).indices([0], 0)
     assert len(chosen.div(5, rounding_mode="floor").unique()) == 8
 
 
 def test_a_small_class_leaves_the_choice_of_the_others_as_it_is():
     split = split_of(SIZES)
     pool = Points(split)
-    selector = Dream(split, len(SIZES), 8, 0, pool=pool, interval=10, candidates=40)
+    selector = dream(split, len(SIZES), pool, 40)
     classes = torch.tensor([3, 2, 0, 1])
     rows, later = selector.indices(classes, 0), selector.indices(classes, 1)
     assert (split.labels[rows] == classes[:, None]).all()
@@ -59,5 +65,5 @@ def test_a_small_class_leaves_the_choice_of_the_others_as_it_is():
     assert sorted(rows[3].tolist()) == list(range(30, 38))  # all of them
     alike = split_of((30, 30, 30))
     pool = Points(alike)
-    Dream(alike, 3, 8, 0, pool=pool, interval=10, candidates=20).indices(torch.arange(3), 0)
+    dream(alike, 3, pool, 20).indices(torch.arange(3), 0)
     assert [len(rows) for rows in pool.seen] == [60]  # classes of one size are clustered together

@@ -302,7 +302,7 @@ def test_the_experts_own_batches_lead_to_the_expert(digits, tmp_path):
 
 
 def learner_loss(learner, digits, pool, **options):
-    return training_matcher(learner, digits, pool, "trajectory", unroll=1, **options)(0).detach()
+    return next(training_matcher(learner, digits, pool, "trajectory", unroll=1, **options).parts(0)).detach()
 
 
 def test_the_window_of_difficulty_grows(digits, tmp_path):

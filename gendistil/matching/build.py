@@ -204,8 +204,8 @@ def start_latents(method, start, seed, dataset, device):
     return source, state["rows"]
 
 
-def make_matcher(method, learner, dataset, pool=None):
-    """What the loss of a step compares, or None. Without a pool, which may take hours, it says whether that can be made.
+def make_matcher(method, learner, dataset):
+    """What the loss of a step compares, or None; its `begin` takes the pool, which may take hours to make.
 
     Raises UserError for values of the method that do not go together.
     """
@@ -220,7 +220,7 @@ def make_matcher(method, learner, dataset, pool=None):
         raise UserError(f"--match {method.match}: a class has one training image, which has no distribution: give --match "
                         "mean, or more images")
     kind = TrainingMatcher if row.per == "training" else Matcher
-    return kind(learner, dataset, pool, method)
+    return kind(learner, dataset, method)
 
 
 def count_steps(method, learner, dataset):

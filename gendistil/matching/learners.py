@@ -101,7 +101,7 @@ class GeneratorLearner(Learner):
 
     def step(self, step, matching):
         images, labels = self.real.batch(own_rows(self.accelerator, self.shuffle.indices(step)))
-        term = matching and functools.partial(matching.parts if matching.at_once else matching, step)
+        term = matching and functools.partial(matching.parts, step)
         # Averaging and random streams go on where the earlier stage stopped.
         return self.trainer.step(to_signed(images), labels, self.steps_before + step, term)
 

@@ -16,21 +16,20 @@ SETTINGS = ("image", "class")
 class Matcher:
     """Compares real and synthetic images of the same labels as networks of a pool see them.
 
-    Args: learner, what is learned, see `matching.learners`; dataset, a `Dataset` on the device; pool, see `pools`, None to find
-    out whether the choices go together; method, a `Method`, whose fields for matching say the rest. The classes of a step are
-    shared out evenly over the processes, `class_batch` of one of them at a time, which changes no sum. A generator makes as
-    many images of a class as there are real ones, `match_batch`; what is stored gives all of a class, or `syn_batch`. With
-    `match_real` the real side is instead so many images, at most as many as the smallest class has, of which the pool keeps the
-    embeddings.
+    Args: learner, what is learned, see `matching.learners`; dataset, a `Dataset` on the device; method, a `Method`, whose
+    fields for matching say the rest. `begin` gives it the networks. The classes of a step are shared out over the processes,
+    `class_batch` of one of them at a time, which changes no sum. A generator makes as many images of a class as there are real
+    ones, `match_batch`; what is stored gives all of a class, or `syn_batch`. With `match_real` the real side is instead so many
+    images, at most as many as the smallest class has, of which the pool keeps the embeddings.
     Raises UserError for choices that do not go together.
     """
 
     shared = False
     """Whether processes share the work of an objective that looks at all classes together."""
 
-    def __init__(self, learner, dataset, pool, method):
+    def __init__(self, learner, dataset, method):
         spec, real = dataset.spec, method.match_batch
-        self.learner, self.dataset, self.pool = learner, dataset, pool
+        self.learner, self.dataset = learner, dataset
         self.per_class, self.at_once, self.aug_setting = real, method.class_batch, method.aug_setting
         self.objective = OBJECTIVES[method.match]
         self.options = {name: getattr(method, name) for name in self.objective.options}
@@ -41,7 +40,7 @@ class Matcher:
         self._check(method.match, spec)
         selector = SELECTORS[method.select]
         options = {name.removeprefix("select_"): getattr(method, name) for name in selector.options}
-        self.selector = selector(dataset.train, spec.num_classes, self.kept or real, learner.seed, pool=pool, **options)
+        self.selector = selector(dataset.train, spec.num_classes, self.kept or real, learner.seed, **options)
         synthetic = learner.images_per_class(real)
         if self.objective.pairwise and synthetic != real:
             raise UserError(f"--match {method.match} compares image by image, but there are {real} real and {synthetic} "
@@ -73,18 +72,23 @@ class Matcher:
             raise UserError(f"--match-classes: {processes} processes cannot share {self.classes} classes of {spec.num_classes} "
                             f"evenly: {remedy}")
 
+    def begin(self, pool, state=None):
+        """Compare by the networks of `pool`, see `pools`, from the first step on, or from where its `state_dict` was taken."""
+        self.pool = self.selector.pool = pool
+        if state:
+            pool.load_state_dict(state["pool"])
+            self.selector.load_state_dict(state["selector"])
+        return self
+
     @property
     def summed(self):
         """What turns the loss of `parts` into the sum over all classes that the methods of stored images minimise."""
         classes = self.dataset.spec.num_classes if self.objective.per == "class" else 1
         return classes / self.learner.accelerator.num_processes
 
-    def __call__(self, step):
-        """The weighted loss of step `step`, a 0-dim tensor whose gradient reaches what is learned."""
-        return sum(self.parts(step))
-
     def parts(self, step):
-        """Yield the same loss as terms, one for each `at_once` classes: each may be differentiated before the next is made."""
+        """Yield the weighted loss of step `step` as 0-dim terms, one for each `at_once` classes, whose gradient reaches what is
+        learned: each may be differentiated before the next is made."""
         learner = self.learner
         plan = self.shuffle.indices(step)  # the classes of all processes
         device = learner.accelerator.device
@@ -129,7 +133,3 @@ class Matcher:
     def state_dict(self):
         """What resuming needs beside the learner's own state."""
         return {"pool": self.pool.state_dict(), "selector": self.selector.state_dict()}
-
-    def load_state_dict(self, state):
-        self.pool.load_state_dict(state["pool"])
-        self.selector.load_state_dict(state["selector"])

@@ -16,12 +16,12 @@ class Uniform:
     """`count` real images of a class, drawn without replacement while they last, then again so, anew at every step.
 
     Of a selector `options` are the fields of a `Method` that it takes, as keywords without "select_", and `interval` is the
-    number of steps for which a choice stays. The pool gives the network in whose eyes it chooses.
+    number of steps for which a choice stays. Its `pool` gives the network in whose eyes it chooses.
     """
 
-    options, interval = (), 1
+    options, interval, pool = (), 1, None
 
-    def __init__(self, split, num_classes, count, seed, *, pool=None):
+    def __init__(self, split, num_classes, count, seed):
         self.split, self.count, self.seed = split, count, seed
         self.rows = [torch.nonzero(split.labels == label)[:, 0].cpu() for label in range(num_classes)]
 
@@ -51,14 +51,14 @@ class Dream(Uniform):
 
     options = ("select_interval", "select_candidates", "select_nearest")
 
-    def __init__(self, split, num_classes, count, seed, *, pool, interval, candidates, nearest=1):
+    def __init__(self, split, num_classes, count, seed, *, interval, candidates, nearest=1):
         super().__init__(split, num_classes, count, seed)
         if count % nearest:
             raise UserError(f"--select-nearest {nearest} does not divide the {count} real images of a class (--match-batch)")
         if candidates <= count:
             raise UserError(f"--select-candidates {candidates} leaves no choice of the {count} images of a class that a step "
                             "compares: give more, or --select random")
-        self.pool, self.interval, self.nearest = pool, interval, nearest
+        self.interval, self.nearest = interval, nearest
         self.candidates = [min(candidates, len(rows)) for rows in self.rows]
         self._epoch, self._selected = None, None
 

@@ -58,8 +58,8 @@ class TrainingMatcher(Matcher):
 
     shared = True
 
-    def __init__(self, learner, dataset, pool, method):
-        super().__init__(learner, dataset, pool, replace(method, match_classes=0, aug_setting="class"))
+    def __init__(self, learner, dataset, method):
+        super().__init__(learner, dataset, replace(method, match_classes=0, aug_setting="class"))
         options, device, source = self.options, learner.accelerator.device, learner.source
         own = options["unroll_order"] == "steps"
         self.optimizer = UNROLLED[options["unroll_optimizer"]](options["unroll_momentum"])
@@ -68,16 +68,26 @@ class TrainingMatcher(Matcher):
         some = stored and learner.images_per_class(self.per_class) != source.decoded(source.max_ipc)
         if some and (own or options["label_lr"]):
             raise UserError("--label-lr and --unroll-order steps are for all stored images at once: leave out --syn-batch")
-        self.logits = self._first_logits() if options["label_lr"] and pool else None
+        self.logits = self.labelling = None
         # Adam where the step sizes are many: their gradients differ by orders of magnitude.
         self.learning = (torch.optim.Adam if own else _sgd)([self.rates], options["step_size_lr"])
-        self.labelling = None if self.logits is None else _sgd([self.logits], options["label_lr"], _LABEL_MOMENTUM)
         self.length = torch.zeros((), device=device)
-        if stored:
-            if self.logits is not None:
-                source.rows = Rows(self.logits, "learned with the images", None, learned=True)
-            if options["step_size_lr"] and options["unroll_optimizer"] == "sgd":
-                source.step_size = self.rates if own else self.rates[0]
+        if stored and options["step_size_lr"] and options["unroll_optimizer"] == "sgd":
+            source.step_size = self.rates if own else self.rates[0]
+
+    def begin(self, pool, state=None):
+        super().begin(pool, state)
+        if self.options["label_lr"]:
+            self.logits = state["logits"].to(self.rates.device) if state else self._first_logits()
+            self.labelling = _sgd([self.logits], self.options["label_lr"], _LABEL_MOMENTUM)
+            self.learner.source.rows = Rows(self.logits, "learned with the images", None, learned=True)
+        if state:
+            self.rates.copy_(state["rates"])
+            self.length.copy_(state["length"])
+            resume_optimizer(self.learning, state["learning"])
+            if self.labelling:
+                resume_optimizer(self.labelling, state["labelling"])
+        return self
 
     def _check(self, match, spec):
         super()._check(match, spec)
@@ -220,12 +230,3 @@ class TrainingMatcher(Matcher):
         labels = {} if self.logits is None else {"logits": self.logits, "labelling": self.labelling.state_dict()}
         return {**super().state_dict(), "rates": self.rates, "learning": self.learning.state_dict(), "length": self.length,
                 **labels}
-
-    def load_state_dict(self, state):
-        super().load_state_dict(state)
-        self.rates.copy_(state["rates"])
-        resume_optimizer(self.learning, state["learning"])
-        if self.logits is not None:
-            self.logits.copy_(state["logits"])
-            resume_optimizer(self.labelling, state["labelling"])
-        self.length.copy_(state["length"])
