@@ -221,3 +221,18 @@ def test_bf16_is_native_where_the_processor_multiplies_it(monkeypatch, flags, na
 def test_bf16_is_native_where_the_gpu_multiplies_it(monkeypatch, capability, native):
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
     assert native_bf16(torch.device("cuda")) == native
+
+
+@pytest.mark.parametrize("name", ["convnet_bn:depth=2,width=16", "resnet10:width=8"])
+def test_gradients_of_networks_with_batch_norms(digits, name):
+    """In float16 as in bfloat16 their kernels under `vmap` take no images in half precision beside float32 statistics."""
+    network = build_classifier(name, 1, 8, 10, generator=torch.Generator().manual_seed(0)).eval()
+    images = standardise(to_signed(digits.train.images[:15]), digits.spec).unflatten(0, (3, 5))
+    for asks in (True, False):
+        seen = images.clone().requires_grad_(asks)
+        exact, half = (objectives.gradients(network, seen, torch.arange(3), engine) for engine in (
+            EAGER, Engine(make_accelerator("bf16"))))
+        apart = [(ours - theirs).norm() / theirs.norm() for ours, theirs in zip(half, exact) if theirs.norm() > 1e-3]
+        assert max(apart) < TOLERANCE
+        assert half[0].requires_grad == asks
+    assert not any(module._forward_pre_hooks for module in network.modules())
