@@ -14,7 +14,8 @@ def table(path):
     """The markdown table of a file that `step_time.py` wrote."""
     results = json.loads(Path(path).read_text(encoding="utf-8"))
     who = ("published", "ours, not compiled", "ours")
-    lines = [f"| step, images of it | {' | '.join(who)} | times as fast | peak memory, MiB |", "|" + " --- |" * 6]
+    lines = [f"| step, images of it | {' | '.join(who)} | times as fast | peak memory, MiB: {' / '.join(who)} |",
+             "|" + " --- |" * 6]
     for stage in (stage for stage in WORDS if stage in results):
         row = results[stage]
         first = next(name for name in who if name in row["seconds"])

@@ -189,7 +189,8 @@ def ours_selecting(dataset, engine, batch_size, candidates):
     network = make_network(torch.Generator().manual_seed(0)).to(dataset.train.images.device)
     pool = RandomPool(dataset, engine=engine)
     pool.draw = lambda generator: network
-    selector = SELECTORS["dream"](dataset.train, CLASSES, batch_size, 0, pool=pool, interval=1, candidates=candidates)
+    selector = SELECTORS["dream"](dataset.train, CLASSES, batch_size, 0, interval=1, candidates=candidates)
+    selector.pool = pool
 
     def step(number):
         rows = selector.indices(list(range(CLASSES)), number)

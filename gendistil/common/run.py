@@ -293,7 +293,8 @@ def device_name(device):
     cpuinfo = Path("/proc/cpuinfo")
     models = [line.split(":")[1].strip() for line in cpuinfo.read_text().splitlines() if line.startswith("model name")] \
         if cpuinfo.exists() else []
-    return f"{models[0]}, {torch.get_num_threads()} threads" if models else device.type
+    count = torch.get_num_threads()
+    return f"{models[0]}, {count} thread{'s' * (count > 1)}" if models else device.type
 
 
 def find_run(path):

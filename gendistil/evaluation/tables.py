@@ -164,14 +164,14 @@ def _across(data, how, found):
     students, lines = students_of(found), []
     for (source, sampling, ipc), row in found.items():
         cells = [_student_cell(row[name]) if name in row else "" for name in students]
-        drops = [row[students[0]]["mean"] - row[name]["mean"] for name in students[1:] if name in row and students[0] in row]
-        lines.append([source, sampling, "all" if ipc is None else str(ipc), *cells, f"{fmean(drops):.2f}" if drops else ""])
+        drop = fmean(row[students[0]]["mean"] - row[name]["mean"] for name in students[1:]) if all(cells) else None
+        lines.append([source, sampling, "all" if ipc is None else str(ipc), *cells, "" if drop is None else f"{drop:.2f}"])
     rates = {name: {line[name]["lr"] for line in found.values() if "lr" in line.get(name, ())} for name in students}
     apart = len(set().union(*rates.values())) > 1
     said = f" Learning rates: {', '.join(f'{name} {_span(rate)}' for name, rate in rates.items() if rate)}." if apart else ""
     mark = " †: the images were learned with this one." if any("†" in cell for line in lines for cell in line[3:]) else ""
     heading = (f"**Students of several architectures on {data}**, {_how(*how)}.{said}{mark} Mean drop: by how many points the "
-               f"others are below {students[0]}, on average")
+               f"others are below {students[0]}, on average, where all are there")
     return heading, ["source", "sampling", "IPC", *students, "mean drop"], lines
 
 
