@@ -12,7 +12,7 @@ FLAGS = --data $(DATA) --output-dir $(OUT) --overwrite
 STARTED = $(OUT)/$1/checkpoint.pt -o -e $(OUT)/$1/report.json
 GO = --data $(DATA) --output-dir $(OUT) --tag $1 $$(test -e $(STARTED) && echo --resume || echo --overwrite)
 
-.PHONY: demo cifar10 cifar10-methods architectures ranking sets mnist baselines combinations itgan searches curves continual unrolled terms \
+.PHONY: demo cifar10 cifar10-methods architectures fashion-methods ranking sets mnist baselines combinations itgan searches curves continual unrolled terms \
     flows test lint clean
 
 $(BIN)/.installed: pyproject.toml requirements.txt requirements-dev.txt
@@ -37,11 +37,11 @@ demo: $(BIN)/.installed
 	@echo "sample sheet:  $(OUT)/ipc10/sheet.png"
 
 # CIFAR-10, as docs/results/ reports it: hours on a GPU, days on two CPU cores.
-cifar10 cifar10-methods architectures ranking searches: OUT = cifar10-results
-cifar10 cifar10-methods architectures ranking searches: DATA = cifar10
+cifar10 cifar10-methods ranking searches: OUT = cifar10-results
+cifar10 cifar10-methods ranking searches: DATA = cifar10
 cifar10 cifar10-methods: POOL = --pool-members 1 --pool-epochs 12 --pool-lr 0.05 --pool-aug crop_flip
 cifar10: TAUGHT = --ipc 50 --labels teacher --temperature 4 --lr 0.02 --aug-type crop_flip --epochs 1200 --teacher $(OUT)/teacher/students/*
-cifar10 architectures searches: MATCHED = $$(sed -n 's/.*"pool_folder": "\(.*\)".*/\1/p' $(OUT)/match/config.json)
+MATCHED = $$(sed -n 's/.*"pool_folder": "\(.*\)".*/\1/p' $(OUT)/match/config.json)
 cifar10: HARD = --ipc 50 --epochs 600
 cifar10: STAGES = --pretrain-weight stage1=$(OUT)/gan control=$(OUT)/control stage2=$(OUT)/match
 cifar10: WHOLE = --compare whole --ipc 50 --num-eval 1 --keep-students
@@ -94,25 +94,48 @@ cifar10-methods: $(BIN)/.installed
 	$(RUN) validate.py $(call GO,methods-factor) --ipc 10 --sampling fixed --epochs 86 \
 	    --pretrain-weight $(foreach name,ncfm dream idc,$(name)=$(OUT)/$(name)) "random real images, four in one"=$(OUT)/random4
 
-# Students of seven architectures on sets of ten images of a class, from the runs of `make cifar10` and `make cifar10-methods`: 300
-# steps each, at the learning rate that was best for each on held-out images.
-architectures: EACH = --ipc 10
-architectures: FEW = $(EACH) --lr 0.01 --eval-model convnet convnet_bn mlp
-architectures: DEEP = $(EACH) --num-eval 1 --lr 0.01 --eval-model vgg11 resnet18_full densenet
-architectures: ALEX = $(EACH) --num-eval 1 --eval-model alexnet
-ACROSS = $(RUN) validate.py $(call GO,across-$1-few) $(FEW) $2 && $(RUN) validate.py $(call GO,across-$1-alex) $(ALEX) $2 && \
-    $(RUN) validate.py $(call GO,across-$1-deep) $(DEEP) $2
-architectures: SAMPLED = --epochs 150 --compare none --pretrain-weight stage2=$(OUT)/match --sampling
-architectures: $(BIN)/.installed
-	$(call ACROSS,random,--epochs 150 --sampling fixed --compare random)
-	$(call ACROSS,stored,--epochs 150 --sampling fixed --compare none --pretrain-weight $(foreach name,dm herding,$(name)=$(OUT)/$(name)))
-	$(call ACROSS,parts,--epochs 43 --sampling fixed --compare none --pretrain-weight $(foreach name,idc dream,$(name)=$(OUT)/$(name)))
-	$(foreach sampling,fixed representative fresh,$(call ACROSS,$(sampling),$(SAMPLED) $(sampling)) &&) true
-	$(RUN) validate.py $(call GO,across-rows) $(FEW) --epochs 150 --labels rows --teacher $(MATCHED) --sampling fixed \
-	    --compare random --pretrain-weight $(foreach name,dm herding,$(name)=$(OUT)/$(name)) stage2=$(OUT)/match
-	$(RUN) validate.py $(call GO,across-rows-parts) $(FEW) --epochs 43 --labels rows --teacher $(MATCHED) --sampling fixed --compare none \
-	    --pretrain-weight $(foreach name,idc dream,$(name)=$(OUT)/$(name))
-	$(RUN) validate.py $(call GO,across-rows-representative) $(FEW) --labels rows --teacher $(MATCHED) $(SAMPLED) representative
+# Students of seven architectures on sets of ten images of a class, at the learning rate that was best for each on held-out images of
+# CIFAR-10: 300 steps each on CIFAR-10, from the runs of `make cifar10` and `make cifar10-methods`; half as many on Fashion-MNIST, from
+# those of `make sets-fashion`, with a teacher's labels for all of them.
+architectures: architectures-cifar10 architectures-fashion
+architectures-cifar10: OUT = cifar10-results
+architectures-cifar10: LENGTH = --epochs 150
+architectures-cifar10: PARTS_LENGTH = --epochs 43
+architectures-cifar10: STUDENTS = 3
+architectures-fashion: OUT = sets-results/fashion
+architectures-fashion: LENGTH = --epochs 75 --min-steps 0
+architectures-fashion: PARTS_LENGTH = --epochs 22 --min-steps 0
+architectures-fashion: STUDENTS = 2
+architectures-fashion: TAUGHT = yes
+architectures-fashion: fashion-methods
+architectures-%: DATA = $*
+architectures-%: FEW = --ipc 10 --num-eval $(STUDENTS) --lr 0.01 --eval-model convnet convnet_bn mlp
+architectures-%: DEEP = --ipc 10 --num-eval 1 --lr 0.01 --eval-model vgg11 resnet18_full densenet
+architectures-%: ALEX = --ipc 10 --num-eval 1 --eval-model alexnet
+LABELLED = --labels hard $1 --teacher $(MATCHED)
+ACROSS = $(RUN) validate.py $(call GO,across-$1-few) $(FEW) $3 $(call LABELLED,$2) && \
+    $(RUN) validate.py $(call GO,across-$1-alex) $(ALEX) $3 $(if $(TAUGHT),$(call LABELLED,$2)) && \
+    $(RUN) validate.py $(call GO,across-$1-deep) $(DEEP) $3 $(if $(TAUGHT),$(call LABELLED,$2))
+architectures-%: SAMPLED = $(LENGTH) --compare none --pretrain-weight stage2=$(OUT)/match --sampling
+architectures-%: $(BIN)/.installed
+	$(call ACROSS,random,rows,$(LENGTH) --sampling fixed --compare random)
+	$(call ACROSS,stored,rows,$(LENGTH) --sampling fixed --compare none --pretrain-weight $(foreach name,dm herding,$(name)=$(OUT)/$(name)))
+	$(call ACROSS,parts,rows,$(PARTS_LENGTH) --sampling fixed --compare none --pretrain-weight $(foreach name,idc dream,$(name)=$(OUT)/$(name)))
+	$(call ACROSS,fixed,rows,$(SAMPLED) fixed)
+	$(call ACROSS,representative,rows,$(SAMPLED) representative)
+	$(call ACROSS,fresh,teacher,$(SAMPLED) fresh)
+
+# Pixels of Fashion-MNIST, ten images of a class, and a coreset, by the pool of `make sets-fashion`.
+fashion-methods: OUT = sets-results/fashion
+fashion-methods: DATA = fashion
+fashion-methods: POOL = --pool-members 1 --pool-epochs 3 --pool-lr 0.05 --pool-aug crop_flip
+fashion-methods: PARTS = --ipc 10 --match-batch 32 --syn-batch 20 --pool-batch 64 --pool-images 256 --outer 50 --lr 0.001 --steps 100 \
+    --eval-interval 50 --eval-epochs 43
+fashion-methods: $(BIN)/.installed
+	$(RUN) pool_match.py $(call GO,herding) --ipc 10 --method herding $(POOL)
+	$(RUN) pool_match.py $(call GO,dm) --ipc 10 --method dm --match-batch 64 --steps 500 --eval-interval 1000 --eval-epochs 75
+	$(RUN) pool_match.py $(call GO,idc) $(PARTS) --method idc
+	$(RUN) pool_match.py $(call GO,dream) $(PARTS) --method dream --select-candidates 300
 
 # The scores of DD-Ranking of five sets of ten images of a class, from the runs of `make cifar10` and `make cifar10-methods`, here and by
 # its own package, for which a folder takes the libraries that it wants older (Python 3.12 at most).
