@@ -15,7 +15,8 @@ from gendistil.common.run import amend, read_json
 from gendistil.data import Spec
 from gendistil.evaluation import Result, students
 from gendistil.evaluation.rows import read_report
-from gendistil.evaluation.validation import data_words, with_more_students
+from gendistil.evaluation.validation import data_words, list_rows, with_more_students
+from gendistil.sources import PixelSet
 
 QUICK = ("--epochs", 1, "--min-steps", 2, "--num-eval", 2, "--aug-type", "color_crop")
 RESULT = Result((90.0, 92.0), images=10, epochs=1, steps=1, seconds=1.0)
@@ -258,3 +259,16 @@ def test_another_data_set_than_a_run_learned_is_named(call, gan, tmp_path, capsy
     amend(tmp_path / "results" / "pets", dataset={"name": "pets", "classes": [f"pet {index}" for index in range(10)]})
     call(validate, "--data", "digits", "--pretrain-weight", tmp_path / "results" / "pets", "--ipc", 1, *QUICK)
     assert "pets learned pets, and this is digits: give --data if that is not meant" in capsys.readouterr().err
+
+
+def test_parts_of_several_sizes_are_not_chosen_from():
+    """Nobody could tell how many bytes the chosen ones take."""
+    def rows(decoder, *ipc):
+        source = PixelSet(8, 1, 10, ipc=3, factor=2, decoder=decoder)
+        args = SimpleNamespace(sampling=["representative"], ipc=list(ipc), labels=("hard",), eval_model=["convnet"], compare=(),
+                               ranking=False)
+        return list_rows(args, {"parts": source})
+
+    assert [row["ipc"] for row in rows("single", 2, 3) + rows("multi", 3)] == [2, 3, 3]
+    with pytest.raises(UserError, match="parts has parts of several sizes .* or --ipc 3 alone"):
+        rows("multi", 2, 3)

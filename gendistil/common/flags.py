@@ -17,6 +17,11 @@ def option(help, default=dataclasses.MISSING, **facts):
     return dataclasses.field(default=default, metadata={"help": help, **facts})
 
 
+def flag_of(name):
+    """The flag of the field, or the option, called `name`."""
+    return f"--{name.replace('_', '-')}"
+
+
 _PASSED = ("help", "type", "choices", "nargs", "metavar", "action")  # to argparse, as they are
 
 
@@ -63,7 +68,7 @@ def columns(rows):
     for name in names:
         values = [getattr(row, name, None) for row in rows.values()]
         cells = [words[value] if value is None or isinstance(value, bool) else str(value) for value in values]
-        lines.append(f"| `--{name.replace('_', '-')}` | {' | '.join(cells)} |")
+        lines.append(f"| `{flag_of(name)}` | {' | '.join(cells)} |")
     return "\n".join(lines)
 
 
@@ -89,7 +94,7 @@ def add_flags(parser, *kinds, told=False):
             facts["action"] = argparse.BooleanOptionalAction
         title = field.metadata.get("group", "options")
         groups[title] = group = groups.get(title) or parser.add_argument_group(title)
-        group.add_argument(f"--{field.name.replace('_', '-')}", **facts)
+        group.add_argument(flag_of(field.name), **facts)
         made.add(field.name)
 
 
@@ -109,7 +114,7 @@ def refuse(args, kinds, useless, why):
     """Raise UserError if a flag of `kinds` was given for whose field `useless(field)` is true; `why` ends the sentence."""
     for field in (field for kind in kinds for field in fields(kind) if useless(field)):
         if getattr(args, field.name, None) is not None:
-            raise UserError(f"--{field.name.replace('_', '-')} {why}")
+            raise UserError(f"{flag_of(field.name)} {why}")
 
 
 @dataclasses.dataclass(frozen=True)

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from gendistil.common.cli import say
 from gendistil.common.errors import UserError
+from gendistil.common.flags import flag_of
 from gendistil.common.run import CHECKPOINT, CONFIG, check_folder, made_by, read_json, training_state
 
 _NAMED = 20  # classes that a message names
@@ -79,7 +80,7 @@ def check_options(options, may_change=_MAY_CHANGE):
         paths = (config.get(name), now[name])
         moved = name in _PATHS and None not in paths and (same_place(*paths) or _moved(*paths, folder))
         if config.get(name) != now[name] and not moved:
-            raise UserError(f"--resume: --{name.replace('_', '-')} is not what the run was started with ({config.get(name)}): "
+            raise UserError(f"--resume: {flag_of(name)} is not what the run was started with ({config.get(name)}): "
                             "leave it out, or give another --tag")
 
 

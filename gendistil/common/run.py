@@ -21,6 +21,7 @@ from torchvision.utils import save_image
 
 from gendistil.common.cli import LONGEST
 from gendistil.common.errors import UserError
+from gendistil.common.flags import flag_of
 from gendistil.common.hub import read_facts
 
 CONFIG, CHECKPOINT, METRICS, SAMPLES = "config.json", "checkpoint.pt", "metrics.jsonl", "samples"
@@ -142,7 +143,7 @@ def check_folder(options):
     if options["overwrite"]:
         for name in ("data", "data_dir", "plugin"):
             for path in _several(options.get(name)):
-                _check_outside(folder, f"--{name.replace('_', '-')}", Path(path))
+                _check_outside(folder, flag_of(name), Path(path))
     if resumed and options["overwrite"]:
         raise UserError("--resume goes on with a run, and --overwrite replaces it: give one of them")
     parent = next((path for path in (folder, *folder.parents) if path.exists()), folder)

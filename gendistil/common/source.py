@@ -26,6 +26,8 @@ class Source:
     """What stores its images: a "generator", "pixels" or "latents"."""
     max_ipc = None
     """How many images of every class are stored; None where any number can be drawn."""
+    even = True
+    """Whether the images that students see of what is stored all take as many bytes."""
     varies = True
     """Whether another seed gives other images."""
     rows = None

@@ -5,7 +5,7 @@ import textwrap
 
 from gendistil.data import original
 from gendistil.evaluation.published import published
-from gendistil.evaluation.rows import DEFAULT, KIND, across_students, kind_of, line_of, students_of, unique
+from gendistil.evaluation.rows import DEFAULT, TABLE, across_students, line_of, students_of, table_of, unique
 
 PLOTS = {"ipc": ("accuracy.png", "images per class"), "bytes": ("bytes.png", "bytes that are kept"),
          "classes": ("classes.png", "classes seen")}
@@ -27,7 +27,7 @@ _TOLD = {"protocol": "protocol {}", "scored_on": "scored on {}", "labels": "labe
 
 def _line_name(row, kinds):
     """What a legend calls the line of a row: its source, what `kinds`, those of all rows, do not share, and its sampling."""
-    told = [_TOLD.get(key, "{}").format(value) for key, value, values in zip(KIND, kind_of(row), zip(*kinds))
+    told = [_TOLD.get(key, "{}").format(value) for key, value, values in zip(TABLE, table_of(row), zip(*kinds))
             if value is not None and (len({*values} - {None}) > 1 or value != DEFAULT.get(key, value))]
     name = ", ".join([line_of(row)[0], *told, *([row["sampling"]] if row["sampling"] != "all" else [])])
     return name.replace("$", r"\$")  # no formula
@@ -72,10 +72,10 @@ def plot(rows, path, over="ipc"):
     from matplotlib.ticker import EngFormatter
 
     figure, axes = _figure()
-    kinds, lines, column = unique(map(kind_of, rows)), {}, "classes" if over == "classes" else "ipc"
+    kinds, lines, column = unique(map(table_of, rows)), {}, "classes" if over == "classes" else "ipc"
     for row in rows:
         if row["sampling"] == "all" or row.get(over):  # a later row replaces an earlier one of the same name
-            lines.setdefault((*line_of(row), kind_of(row)), {})[row[column]] = row
+            lines.setdefault((*line_of(row), table_of(row)), {})[row[column]] = row
     markers = dict(zip(unique(row["model"] for row in rows), "osD^vP*X" * len(rows)))
     colours, handles = {}, []
     for (source, sampling, (data, model, *how)), line in lines.items():

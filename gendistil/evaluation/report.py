@@ -25,7 +25,7 @@ from gendistil.common.run import CONFIG, made_by, write_json
 from gendistil.evaluation.page import Picture, find_sheets, page
 from gendistil.evaluation.plots import ACROSS, PLOTS, caption, plot, plot_across, plotted
 from gendistil.evaluation.ranking import rankings
-from gendistil.evaluation.rows import REPORT, across_students, kind_of, line_of, read_report, unique
+from gendistil.evaluation.rows import REPORT, across_students, line_of, read_report, table_of, unique
 from gendistil.evaluation.tables import LEGEND, grids, markdown, sets_grids, students_grids, text_of
 
 _FACTS = {"data set": "data", "students": "model", "protocol": "protocol", "scored on": "scored_on", "device": "device",
@@ -169,7 +169,7 @@ def told_apart(reports):
     """The rows of several reports, a dict of lists by their paths, whose sources have their run's name, or the file's, where
     two reports have a row of the same place with other accuracies, or rows of other weights; `origin` and `report` say what
     they were."""
-    place = lambda row: (kind_of(row), line_of(row), row["ipc"], row.get("classes"))
+    place = lambda row: (table_of(row), line_of(row), row["ipc"], row.get("classes"))
     seen, weights = {}, {}
     for row in (row for rows in reports.values() for row in rows):
         seen.setdefault(place(row), set()).add(row["mean"])

@@ -20,7 +20,7 @@ _VALUES = {"ipc": int | None, "mean": int | float, "std": int | float | None, "c
            "seconds": int | float}
 """What the values of `KEYS` are where they are no text."""
 
-KIND = ("data", "model", "protocol", "scored_on", "labels", "teacher", "augmentation", "task")
+TABLE = ("data", "model", "protocol", "scored_on", "labels", "teacher", "augmentation", "task")
 """What tells one table from another; rows of one table differ in source, sampling and IPC. Rows of continual learning have a
 `task`, and differ in how many `classes` have been seen too; the `augmentation` of others may be `PLAIN`."""
 
@@ -58,22 +58,22 @@ def unique(values):
     return list(dict.fromkeys(values))
 
 
-def kind_of(row):
-    """The values of `KIND` in a row: a tuple."""
-    return tuple(row.get(key, DEFAULT.get(key)) for key in KIND)
+def table_of(row):
+    """The values of `TABLE` in a row: a tuple."""
+    return tuple(row.get(key, DEFAULT.get(key)) for key in TABLE)
 
 
 def across_students(rows):
     """The rows in the published form of cross-architecture tables: {what a table shares: {what a line is: {student: row}}}.
 
-    A table shares the values of `KIND` without the student, and a line is (source, sampling, IPC); one is there if it has
+    A table shares the values of `TABLE` without the student, and a line is (source, sampling, IPC); one is there if it has
     several students. Of several rows of one cell the last counts.
     """
     found = {}
     for row in rows:
         if row.get("task"):
             continue
-        data, model, *how, _ = kind_of(row)
+        data, model, *how, _ = table_of(row)
         lines = found.setdefault((data, *how), {})
         lines.setdefault((row["source"], row["sampling"], row["ipc"]), {})[model] = row
     several = {shared: {key: line for key, line in lines.items() if len(line) > 1} for shared, lines in found.items()}

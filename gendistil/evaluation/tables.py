@@ -3,7 +3,7 @@
 from statistics import fmean
 
 from gendistil.evaluation.ranking import ranking_grids
-from gendistil.evaluation.rows import OWN_LABELS, SCORED, across_students, difference, kind_of, line_of, students_of, unique
+from gendistil.evaluation.rows import OWN_LABELS, SCORED, across_students, difference, line_of, students_of, table_of, unique
 from gendistil.evaluation.students import PROTOCOLS
 
 LEGEND = """\
@@ -73,9 +73,9 @@ def grids(rows, against=()):
     one column for each of them; then the scores of DD-Ranking, where there are all that they need; then one table per data set
     of what its sources keep.
     """
-    for group in sorted(unique(map(kind_of, rows)), key=lambda group: group[4] != "hard"):  # hard labels first
+    for group in sorted(unique(map(table_of, rows)), key=lambda group: group[4] != "hard"):  # hard labels first
         data, model, *how, task = group
-        chosen = [row for row in rows if kind_of(row) == group]
+        chosen = [row for row in rows if table_of(row) == group]
         over = "classes" if task else "ipc"
         facts, columns, lines = _lines(chosen, line_of, over)
         heading = f"**{model} on {data}**, {'; '.join(filter(None, [_how(*how), task]))}"
@@ -91,9 +91,9 @@ def grids(rows, against=()):
 def sets_grids(rows, sources):
     """The rows of `sources`, names, as tables like those of `grids` that hold all data sets."""
     rows = [row for row in rows if row["source"] in sources]
-    for group in unique(kind_of(row)[1:] for row in rows):
+    for group in unique(table_of(row)[1:] for row in rows):
         model, *how, _ = group
-        facts, columns, lines = _lines([row for row in rows if kind_of(row)[1:] == group],
+        facts, columns, lines = _lines([row for row in rows if table_of(row)[1:] == group],
                                        lambda row: (row["data"], *line_of(row)), "ipc")
         yield (f"**{model} on several data sets**, {_how(*how)}", ["data set", "source", "sampling", *facts, *columns.values()],
                lines)

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from gendistil.common.cli import say
 from gendistil.common.errors import UserError
-from gendistil.common.flags import fields, from_flags, given, override, refuse_idle
+from gendistil.common.flags import fields, flag_of, from_flags, given, override, refuse_idle
 from gendistil.common.hub import is_hub
 from gendistil.common.inherit import check_classes, check_held_out, check_options, name_other_data, same_place
 from gendistil.common.run import CONFIG, check_outside, made_by, read_json
@@ -178,7 +178,7 @@ def load_sources(args, paths, dataset, real):
     --compare. Raises UserError for a source that does not fit the data set or its flags.
     """
     for flag in given(Refinement, args) if not paths else ():
-        raise UserError(f"--{flag.replace('_', '-')} is for generators, not for real images: give --pretrain-weight")
+        raise UserError(f"{flag_of(flag)} is for generators, not for real images: give --pretrain-weight")
     device, sources, named, learned = dataset.train.images.device, {}, {}, False
     for name, path in paths.items():
         source = load_source(path, device).fitted(dataset.spec)
@@ -293,7 +293,14 @@ def kept_bytes(row, source):
 
 
 def list_rows(args, sources):
-    """What the report will hold: dicts of source, sampling, ipc, model and labels, and of augmentation where there is none."""
+    """What the report will hold: dicts of source, sampling, ipc, model and labels, and of augmentation where there is none.
+
+    Raises UserError for a choice among stored images whose bytes nobody could tell.
+    """
+    for name, source in sources.items():
+        if "representative" in args.sampling and not source.even and min(args.ipc) < source.max_ipc:
+            raise UserError(f"--sampling representative: {name} has parts of several sizes (--decoder), of which some may take "
+                            f"any number of bytes: give --sampling fixed, or --ipc {source.max_ipc} alone")
     refined = {name: {"refinement": source.refinement.words, **({"refined_by": source.teacher.name} if source.teacher else {})}
                for name, source in sources.items() if isinstance(source, Refined)}
 

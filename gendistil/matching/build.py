@@ -109,7 +109,9 @@ def _generator(begin):
     return GeneratorLearner(trainer, begin.dataset, begin.steps_before, kept)
 
 
-def _stored_settings(begin):
+def stored_settings(begin):
+    """What a `Method` says of how stored values are learned: keywords of a `StoredLearner`. Raises UserError for a --teacher
+    beside labels that are learned."""
     method = begin.method
     if begin.start.teacher and method.label_lr:
         raise UserError("--teacher is not for labels that are learned: leave it out, or give --label-lr 0")
@@ -122,7 +124,7 @@ def _pixels(begin):
     initial.check(begin.dataset, method.init, begin.start.ipc * method.factor**2)
     pixels = PixelSet(size=spec.size, channels=spec.channels, num_classes=spec.num_classes, ipc=begin.start.ipc,
                       factor=method.factor, decoder=method.decoder).to(accelerator.device)
-    return PixelLearner(accelerator, spec, pixels, begin.seed, space=method.space, **_stored_settings(begin))
+    return PixelLearner(accelerator, spec, pixels, begin.seed, space=method.space, **stored_settings(begin))
 
 
 def _latents(begin):
@@ -133,7 +135,7 @@ def _latents(begin):
     else:
         latents, partners = start_latents(begin.method, begin.start, begin.seed, begin.dataset, device)
     return LatentLearner(begin.accelerator, begin.dataset.spec, latents, begin.seed, real=begin.dataset.train,
-                         partners=partners, chunk_steps=begin.method.chunk_steps, **_stored_settings(begin))
+                         partners=partners, chunk_steps=begin.method.chunk_steps, **stored_settings(begin))
 
 
 def _drawn(begin):

@@ -29,10 +29,10 @@ def _kmeans(points, count, generator):
     return representatives(points[None], count, generator, distinct=True)[0]
 
 
-COVERS = {"real": _real, "herding": _herding, "k-center": _k_center, "kmeans": _kmeans}
+CHOOSERS = {"real": _real, "herding": _herding, "k-center": _k_center, "kmeans": _kmeans}
 """How real images are chosen, by what a network sees of those of one class: real is at random."""
 
-INITS = ("noise", *COVERS)
+INITS = ("noise", *CHOOSERS)
 """What pixels may start from."""
 
 
@@ -68,7 +68,7 @@ def start(pixels, dataset, how, seed, pool):
         points = pool.embed(pool.last(stream(seed, "start", "network")), torch.arange(len(real)))
     for label in range(spec.num_classes):
         rows = torch.nonzero(real.labels == label)[:, 0]
-        chosen = rows[COVERS[how](points[rows], count, stream(seed, "start", label))]
+        chosen = rows[CHOOSERS[how](points[rows], count, stream(seed, "start", label))]
         pixels.pixels.data[label] = mosaic(to_signed(real.images[chosen])[None], config.factor)[0]
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from gendistil.common.cli import COUNT, say
 from gendistil.common.errors import UserError
-from gendistil.common.flags import option
+from gendistil.common.flags import flag_of, option
 from gendistil.common.inherit import check_held_out
 from gendistil.common.run import CHECKPOINT, CONFIG, check_outside, find_run, made_by, read_json, training_state
 from gendistil.matching.build import kind_of
@@ -156,7 +156,7 @@ def read_matched(args):
     if args.control_of is None:
         return {}
     config = made_by(args.control_of)
-    unlike = [f"--{name.replace('_', '-')}" for name in (
+    unlike = [flag_of(name) for name in (
         "eval_model", "eval_ipc", "eval_epochs", "seed", "data", "image_size", "classes", "held_out", "whiten")
         if config.get(name) != getattr(args, name)]
     if unlike:

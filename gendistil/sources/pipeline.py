@@ -8,6 +8,7 @@ import torch
 from torchvision.transforms.functional import rgb_to_grayscale
 
 from gendistil.common.errors import UserError
+from gendistil.common.flags import flag_of
 from gendistil.common.rng import stream
 from gendistil.common.source import Source, index_within_class
 from gendistil.data.images import resize, to_signed
@@ -121,8 +122,7 @@ class PipelineSource(Source):
             raise UserError(f"--guidance: the flow of {self.name} knows no image without a class: leave it out")
         for name in sampling:
             if _OPTIONS[name] not in self.parameters:
-                flag = name.replace("_", "-")
-                raise UserError(f"--{flag}: the {type(self.pipeline).__name__} of {self.name} has none: leave it out")
+                raise UserError(f"{flag_of(name)}: the {type(self.pipeline).__name__} of {self.name} has none: leave it out")
         if self.pipeline.config.get("shortcut"):
             check_shortcut(**sampling)
 

@@ -89,6 +89,10 @@ class PixelSet(StoredSource, ModelMixin, ConfigMixin):
                                 "give another")
         self.pixels = nn.Parameter(torch.zeros(num_classes, ipc, channels, size, size))
 
+    @property
+    def even(self):
+        return len({factor for factors in self.scales for factor in factors}) == 1
+
     def decoded(self, ipc):
         """How many images of every class the first `ipc` stored ones are decoded into."""
         if ipc > self.max_ipc:
