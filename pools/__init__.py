@@ -1,5 +1,6 @@
 """Classifiers, the loop that trains them, and the pool that pretrains, keeps and draws them."""
 
+from pools.base import Pool
 from pools.classifiers import (
     CLASSIFIERS,
     SETS,
@@ -23,6 +24,7 @@ __all__ = [
     "SETS",
     "ClassifierPool",
     "OnlinePool",
+    "Pool",
     "RandomPool",
     "SideBySide",
     "accuracy",

@@ -8,12 +8,13 @@ from gendistil.common.device import process_first, send
 from gendistil.common.engine import EAGER
 from gendistil.common.rng import stream
 from gendistil.data import Augment
+from pools.base import Pool
 from pools.classifiers import build_classifier
 from pools.training import calibrated, embed_images, epoch_batches, train_classifier
 
 
-class RandomPool:
-    """A randomly initialised network for every draw (DM, arXiv 2110.04181). Frozen, in eval mode, on the data set's device.
+class RandomPool(Pool):
+    """A randomly initialised network for every draw (DM, arXiv 2110.04181), which `embed` sees as it is, `whole` or not.
 
     Batch norms take their statistics from one batch of real images. Args: dataset, a `Dataset`; names, of
     classifiers, all equally likely; engine, the `Engine` that runs the networks.
@@ -21,13 +22,6 @@ class RandomPool:
 
     def __init__(self, dataset, *, names=("convnet",), engine=EAGER):
         self.dataset, self.names, self.engine = dataset, tuple(names), engine
-
-    def prepare(self, step, learner):
-        """What happens before step `step`: nothing."""
-
-    def last(self, generator):
-        """A network for a choice of images before any step: a new one."""
-        return self.draw(generator)
 
     def draw(self, generator):
         """A new network by the next draws of `generator`."""
@@ -39,17 +33,7 @@ class RandomPool:
         return calibrated(model, real, spec, generator).eval()
 
     def embed(self, network, rows, whole=False):
-        """Embeddings of the training images `rows` (int64 [n]) as `network`, drawn here, sees them: float32 [n, D].
-
-        `whole`, as a `ClassifierPool` has it, does nothing: no network stays for long.
-        """
         return embed_images(network, self.dataset.train.images, self.dataset.spec, engine=self.engine, rows=rows)
-
-    def state_dict(self):
-        return {}
-
-    def load_state_dict(self, state):
-        """Nothing is kept between steps."""
 
 
 class OnlinePool(RandomPool):

@@ -21,6 +21,7 @@ from gendistil.common.errors import UserError
 from gendistil.common.rng import stream
 from gendistil.common.run import read_json, replacing, write_json
 from gendistil.data import Augment, spec_of
+from pools.base import Pool
 from pools.classifiers import build_classifier
 from pools.training import accuracy, calibrated, count_batches, embed_images, epoch_batches, train_classifier
 
@@ -35,7 +36,7 @@ class _OtherFormat(UserError):
     """A pool of another version: sound, but not to be read."""
 
 
-class ClassifierPool:
+class ClassifierPool(Pool):
     """Snapshots of pretrained classifiers, `len(pool)` in all; `pool[i]` is one of them, on the device, frozen, in eval mode.
 
     Args:
@@ -149,15 +150,6 @@ class ClassifierPool:
                          for count in (len(self._members), len(starts)))
         index = member * (self.definition["epochs"] + 1) + starts[place]
         return self._load(index), self._load(index + epochs)  # not kept: there are thousands
-
-    def prepare(self, step, learner):
-        """What happens before a step of matching: nothing."""
-
-    def state_dict(self):
-        return {}
-
-    def load_state_dict(self, state):
-        """Everything is on disk."""
 
     def embed(self, network, rows, whole=False):
         """Embeddings of the training images `rows` (int64 [n]) as `network`, a member, sees them: [n, D], float16 as float32.

@@ -103,7 +103,7 @@ OF_ARCHITECTURES = {
 """What the default protocol does otherwise for an architecture: fields of a `Protocol` by its name. Published ones do nothing.
 
 A row is also that of its variants (`vgg11_bn` is trained as `vgg11`) unless they have one of their own. Measured on held-out
-images of CIFAR-10: docs/results/cifar10-students.md.
+images of CIFAR-10: docs/results/students.md.
 """
 
 

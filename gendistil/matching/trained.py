@@ -106,7 +106,7 @@ class TrainingMatcher(Matcher):
     def _first_logits(self):
         """Mean logits of the pool's trained networks that classify an image rightly, of all where none does: [K, m, K]."""
         learner, source = self.learner, self.learner.source
-        if not hasattr(self.pool, "finished"):
+        if not self.pool.finished():
             raise UserError("--label-lr starts from what trained networks answer: add --pool-training expert or pretrained")
         images, _ = draw_set(source, source.max_ipc, learner.seed, learner.accelerator.device)
         classes = balanced_labels(self.classes, source.decoded(source.max_ipc), images.device)
