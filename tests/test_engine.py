@@ -13,6 +13,7 @@ import gen_condense
 import pool_match
 import validate
 from gendistil.common import engine as engines
+from gendistil.common.device import make_accelerator
 from gendistil.common.engine import EAGER, Engine, resume_optimizer
 from gendistil.common.errors import UserError
 from gendistil.common.run import load_checkpoint
@@ -188,3 +189,15 @@ def test_what_an_optimiser_remembers_is_laid_out_as_its_weights_are():
         again.step()
         steps.append(conv.weight.detach().clone())
     assert torch.equal(*steps)
+
+
+@pytest.mark.parametrize(("launched", "threads"), [(True, 1), (True, 4), (False, 1)])
+def test_who_launches_with_one_thread_is_told_how_to_take_all(on_the_cpu, monkeypatch, capsys, launched, threads):
+    monkeypatch.setattr(torch, "get_num_threads", lambda: threads)
+    monkeypatch.setattr("os.cpu_count", lambda: 8)
+    if launched:
+        monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "no")
+    else:
+        monkeypatch.delenv("ACCELERATE_MIXED_PRECISION", raising=False)
+    make_accelerator("fp32")
+    assert ("--num_cpu_threads_per_process 8" in capsys.readouterr().err) == (launched and threads == 1)

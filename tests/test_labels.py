@@ -166,8 +166,11 @@ def test_a_teacher_that_was_chosen_stays_when_the_evaluation_goes_on(digits, poo
         chosen = Teachers(labels, [], sources.values(), digits, engine=EAGER, protocol=PROTOCOLS["default"], seed=0,
                           chosen=kept)
         kept = json.loads(json.dumps(chosen.settle(rows, sources, ["fresh"], Accelerator(cpu=True))))
-        assert kept == [[["teacher", 2, "fresh"], [0]]]
+        assert kept == [[["teacher", 2, "fresh"], [0], pool.dir.name]]
         assert chosen.teach(sources["one"], "teacher", 2, "fresh").teacher.networks == [chosen.pool[0]]
+    other = [[*entry[:2], "another pool"] for entry in kept]
+    chosen = Teachers(labels, [], sources.values(), digits, engine=EAGER, protocol=PROTOCOLS["default"], seed=0, chosen=other)
+    assert chosen.teach(sources["one"], "teacher", 2, "fresh").teacher.networks == [chosen.pool[1]]
 
 
 def test_members_of_one_length_are_told_apart(digits, tmp_path):

@@ -15,6 +15,7 @@ from accelerate.utils import parse_flag_from_env
 from torch.nn import functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from gendistil.common.cli import say
 from gendistil.common.errors import UserError
 
 _M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_MAX = -1, -2, -4
@@ -62,6 +63,10 @@ def make_accelerator(precision="auto"):
         precision = "bf16" if native_bf16(device) else "fp32"
     if precision == "fp16" and device.type != "cuda":
         raise UserError("--precision fp16 needs a GPU: use bf16 or fp32 here")
+    launched = "ACCELERATE_MIXED_PRECISION" in os.environ and state.num_processes == 1
+    if device.type == "cpu" and launched and torch.get_num_threads() == 1 < (os.cpu_count() or 1):
+        say(f"one of {os.cpu_count()} cores is used: accelerate launch takes all by --num_cpu_threads_per_process "
+            f"{os.cpu_count()}, and python by itself")
     if device.type == "cuda":
         torch.backends.cudnn.benchmark = True
         # Convolutions only: the products behind distances and clusterings keep all their digits.

@@ -117,8 +117,7 @@ class Teachers:
         self.labels, self.dataset, self.engine = labels, dataset, engine
         self.protocol = replace(protocol, epochs=min(protocol.epochs, _TRIAL_EPOCHS))
         self.seed = stream(seed, "teacher's trial").initial_seed() % 2**31  # none of the students that are reported
-        self._chosen = {tuple(wanted): tuple(indices) for wanted, indices in chosen or ()}
-        self._teachers, self._scores = {}, {}
+        self._chosen, self._teachers, self._scores = {}, {}, {}
         self.sources, self.pool = list(sources), None
         if "teacher" not in labels.labels and all(map(self._keeps_rows, self.sources)):
             return
@@ -131,6 +130,7 @@ class Teachers:
             say(f"{path} labels what keeps no rows; other runs of --pretrain-weight name {', '.join(map(str, others))} "
                 "(--teacher chooses)")
         self.pool = open_pool(path, dataset)
+        self._chosen = {tuple(wanted): tuple(indices) for wanted, indices, pool in chosen or () if pool == self.pool.dir.name}
 
     def teach(self, source, kind, ipc, sampling, asked=SAMPLINGS):
         """`source` with labels of a kind, as students of `ipc` images of a class see it.
@@ -155,7 +155,7 @@ class Teachers:
                 if row["labels"] in ("rows", "teacher"):
                     self.teach(sources[row["source"]], row["labels"], row["ipc"], row["sampling"], asked)
         self._chosen, = broadcast_object_list([self._chosen])
-        return [[list(wanted), list(indices)] for wanted, indices in self._chosen.items()]
+        return [[wanted, indices, self.pool.dir.name] for wanted, indices in self._chosen.items()]
 
     def describe(self, source):
         """A taught source's teacher in words: its networks, what they score on the held-out images, and the temperature."""
