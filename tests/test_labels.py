@@ -156,21 +156,17 @@ def test_snapshots_are_tried_on_what_has_enough_images(digits, pool, monkeypatch
 
 
 def test_a_teacher_that_was_chosen_stays_when_the_evaluation_goes_on(digits, pool, monkeypatch):
-    best = [0]
     monkeypatch.setattr(teachers, "evaluate", lambda taught, *words, **options: SimpleNamespace(
         mean=float(taught.teacher.networks[0] is chosen.pool[best[0]])))
-    labels, kept = Labels(labels=("teacher",), teacher=pool.dir, teacher_snapshots="auto"), None
-    sources, rows = {"one": Prototypes()}, [{"source": "one", "labels": kind, "ipc": 2, "sampling": "fresh"}
-                                            for kind in ("hard", "teacher")]
-    for best[0] in (0, 1):  # another device, or another first source, would choose another
+    labels, sources = Labels(labels=("teacher",), teacher=pool.dir, teacher_snapshots="auto"), {"one": Prototypes()}
+    rows = [{"source": "one", "labels": kind, "ipc": 2, "sampling": "fresh"} for kind in ("hard", "teacher")]
+    best, kept, other = [0], [], [[["teacher", 2, "fresh"], [0], "another pool"]]
+    for best[0], known, answers in ((0, None, 0), (1, kept, 0), (1, other, 1)):  # another device would choose another
         chosen = Teachers(labels, [], sources.values(), digits, engine=EAGER, protocol=PROTOCOLS["default"], seed=0,
-                          chosen=kept)
-        kept = json.loads(json.dumps(chosen.settle(rows, sources, ["fresh"], Accelerator(cpu=True))))
-        assert kept == [[["teacher", 2, "fresh"], [0], pool.dir.name]]
-        assert chosen.teach(sources["one"], "teacher", 2, "fresh").teacher.networks == [chosen.pool[0]]
-    other = [[*entry[:2], "another pool"] for entry in kept]
-    chosen = Teachers(labels, [], sources.values(), digits, engine=EAGER, protocol=PROTOCOLS["default"], seed=0, chosen=other)
-    assert chosen.teach(sources["one"], "teacher", 2, "fresh").teacher.networks == [chosen.pool[1]]
+                          chosen=known)
+        kept[:] = json.loads(json.dumps(chosen.settle(rows, sources, ["fresh"], Accelerator(cpu=True))))
+        assert kept == [[["teacher", 2, "fresh"], [answers], pool.dir.name]]
+        assert chosen.teach(sources["one"], "teacher", 2, "fresh").teacher.networks == [chosen.pool[answers]]
 
 
 def test_members_of_one_length_are_told_apart(digits, tmp_path):
