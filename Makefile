@@ -96,7 +96,7 @@ cifar10-methods: $(BIN)/.installed
 
 # Students of seven architectures on sets of ten images of a class, at the learning rate that was best for each on held-out images of
 # CIFAR-10: 300 steps each on CIFAR-10, from the runs of `make cifar10` and `make cifar10-methods`; half as many on Fashion-MNIST, from
-# those of `make sets-fashion`, with a teacher's labels for all of them.
+# those of `make sets-fashion`, with a teacher's labels for all of them. DATA=FOLDER is for architectures-cifar10 alone.
 architectures: architectures-cifar10 architectures-fashion
 architectures-cifar10: OUT = cifar10-results
 architectures-cifar10: LENGTH = --epochs 150

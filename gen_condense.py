@@ -95,7 +95,7 @@ def main(argv=None):
                 judge.score(learner, loop.done)
                 over = judge.over()
                 loop.last = loop.last or over
-            if loop.saves(args.save_interval) or scored:  # the model that a score kept, and the scores, are of one training
+            if loop.saves(1 if scored else args.save_interval):  # the model that a score kept goes with its checkpoint
                 trainer.check(loop.done)
                 if not judge or not judge.summary["best_step"]:
                     run.save_model(trainer.source, MODEL_FOLDER)

@@ -117,7 +117,7 @@ def main():
     sources, paths = load_sources(args, paths, dataset, real)
     check_folder(vars(args))
     rows, known = resumed(args, paths, stored=[name for name, source in sources.items() if not source.varies])
-    made = made_as(paths, rows.values())
+    made, against = made_as(paths, rows.values()), controls(known)
     plan, engine = list_rows(args, sources), Engine(accelerator)
     at_once = side_by_side(args.num_eval, device, engine, args.together)  # and of several none is compiled
     pixels = 0 if at_once > 1 else count_pixels(args, plan, protocols, dataset.spec)
@@ -125,16 +125,16 @@ def main():
     teachers = make_teachers(args, known.values(), sources.values(), dataset, engine)
     if args.push_to_hub and accelerator.is_main_process:
         make_repository(args.push_to_hub)  # a refusal comes before the work, and after everything else that may be refused
-    chosen = teachers and teachers.settle(plan, sources, args.sampling, accelerator)
     seen = max((row["ipc"] or 0 for row in rows.values()), default=0)  # entries of the log go by IPC
-    run = Run(vars(args), accelerator, seen, dataset=dataclasses.asdict(dataset.spec), teachers_chosen=chosen, sources=known,
+    run = Run(vars(args), accelerator, seen, dataset=dataclasses.asdict(dataset.spec), sources=known,
               students={model: dataclasses.asdict(protocol) for model, protocol in protocols.items()})
-    against = controls(known)
     facts = {"data": data_words(args, dataset.spec), "protocol": args.protocol, "scored_on": args.scored_on,
              "seed": args.seed, "device": device_name(device), "torch": torch.__version__}
 
     units = [(row, first) for row in plan  # of work: some students of a row
              for first in range(rows.get(row_key(row), {"n": 0})["n"], args.num_eval, at_once)]
+    if teachers:
+        teachers.settle([row for row, _ in units], sources, args.sampling, run)
 
     def judge(row, first):
         settings = {"num_eval": min(at_once, args.num_eval - first), "seed": args.seed + first, "engine": engine,

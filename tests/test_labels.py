@@ -20,6 +20,7 @@ from gendistil.common.device import make_accelerator
 from gendistil.common.engine import EAGER, Engine
 from gendistil.common.errors import UserError
 from gendistil.common.rng import stream
+from gendistil.common.run import read_json, write_json
 from gendistil.data import standardise, to_signed, to_uint8
 from gendistil.evaluation import PROTOCOLS, evaluate, student_batches, teachers, validation
 from gendistil.evaluation.teachers import Labels, Teachers
@@ -155,18 +156,18 @@ def test_snapshots_are_tried_on_what_has_enough_images(digits, pool, monkeypatch
             assert (source, ipc) == (sources[1], most)
 
 
-def test_a_teacher_that_was_chosen_stays_when_the_evaluation_goes_on(digits, pool, monkeypatch):
+def test_a_teacher_that_was_chosen_stays_when_the_evaluation_goes_on(digits, pool, tmp_path, monkeypatch):
     monkeypatch.setattr(teachers, "evaluate", lambda taught, *words, **options: SimpleNamespace(
         mean=float(taught.teacher.networks[0] is chosen.pool[best[0]])))
-    labels, sources = Labels(labels=("teacher",), teacher=pool.dir, teacher_snapshots="auto"), {"one": Prototypes()}
+    best, labels = [0], Labels(labels=("teacher",), teacher=pool.dir, teacher_snapshots="auto")
     rows = [{"source": "one", "labels": kind, "ipc": 2, "sampling": "fresh"} for kind in ("hard", "teacher")]
-    best, kept, other = [0], [], [[["teacher", 2, "fresh"], [0], "another pool"]]
-    for best[0], known, answers in ((0, None, 0), (1, kept, 0), (1, other, 1)):  # another device would choose another
-        chosen = Teachers(labels, [], sources.values(), digits, engine=EAGER, protocol=PROTOCOLS["default"], seed=0,
-                          chosen=known)
-        kept[:] = json.loads(json.dumps(chosen.settle(rows, sources, ["fresh"], Accelerator(cpu=True))))
-        assert kept == [[["teacher", 2, "fresh"], [answers], pool.dir.name]]
-        assert chosen.teach(sources["one"], "teacher", 2, "fresh").teacher.networks == [chosen.pool[answers]]
+    run, config, other = SimpleNamespace(is_main=True, dir=tmp_path), tmp_path / "config.json", pool.dir.with_name("other")
+    write_json(config, {})
+    for best[0], before, answers in ((0, None, 0), (1, pool.dir, 0), (1, other, 1)):  # another device would choose another
+        known = before and [[["teacher", 2, "fresh"], [0], before.name]]
+        chosen = Teachers(labels, [], [Prototypes()], digits, engine=EAGER, protocol=PROTOCOLS["default"], seed=0, chosen=known)
+        chosen.settle(rows, {"one": Prototypes()}, ["fresh"], run)
+        assert read_json(config)["teachers_chosen"] == [[["teacher", 2, "fresh"], [answers], pool.dir.name]]
 
 
 def test_members_of_one_length_are_told_apart(digits, tmp_path):

@@ -188,7 +188,7 @@ def test_an_interrupted_pretraining_goes_on_with_the_missing_member(pool, digits
 def test_an_incomplete_pool_is_not_opened(pool, tmp_path):
     shutil.copytree(pool.dir, tmp_path / "half")
     record = json.loads((pool.dir / "pool.json").read_text())
-    for rows, count in ((record["snapshots"][:3], 1), (record["snapshots"][:-1], 2)):
+    for rows, count in ((record["snapshots"][:3], 1), (record["snapshots"][:-1], 1), ([], 0)):
         (tmp_path / "half" / "pool.json").write_text(json.dumps({**record, "snapshots": rows}))
         with pytest.raises(UserError, match=f"not complete: {count} of its 2 classifiers are there"):
             ClassifierPool.open(tmp_path / "half")

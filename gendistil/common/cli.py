@@ -130,7 +130,7 @@ def add_data_arguments(parser, whiten=False):
     if whiten:
         group.add_argument("--whiten", choices=("none", "zca"), default=None,
                            help="what classifiers see: images standardised by channel, or whitened by ZCA; what is stored "
-                                "stays pictures (default: that of the run that is continued, else none)")
+                                "stays pictures (default: that of the run that is continued or judged, else none)")
     return group
 
 

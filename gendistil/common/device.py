@@ -2,6 +2,7 @@
 
 import atexit
 import ctypes
+import functools
 import math
 import os
 import platform
@@ -64,14 +65,22 @@ def make_accelerator(precision="auto"):
     if precision == "fp16" and device.type != "cuda":
         raise UserError("--precision fp16 needs a GPU: use bf16 or fp32 here")
     launched = "ACCELERATE_MIXED_PRECISION" in os.environ and state.num_processes == 1
-    if device.type == "cpu" and launched and torch.get_num_threads() == 1 < (os.cpu_count() or 1):
-        say(f"one of {os.cpu_count()} cores is used: accelerate launch takes all by --num_cpu_threads_per_process "
-            f"{os.cpu_count()}, and python by itself")
+    if device.type == "cpu" and launched and torch.get_num_threads() == 1 < _cores():
+        _say_once(f"one of {_cores()} cores is used: accelerate launch takes all by --num_cpu_threads_per_process {_cores()}, "
+                  "and python by itself")
     if device.type == "cuda":
         torch.backends.cudnn.benchmark = True
         # Convolutions only: the products behind distances and clusterings keep all their digits.
         torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32 = True, False
     return Accelerator(mixed_precision={"fp32": "no"}.get(precision, precision))
+
+
+def _cores():
+    """How many cores of the machine this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+_say_once = functools.cache(say)
 
 
 def _leave():

@@ -194,7 +194,7 @@ class Interruptible:
         self._noted = True
 
     def requested(self, step):
-        """Whether a signal has come before the end of step `step`."""
+        """Whether a signal has come; `step`, which says when this is asked, is for those who stand in for it."""
         return self._noted
 
     def __exit__(self, kind, *exception):

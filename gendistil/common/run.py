@@ -143,7 +143,8 @@ def check_folder(options):
     if options["overwrite"]:
         for name in ("data", "data_dir", "plugin"):
             for path in _several(options.get(name)):
-                _check_outside(folder, flag_of(name), Path(path))
+                if name != "data" or os.sep in str(path):  # without one it may be a data set's name
+                    _check_outside(folder, flag_of(name), Path(path).expanduser())
     if resumed and options["overwrite"]:
         raise UserError("--resume goes on with a run, and --overwrite replaces it: give one of them")
     parent = next((path for path in (folder, *folder.parents) if path.exists()), folder)

@@ -12,7 +12,7 @@ from gendistil.common.cli import POSITIVE, say
 from gendistil.common.errors import UserError
 from gendistil.common.flags import from_flags, option, refuse
 from gendistil.common.rng import stream
-from gendistil.common.run import beside, made_by, short
+from gendistil.common.run import amend, beside, made_by, short
 from gendistil.data import Whitened
 from gendistil.evaluation.rows import OWN_LABELS, unique
 from gendistil.evaluation.students import SAMPLINGS, evaluate
@@ -144,18 +144,19 @@ class Teachers:
         teacher = source.rows if kept else self._teacher(self._choose(kind, ipc, sampling if sampling in asked else "fresh"))
         return Taught(source, teacher, self.labels.temperature, kind == "rows")
 
-    def settle(self, rows, sources, asked, accelerator):
-        """Choose the teachers of all `rows` of a report, dicts, by one process for all. Returns what to give as `chosen` to
-        those of the same evaluation when it goes on, which else might choose others, by other sources or on another device.
+    def settle(self, rows, sources, asked, run):
+        """Choose the teachers of `rows` of a report, dicts, by one process for all, and keep in the config of their `Run` what
+        to give as `chosen` when that goes on: by other sources, or on another device, others might be chosen.
 
         Args: sources, by the names in the rows; asked, see `teach`.
         """
-        if accelerator.is_main_process:
+        if run.is_main:
             for row in rows:
                 if row["labels"] in ("rows", "teacher"):
                     self.teach(sources[row["source"]], row["labels"], row["ipc"], row["sampling"], asked)
         self._chosen, = broadcast_object_list([self._chosen])
-        return [[wanted, indices, self.pool.dir.name] for wanted, indices in self._chosen.items()]
+        if run.is_main and self._chosen:
+            amend(run.dir, teachers_chosen=[[*chosen, self.pool.dir.name] for chosen in self._chosen.items()])
 
     def describe(self, source):
         """A taught source's teacher in words: its networks, what they score on the held-out images, and the temperature."""

@@ -117,7 +117,8 @@ def protocol_of(args, data, kind="convnet"):
     Raises UserError for a flag that does nothing in it.
     """
     protocol = override(protocol_for(args.protocol, data, kind), args)
-    refuse_idle(args, protocol, IDLE)
+    if not args.resume:  # whose flags are those of its start
+        refuse_idle(args, protocol, IDLE)
     return protocol
 
 

@@ -214,7 +214,7 @@ def make_matcher(method, learner, dataset):
     if method.match == "none":
         return None
     row, last = OBJECTIVES[method.match], method.max_start - 1 + method.expert_epochs
-    if row.expert and last > method.pool_epochs:
+    if row.expert and method.steps != 0 and last > method.pool_epochs:
         raise UserError(f"--max-start {method.max_start} and --expert-epochs {method.expert_epochs} need experts of {last} "
                         f"epochs: raise --pool-epochs, now {method.pool_epochs}")
     alone = method.steps != 0 and dataset.fewest == 1 and not (method.match_aug and method.aug_setting == "image")

@@ -94,7 +94,7 @@ def check_paths(args):
             check_outside(args, flag, path)
     if args.weight:
         check_held_out(args.weight, "--weight", args.held_out)
-    if holds_latents(args.weight) and read_json(find_run(args.weight) / SUMMARY).get("ended") is False:
+    if not args.resume and holds_latents(args.weight) and read_json(find_run(args.weight) / SUMMARY).get("ended") is False:
         raise UserError(f"--weight {args.weight} is not finished: continue it with --resume")
 
 
