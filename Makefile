@@ -114,7 +114,8 @@ architectures-%: DEEP = --ipc 10 --num-eval 1 --lr 0.01 --eval-model vgg11 resne
 architectures-%: ALEX = --ipc 10 --num-eval 1 --eval-model alexnet
 LABELLED = --labels hard $1 --teacher $(MATCHED)
 ACROSS = $(RUN) validate.py $(call GO,across-$1-few) $(FEW) $3 $(call LABELLED,$2) && \
-    $(RUN) validate.py $(call GO,across-$1-alex) $(ALEX) $3 $(if $(TAUGHT),$(call LABELLED,$2)) && \
+    $(RUN) validate.py $(call GO,across-$1-alex) $(ALEX) $3 && \
+    $(if $(TAUGHT),$(RUN) validate.py $(call GO,across-$1-alex-$2) $(ALEX) --lr 0.02 $3 --labels $2 --teacher $(MATCHED) &&) \
     $(RUN) validate.py $(call GO,across-$1-deep) $(DEEP) $3 $(if $(TAUGHT),$(call LABELLED,$2))
 architectures-%: SAMPLED = $(LENGTH) --compare none --pretrain-weight stage2=$(OUT)/match --sampling
 architectures-%: $(BIN)/.installed
