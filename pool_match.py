@@ -22,6 +22,7 @@ from gendistil.evaluation.teachers import keep_rows, open_pool
 from gendistil.matching import METHODS, Method, build, choices, methods, objectives, origin
 from gendistil.matching.build import LEARNED, kind_of
 from gendistil.matching.methods import DEFAULT_IPC, DRAWN, GENERATOR, PIXELS
+from gendistil.matching.networks import make_pool
 from gendistil.matching.origin import SUMMARY, Start
 from gendistil.sources import ROWS, Teacher
 from pools import check_classifiers
@@ -134,7 +135,7 @@ def match(args):
     engine.choose(args.compile, build.count_pixels(args.control_of, method, learner, dataset))
     matching = build.make_matcher(method, learner, dataset)  # what does not go together ends here
     pools, earlier = args.output_dir / "pools", folder if resumed else None
-    pool = build.make_pool(method, pools, args.seed, dataset, engine, earlier) if matching else None
+    pool = make_pool(method, pools, args.seed, dataset, engine, earlier) if matching else None
     if not resumed:
         learner.begin(dataset, method, pool)
     if matching:

@@ -32,6 +32,7 @@ from gendistil.common.run import device_name, read_json, write_json
 from gendistil.data import Dataset, Spec, Split
 from gendistil.matching import build, method_for, origin
 from gendistil.matching.methods import GENERATOR
+from gendistil.matching.networks import make_pool
 from gendistil.matching.unroll import SGD, unroll
 from generators import RECIPES, make_trainer
 from pools import build_classifier
@@ -57,7 +58,7 @@ def take_steps(method, classes, class_batch, size, ipc, real, precision="fp32", 
         recipe = replace(recipe, width=width or recipe.width)
         state = make_trainer(engine.accelerator, dataset.spec, recipe, 0, engine).state_dict()
     learner = build.make_learner(build.Begin(method, origin.Start(ipc=ipc), 0, engine, dataset, state, Path("new")))
-    pool = build.make_pool(method, None, 0, dataset, engine)
+    pool = make_pool(method, None, 0, dataset, engine)
     learner.begin(dataset, method, pool)
     matching = build.make_matcher(method, learner, dataset).begin(pool)
 

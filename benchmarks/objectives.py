@@ -19,6 +19,7 @@ from gendistil.common.errors import UserError
 from gendistil.common.flags import add_flags, fields, override
 from gendistil.data.datasets import Split
 from gendistil.matching import METHODS, Method, build, choices, origin
+from gendistil.matching.networks import make_pool
 from gendistil.sources import Teacher, draw_set, weights_digest
 
 KEPT = {"match_real": 1000, "select": "random", "match_aug": False}
@@ -118,7 +119,7 @@ def main():
 
         def make_matcher():
             matcher = build.make_matcher(method, learner, dataset)
-            return matcher and matcher.begin(build.make_pool(method, pools, 0, dataset, engine))
+            return matcher and matcher.begin(make_pool(method, pools, 0, dataset, engine))
 
         warm = make_matcher()
         for step in range(2):  # what is compiled is compiled before the clock starts
@@ -130,7 +131,7 @@ def main():
         steps = train(learner, matcher, args.seconds)
         if args.models:
             learner.source.save_pretrained(args.models / f"{name}-{seed}")
-        judges = build.make_pool(shared, pools, 0, dataset, engine)
+        judges = make_pool(shared, pools, 0, dataset, engine)
         return learner.source, {"generator_steps": steps, "agreement": agreement(learner.source, judges)}
 
     search(args, methods, engine, dataset, train_one, generator=weights_digest(args.weight))

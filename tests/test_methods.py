@@ -16,7 +16,7 @@ import validate
 from gendistil.common.engine import Engine
 from gendistil.common.run import load_checkpoint, read_json
 from gendistil.evaluation import Result, selection
-from gendistil.matching import METHODS, OBJECTIVES, SELECTORS, build
+from gendistil.matching import METHODS, OBJECTIVES, SELECTORS, networks
 from gendistil.sources import PixelSet, load_source
 from pools import OnlinePool, RandomPool
 
@@ -250,15 +250,15 @@ def test_a_coreset_keeps_the_labels_that_a_training_would_start_from(command, tm
 
 def test_flags_reach_the_pool_that_they_are_for(digits, tmp_path, monkeypatch):
     for name in ("OnlinePool", "ClassifierPool"):
-        monkeypatch.setattr(build, name, lambda *args, **given: given)
+        monkeypatch.setattr(networks, name, lambda *args, **given: given)
     of_training = {"pool_batch": 6, "pool_lr": 0.1, "pool_momentum": 0.2, "pool_decay": 0.3}
     method = replace(METHODS["dream+"], outer=2, inner=3, pool_images=4, pool_warmup=5, pool_cutmix=0.4, **of_training)
-    given = build.make_pool(method, tmp_path, 7, digits, Engine(Accelerator(cpu=True)))
+    given = networks.make_pool(method, tmp_path, 7, digits, Engine(Accelerator(cpu=True)))
     expected = {"outer": 2, "inner": 3, "images": 4, "warmup": 5, "batch_size": 6, "lr": 0.1, "momentum": 0.2,
                 "weight_decay": 0.3, "cutmix": 0.4, "seed": 7, "teacher": "real"}
     assert given.items() >= expected.items()
     method = replace(METHODS["mtt"], pool_members=2, pool_epochs=3, aug_single=True, **of_training)
-    given = build.make_pool(method, tmp_path, 7, digits, Engine(Accelerator(cpu=True)))
+    given = networks.make_pool(method, tmp_path, 7, digits, Engine(Accelerator(cpu=True)))
     expected = {"members": 2, "epochs": 3, "batch_size": 6, "lr": 0.1, "momentum": 0.2, "weight_decay": 0.3, "aug_single": True,
                 "snapshots": "epochs", "schedule": "constant"}
     assert given.items() >= expected.items()

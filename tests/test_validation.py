@@ -270,5 +270,5 @@ def test_parts_of_several_sizes_are_not_chosen_from():
         return list_rows(args, {"parts": source})
 
     assert [row["ipc"] for row in rows("single", 2, 3) + rows("multi", 3)] == [2, 3, 3]
-    with pytest.raises(UserError, match="parts has parts of several sizes .* or --ipc 3 alone"):
+    with pytest.raises(UserError, match=r"parts has parts of several sizes .* or --ipc 3 alone"):
         rows("multi", 2, 3)

@@ -9,7 +9,7 @@ from pathlib import Path
 from gendistil.common.device import process_first
 from gendistil.common.errors import UserError
 from gendistil.common.inherit import check_classes, name_other_data
-from gendistil.common.run import CHECKPOINT, CONFIG, beside, find_run, made_by, read_json, training_state
+from gendistil.common.run import CHECKPOINT, CONFIG, find_run, read_json, training_state
 from gendistil.matching import initial
 from gendistil.matching.drawing import DrawingLearner, modes_of
 from gendistil.matching.learners import GeneratorLearner, LatentLearner, PixelLearner
@@ -20,31 +20,9 @@ from gendistil.matching.trained import TrainingMatcher
 from gendistil.sources import LATENTS_FOLDER, LatentSet, PixelSet, check_fits, load_source, weights_digest
 from generators import make_trainer, recipe_of
 from generators.unet import FlowGenerator
-from pools import ClassifierPool, OnlinePool, RandomPool, check_classifiers
+from pools import check_classifiers
 
 _STEPS = 4  # of a flow that are matched through, at most, unless --sample-steps asks for more
-
-def make_pool(method, folder, seed, dataset, engine, run=None):
-    """The networks that compare the images; pretrained ones are made in `folder`, or found there. Of a `run` that goes on, by
-    its folder, they are those that it began with, though it may go on in another precision."""
-    known = beside(made_by(run).get("pool_folder"), run) if run else None
-    given = {"batch_size": method.pool_batch, "lr": method.pool_lr, "aug_type": method.pool_aug}
-    given = {name: value for name, value in given.items() if value is not None}
-    if method.pool_training == "pretrained":
-        return ClassifierPool(dataset, folder, engine.accelerator, names=method.pool, members=method.pool_members,
-                              epochs=method.pool_epochs, snapshots=method.pool_snapshots, mix=method.pool_mix,
-                              initial=method.pool_initial, engine=engine, known=known, **given)
-    if method.pool_training == "expert":
-        return ClassifierPool(dataset, folder, engine.accelerator, names=method.pool, members=method.pool_members,
-                              epochs=method.pool_epochs, snapshots="epochs", engine=engine, momentum=method.pool_momentum,
-                              weight_decay=method.pool_decay, schedule="constant", aug_single=method.aug_single, known=known,
-                              **given)
-    if method.pool_training == "random":
-        return RandomPool(dataset, names=method.pool, engine=engine)
-    return OnlinePool(dataset, teacher=method.pool_training, outer=method.outer, inner=method.inner, names=method.pool,
-                      images=method.pool_images, warmup=method.pool_warmup, momentum=method.pool_momentum,
-                      weight_decay=method.pool_decay, aug_single=method.aug_single, cutmix=method.pool_cutmix, seed=seed,
-                      engine=engine, **given)
 
 
 def check_pool(method, spec):

@@ -8,7 +8,8 @@ from gendistil.common.errors import UserError
 from gendistil.common.flags import Idle, fields, override, refuse, refuse_idle
 from gendistil.common.inherit import as_begun
 from gendistil.matching.build import LEARNED, kind_of
-from gendistil.matching.methods import DRAWN, METHODS, ONLINE, PIXELS, STORED, TRAINED, Method, method_for
+from gendistil.matching.methods import DRAWN, METHODS, PIXELS, STORED, Method, method_for
+from gendistil.matching.networks import POOLS, not_taken
 from gendistil.matching.objectives import OBJECTIVES
 from gendistil.matching.origin import Start
 from gendistil.matching.selectors import SELECTORS
@@ -29,6 +30,10 @@ def _learns_nothing(method):
     return method.steps == 0 and kind_of(method) != DRAWN
 
 
+def _is_new_at_every_step(method):
+    return POOLS[method.pool_training].online and method.outer == 1
+
+
 def _plain(method):
     return not method.match_aug or method.aug_type == "none"
 
@@ -43,7 +48,6 @@ _OF_LEARNING = {"syn_batch", "optimizer", "momentum", "lr", "space", "paired_wei
 _OF_TRAINING = {"inner", "pool_images", "pool_batch", "pool_lr", "pool_momentum", "pool_decay", "pool_aug", "pool_cutmix"}
 _OF_POOLS = _beside("pool")
 _NOTHING = "does nothing at --steps 0, where nothing is learned"
-_SINGLE = ("expert", *ONLINE)  # pools whose networks are trained by one augmentation at a time, if --aug-single says so
 
 IDLE = (
     Idle(_learns_nothing, _NOTHING, _OF_MATCHING | _OF_UNROLLING | _OF_LEARNING),
@@ -52,7 +56,7 @@ IDLE = (
          _NOTHING, {"match"}),
     Idle(lambda m: _learns_nothing(m) and (kind_of(m) != PIXELS or m.init in ("noise", "real")), _NOTHING,
          {"pool_warmup", "pool_cutmix"}),
-    Idle(lambda m: _learns_nothing(m) and m.pool_training not in _SINGLE, _NOTHING, {"aug_single"}),
+    Idle(lambda m: _learns_nothing(m) and not POOLS[m.pool_training].single, _NOTHING, {"aug_single"}),
     # By classes and images of a generator's step --compile tells how long a run is.
     Idle(lambda m: m.match == "none", "is not for --match none",
          {"aug_single", *_OF_POOLS, *_OF_MATCHING} - {"match_classes", "match_batch"}),
@@ -63,7 +67,7 @@ IDLE = (
          "of experts, which trains on the stored images: give --syn-batch or --unroll-batch", {"match_batch"}),
     Idle(lambda m: not m.match_aug, "does nothing beside --no-match-aug", {"aug_type"}),
     Idle(_plain, "does nothing beside --no-match-aug or --aug-type none", {"aug_setting"}),
-    Idle(lambda m: _plain(m) and m.pool_training not in _SINGLE, "does nothing beside --no-match-aug or --aug-type none",
+    Idle(lambda m: _plain(m) and not POOLS[m.pool_training].single, "does nothing beside --no-match-aug or --aug-type none",
          {"aug_single"}),
     Idle(lambda m: m.unroll_optimizer != "sgd", "does nothing beside --unroll-optimizer adam", {"unroll_momentum"}),
     Idle(lambda m: m.unroll_order == "steps", "does nothing beside --unroll-order steps", {"unroll_batch"}),
@@ -73,10 +77,10 @@ IDLE = (
          "and scored once", {"optimizer", "momentum", "keep"}),
     Idle(lambda m: m.factor == 1, "does nothing beside --factor 1", {"decoder"}),
     Idle(lambda m: not m.pull, "does nothing beside --pull 0", {"pull_until"}),
-    Idle(lambda m: m.pool_training in ONLINE and m.outer == 1 and not m.pool_warmup,
+    Idle(lambda m: _is_new_at_every_step(m) and not m.pool_warmup,
          "does nothing where every step has a new network: give --outer, steps that share one",
          {"pool_training", *_OF_TRAINING}),
-    Idle(lambda m: m.pool_training in ONLINE and m.outer == 1, "does nothing beside --outer 1, where a network learns by "
+    Idle(_is_new_at_every_step, "does nothing beside --outer 1, where a network learns by "
          "--pool-warmup alone", {"inner", "pool_images"}),
 )
 """What does nothing, beside what the objective of a method does not take."""
@@ -109,7 +113,7 @@ def check_kinds(args):
     learned, pool = LEARNED[row.learn], args.pool_training or row.pool_training
     why = f"is not for --method {args.method}, which learns {learned.words}"
     refuse(args, (Method, Start), lambda field: learned.kind not in field.metadata.get("learns", [learned.kind]), why)
-    refuse(args, (Method,), lambda field: pool not in field.metadata.get("pools", [pool]) and not _is_off(args, field),
+    refuse(args, (Method,), lambda field: field.name in not_taken(pool) and not _is_off(args, field),
            f"is not for networks of --pool-training {pool}, which --method {args.method} has here")
     if learned.kind in STORED and args.match == "none":
         raise UserError(f"--match none {why}")
@@ -146,7 +150,7 @@ def calibrated_if_possible(method):
     """`method`, whose own --calibrate is 0 where its objective sees no embeddings or its networks have not learned; of a flag
     `check` says so."""
     row = OBJECTIVES.get(method.match)
-    possible = row and "calibrate" in row.options and method.pool_training in TRAINED
+    possible = row and "calibrate" in row.options and POOLS[method.pool_training].learned
     return method if possible else dataclasses.replace(method, calibrate=0.0)
 
 

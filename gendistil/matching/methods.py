@@ -10,6 +10,7 @@ from gendistil.data.augment import augmentations
 from gendistil.matching import initial
 from gendistil.matching.learners import SPACES
 from gendistil.matching.matcher import SETTINGS
+from gendistil.matching.networks import POOLS
 from gendistil.matching.objectives import METRICS, OBJECTIVES
 from gendistil.matching.selectors import SELECTORS
 from gendistil.matching.trained import ORDERS
@@ -22,10 +23,6 @@ GENERATOR, PIXELS, LATENTS, DRAWN = "generator", "pixels", "latents", "drawn"
 """What the published methods learn; `build.LEARNED` says how."""
 
 STORED = (PIXELS, LATENTS)
-POOL_TRAININGS = ("pretrained", "expert", "random", "synthetic", "real")
-ONLINE = ("synthetic", "real")
-KEPT = ("pretrained", "expert")
-TRAINED = (*KEPT, *ONLINE)
 KEEPS = ("last", "best")
 DEFAULT_IPC = 10
 
@@ -38,8 +35,8 @@ LENGTH_GROUP = "length and reports"
 class Method:
     """One row; the names of its fields are the flags of `pool_match.py`, and any flag that is given takes its place.
 
-    `learns` of a field: the kinds of what is learned that it has a meaning for (default: all); `pools`: the kinds of pool;
-    `first`: whether its flag also goes to the method that runs first, or only to that one.
+    `learns` of a field: the kinds of what is learned that it has a meaning for (default: all); `first`: whether its flag also
+    goes to the method that runs first, or only to that one. `networks.POOLS` says which pools take a field.
     """
 
     learn: str    # a key of build.LEARNED
@@ -54,10 +51,9 @@ class Method:
     match_classes: int = option("classes compared in one step, 0 for all", 0, type=NATURAL, group=_METHOD)
     match_batch: int = option("real images of each class (and generated ones)", 64, type=number(int, 2), group=_METHOD)
     match_real: int = option("instead, so many real images of each class, or all, by the embeddings that the pool keeps: "
-                             "of images as they are, so give --no-match-aug; 0 for none", 0, type=NATURAL, group=_METHOD,
-                             pools=("pretrained",))
+                             "of images as they are, so give --no-match-aug; 0 for none", 0, type=NATURAL, group=_METHOD)
     calibrate: float = option("weight of the pool's cross-entropy on synthetic images, beside that of their embeddings", 0.0,
-                                type=WEIGHT, group=_METHOD, pools=TRAINED)
+                                type=WEIGHT, group=_METHOD)
     mean_weight: float = option("weight of the distance of mean embeddings, in the same metric, beside that of gradients "
                                 "(DREAM+)", 0.0, type=WEIGHT, group=_METHOD)
     match_aug: bool = option("compare through siamese augmentation: the same for real and synthetic images", True,
@@ -98,17 +94,14 @@ class Method:
     clip: float = option("gradients longer than so many times their running mean are shortened to that, 0 for none", 0.0,
                          type=WEIGHT, group=_UNROLL)
     expert_epochs: int = option("the network starts at some epoch of an expert, and its weights are compared with the "
-                                "expert's so many epochs later", 2, type=COUNT, group=_UNROLL, pools=("expert",))
-    min_start: int = option("first epoch of an expert at which the network may start", 0, type=NATURAL, group=_UNROLL,
-                            pools=("expert",))
-    max_start: int = option("epoch of an expert below which the network starts", 5, type=COUNT, group=_UNROLL,
-                            pools=("expert",))
+                                "expert's so many epochs later", 2, type=COUNT, group=_UNROLL)
+    min_start: int = option("first epoch of an expert at which the network may start", 0, type=NATURAL, group=_UNROLL)
+    max_start: int = option("epoch of an expert below which the network starts", 5, type=COUNT, group=_UNROLL)
     first_max_start: int = option("--max-start of the first step, from where it grows (DATM); 0: --max-start from the first "
-                                  "step on", 0, type=NATURAL, group=_UNROLL, pools=("expert",))
-    start_grows: int = option("steps in which --first-max-start grows to --max-start", 1000, type=COUNT, group=_UNROLL,
-                              pools=("expert",))
+                                  "step on", 0, type=NATURAL, group=_UNROLL)
+    start_grows: int = option("steps in which --first-max-start grows to --max-start", 1000, type=COUNT, group=_UNROLL)
     skip_above: float = option("steps that leave a network further from its expert than this learn nothing (1: no nearer than "
-                               "at its start), 0 for none (DATM)", 0.0, type=WEIGHT, group=_UNROLL, pools=("expert",))
+                               "at its start), 0 for none (DATM)", 0.0, type=WEIGHT, group=_UNROLL)
 
     lr_critic: float | None = option("learning rate of the critic (default: the method's, else the recipe's)", None,
                                      type=POSITIVE, group="a generator", learns=(GENERATOR,))
@@ -161,38 +154,29 @@ class Method:
 
     pool: tuple = option("classifiers in the pool, named as for validate.py --eval-model (default: the method's)", ("convnet",),
                          nargs="+", type=some_classifiers, action=Flattened, metavar="NAME", group="pool", first=True)
-    pool_training: str = option("pretrained: on the real images, and kept; expert: the same by plain SGD, and kept after every "
-                                "epoch; random: never; synthetic, real: between the steps, on what is learned or on real "
-                                "images", "random", choices=POOL_TRAININGS, group="pool")
+    pool_training: str = option("how they are trained; " + "; ".join(f"{name}: {row.words}" for name, row in POOLS.items()),
+                                "random", choices=lambda: POOLS, group="pool")
     outer: int = option("steps of matching before the online network (synthetic, real) is replaced by a new one", 1, type=COUNT,
-                        group="pool", pools=ONLINE)
-    inner: int = option("passes that train the online network between two steps of matching", 1, type=COUNT, group="pool",
-                        pools=ONLINE)
-    pool_images: int = option("real images in each pass that trains the online network", 500, type=COUNT, group="pool",
-                              pools=("real",))
+                        group="pool")
+    inner: int = option("passes that train the online network between two steps of matching", 1, type=COUNT, group="pool")
+    pool_images: int = option("real images in each pass that trains the online network", 500, type=COUNT, group="pool")
     pool_warmup: int = option("passes over all real images that a new online network learns from first (DREAM+)", 0,
-                              type=NATURAL, group="pool", pools=ONLINE)
+                              type=NATURAL, group="pool")
     pool_batch: int | None = option("images a step of its training, or of the pretraining", None, type=number(int, 2),
-                                    group="pool", pools=TRAINED)
+                                    group="pool")
     pool_lr: float | None = option("learning rate of its training, or of the pretraining (SGD)", None, type=POSITIVE,
-                                   group="pool", pools=TRAINED)
-    pool_momentum: float = option("momentum of its training", 0.0, type=number(float, 0, 0.999), group="pool",
-                                  pools=("expert", *ONLINE))
-    pool_decay: float = option("weight decay of its training", 0.0, type=WEIGHT, group="pool", pools=("expert", *ONLINE))
-    pool_aug: str | None = option("augmentation of its training, or of the pretraining", None, type=augmentations, group="pool",
-                                  pools=TRAINED)
-    pool_cutmix: float = option("probability that CutMix mixes a batch of its training", 0.0, type=FRACTION, group="pool",
-                                pools=ONLINE)
-    pool_mix: bool = option("networks between two snapshots of a member, by interpolated weights (NCFM)", False, group="pool",
-                            pools=("pretrained",))
-    pool_initial: bool = option("also keep each network as it was before its pretraining (NCFM)", False, group="pool",
-                                pools=("pretrained",))
-    pool_members: int = option("pretrained networks of each classifier (default: the method's)", 4, type=COUNT, group="pool",
-                               pools=KEPT)
+                                   group="pool")
+    pool_momentum: float = option("momentum of its training", 0.0, type=number(float, 0, 0.999), group="pool")
+    pool_decay: float = option("weight decay of its training", 0.0, type=WEIGHT, group="pool")
+    pool_aug: str | None = option("augmentation of its training, or of the pretraining", None, type=augmentations, group="pool")
+    pool_cutmix: float = option("probability that CutMix mixes a batch of its training", 0.0, type=FRACTION, group="pool")
+    pool_mix: bool = option("networks between two snapshots of a member, by interpolated weights (NCFM)", False, group="pool")
+    pool_initial: bool = option("also keep each network as it was before its pretraining (NCFM)", False, group="pool")
+    pool_members: int = option("pretrained networks of each classifier (default: the method's)", 4, type=COUNT, group="pool")
     pool_epochs: int = option("epochs of their pretraining on the real images (default: the method's)", 20, type=COUNT,
-                              group="pool", pools=KEPT)
+                              group="pool")
     pool_snapshots: int = option("snapshots kept of each, from early to late (default: the method's)", 5, type=COUNT,
-                                 group="pool", pools=("pretrained",))
+                                 group="pool")
 
     lr: float | None = option("learning rate of the generator, of pixels or of latents (default: the method's, else that of "
                               "the generator's recipe)", None, type=POSITIVE, group=LENGTH_GROUP, learns=(GENERATOR, *STORED))
