@@ -14,6 +14,7 @@ from torchvision.datasets import ImageFolder
 import pool_match
 import sample
 import validate
+from gendistil.data import load_dataset
 from gendistil.evaluation import PROTOCOLS, Result, students
 from gendistil.evaluation.rows import KEYS, read_report
 from gendistil.sources import CHOICES, MODEL_FOLDER, DistilledDataset, PixelSet
@@ -55,7 +56,7 @@ def test_settings_are_chosen_on_held_out_images(call, fails, gan, tmp_path, monk
     rows = read_report(folder / "report.json")
     assert {row["scored_on"] for row in rows} == {"held_out"}
     assert {(row["source"], row["images"]) for row in rows if row["sampling"] == "all"} == {
-        ("training set without its held-out images", len(load("digits").train))}
+        ("training set without its held-out images", len(load_dataset("digits").train))}
     assert "accuracy on the held-out images" in (folder / "report.md").read_text()
     error = fails(2, validate, "--tag", "t", "--resume", *words)  # on the test set: another evaluation
     assert "--scored-on is not what the run was started with" in error
