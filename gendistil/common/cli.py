@@ -153,7 +153,8 @@ _NO_MEMORY = ("out of memory", "can't allocate memory", "DefaultCPUAllocator", "
 """What torch's RuntimeErrors say where there is none left."""
 
 
-def _first_line(error):
+def first_line(error):
+    """What an error says, but for what follows its first line."""
     return str(error).strip().partition("\n")[0]
 
 
@@ -178,7 +179,7 @@ def run_script(main):
         sys.exit(2)
     except (MemoryError, RuntimeError) as error:
         if type(error).__module__.startswith(("torch._dynamo", "torch._inductor")):  # of a backward, which is compiled late
-            say(f"{name}: error: networks cannot be compiled here ({_first_line(error)}): give --compile off", everyone=True)
+            say(f"{name}: error: networks cannot be compiled here ({first_line(error)}): give --compile off", everyone=True)
             sys.exit(2)
         if isinstance(error, RuntimeError) and not any(words in str(error) for words in _NO_MEMORY):
             raise

@@ -11,7 +11,7 @@ from torch import nn
 from torch._inductor.runtime.cache_dir_utils import default_cache_dir
 from torch.nn.parallel import DistributedDataParallel
 
-from gendistil.common.cli import say
+from gendistil.common.cli import first_line, say
 from gendistil.common.device import user_cache
 from gendistil.common.errors import UserError
 
@@ -80,7 +80,7 @@ class Engine:
             try:
                 return _compile(function)(*args)
             except torch._dynamo.exc.TorchDynamoException as error:
-                reason = str(error).strip().split("\n")[0]
+                reason = first_line(error)
                 if self.required:
                     raise UserError(f"--compile on: {reason}: is there a C++ compiler? Else give --compile off") from None
                 say(f"networks are not compiled ({reason})")

@@ -18,7 +18,7 @@ from accelerate.utils import gather_object
 
 from gendistil.common.cli import COUNT, Parser, add_data_arguments, add_run_arguments, tag
 from gendistil.common.errors import UserError
-from gendistil.common.flags import option, override
+from gendistil.common.flags import flag_of, option, override
 from gendistil.common.hub import is_hub
 from gendistil.common.run import CHECKPOINT
 from gendistil.evaluation.students import SAMPLINGS, Result, evaluate
@@ -174,11 +174,11 @@ class Memory:
         made = []
         for _, _, options, folder in self._runs(args, "check", [0], args.seed):
             for name in ("weight", "control_of", "teacher"):
-                path, flag = getattr(options, name, None), name.replace("_", "-")
+                path, flag = getattr(options, name, None), flag_of(name)
                 if path and path not in made and not is_hub(path) and not path.exists():
-                    raise UserError(f"--memory {self.name}: --{flag} {path} does not exist: check its command")
+                    raise UserError(f"--memory {self.name}: {flag} {path} does not exist: check its command")
                 if path and path not in made and args.steps > 1:
-                    raise UserError(f"--memory {self.name}: --{flag} {path} is of one set of classes, and each step has "
+                    raise UserError(f"--memory {self.name}: {flag} {path} is of one set of classes, and each step has "
                                     "others: make one for each by a command before, with && between the two")
             made.append(folder)
         row = override(METHODS[options.method], options) if "method" in options else None

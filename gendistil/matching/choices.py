@@ -5,7 +5,7 @@ import dataclasses
 from pathlib import Path
 
 from gendistil.common.errors import UserError
-from gendistil.common.flags import Idle, fields, override, refuse, refuse_idle
+from gendistil.common.flags import Idle, fields, flag_of, override, refuse, refuse_idle
 from gendistil.common.inherit import as_begun
 from gendistil.matching.build import LEARNED, kind_of
 from gendistil.matching.methods import DRAWN, METHODS, PIXELS, STORED, Method, method_for
@@ -135,8 +135,8 @@ def check(options):
         refuse_idle(args, method, useless, lambda field: _is_off(args, field), f" (--method {args.method})")
     for weight, seen in _WEIGHTS.items() if row else ():
         if getattr(args if weight == "calibrate" else method, weight) and weight not in row.options:
-            names, flag = ", ".join(name for name in OBJECTIVES if weight in OBJECTIVES[name].options), weight.replace("_", "-")
-            raise UserError(f"--{flag} is for an objective that compares {seen}: --match {names}, or --{flag} 0")
+            names, flag = ", ".join(name for name in OBJECTIVES if weight in OBJECTIVES[name].options), flag_of(weight)
+            raise UserError(f"{flag} is for an objective that compares {seen}: --match {names}, or {flag} 0")
     plain = method.unroll_optimizer == "sgd" and not method.unroll_momentum and _plain(method)
     if _of_training(method) and method.unroll_order == "steps" and not plain:
         raise UserError("--unroll-order steps is plain SGD without augmentation, which --protocol replay repeats: give "

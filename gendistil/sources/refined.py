@@ -10,7 +10,7 @@ from torch.nn import functional as F
 from gendistil.common.cli import FRACTION, POSITIVE, WEIGHT, number, say
 from gendistil.common.device import send
 from gendistil.common.errors import UserError
-from gendistil.common.flags import fields, given, option
+from gendistil.common.flags import fields, flag_of, given, option
 from gendistil.common.run import beside, made_by
 from gendistil.common.source import Source, index_within_class
 from gendistil.data import to_uint8
@@ -158,8 +158,8 @@ def refine(source, path, args, open_pool, device="cpu"):
     if refinement == Refinement():
         return source
     if values and not hasattr(source, "images_at"):
-        flag = next(iter(values)).replace("_", "-")
-        raise UserError(f"--{flag} is for generators, and the images of --pretrain-weight {path} are stored: leave it out")
+        raise UserError(f"{flag_of(next(iter(values)))} is for generators, and the images of --pretrain-weight {path} are "
+                        "stored: leave it out")
     if kept:
         say(f"{path} is refined as its config keeps: {refinement.words} (--noise-std 1 takes it as it is)")
     source.check_sampling(**refinement.sampling)
