@@ -68,6 +68,8 @@ class OnlinePool(RandomPool):
                 self._train(self.warmup, ("warm", round_), lambda generator: (real.images, real.labels))
         elif position:
             self._train(self.inner, (step,), self._lessons(learner))
+            if self.teacher == "synthetic":  # whose batches are few images: batch norms take real ones, as DC's do
+                self._model = calibrated(self._model, real, self.dataset.spec, stream(self.seed, "online norms", step)).eval()
 
     def _start(self, round_):
         self._model, self._round = super().draw(stream(self.seed, "online", round_)), round_

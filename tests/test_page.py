@@ -154,7 +154,7 @@ def test_published_points_stand_beside_ours(tmp_path, legends):
 def test_bytes_of_published_sets_and_generators():
     found = {entry.method: entry for entry in published("cifar10", {"convnet"})}
     assert found["DC"].points == ((30_720, 28.3), (307_200, 44.9), (1_536_000, 53.9))
-    assert found["IDC"].points == ((307_200, 67.5),)
+    assert found["IDC"].points == ((30_720, 50.6), (307_200, 67.5), (1_536_000, 74.5))
     assert found["DiM"].points == ((NETWORKS["dim"][0](size=32, channels=3, num_classes=10).stored_bytes(None), 72.6),)
     assert published("cifar10-jpeg", {"convnet"}) == list(found.values())
     assert published("digits", {"convnet"}) == published("cifar10", {"vgg"}) == []

@@ -290,6 +290,19 @@ def test_random_networks_are_calibrated_where_they_have_batch_norms(digits):
 
 
 @pytest.mark.parametrize("teacher", ["synthetic", "real"])
+def test_batch_norms_keep_statistics_of_real_images(digits, teacher):
+    learner, _ = pixel_learner(digits)
+    learner.training_set = lambda: (torch.full((20, 1, 8, 8), 255, dtype=torch.uint8), torch.arange(10).repeat(2))  # all white
+    pool = OnlinePool(digits, teacher=teacher, outer=2, inner=50, names=("convnet_bn:width=8",), images=20, batch_size=20)
+    means = []
+    for step in range(2):
+        pool.prepare(step, learner)
+        norm = next(module for module in pool.draw(None).modules() if hasattr(module, "running_mean"))
+        means.append(norm.running_mean.clone())
+    assert (means[1] - means[0]).norm() < 0.2 * means[0].norm()
+
+
+@pytest.mark.parametrize("teacher", ["synthetic", "real"])
 def test_an_online_pool_of_several_architectures_resumes_in_any_round(digits, teacher):
     learner, _ = pixel_learner(digits)
     settings = {"teacher": teacher, "outer": 2, "inner": 1, "images": 32, "batch_size": 16,

@@ -102,9 +102,10 @@ DATM_TINY = {**DATM_100, "unroll": by_ipc(40, 40, 20), "expert_epochs": 2, "lr":
 BPTT = dict(match="outcome", match_weight=1.0, match_batch=500, unroll=200, window=60, unroll_optimizer="adam", step_size=1e-3,
             optimizer="adam", lr=1e-3, aug_type="flip_rotate", clip=2.0, init="noise", pool_training="random", label_lr=0.0)
 
-# ssnl/dataset-distillation, base_options.py: 10 images of a class a step of its own each, three times; Adam at 0.01
-DD = dict(match="outcome", match_weight=1.0, unroll=30, window=0, unroll_optimizer="sgd", unroll_order="steps", step_size=0.02,
-          optimizer="adam", lr=0.01, init="noise", match_aug=False, pool_training="random")
+# ssnl/dataset-distillation, base_options.py: each image of a class has a step of its own, three times; Adam at 0.01, of step
+# sizes at what their softplus makes of that near their start (train_distilled_image.py:54-66)
+DD = dict(match="outcome", match_weight=1.0, unroll=by_ipc(3, 30, 150), window=0, unroll_optimizer="sgd", unroll_order="steps",
+          step_size=0.02, step_size_lr=2e-4, optimizer="adam", lr=0.01, init="noise", match_aug=False, pool_training="random")
 
 # gszfwsb/NCFM, config/ipc10/cifar10.yaml: 20 networks, each as it was and after 60 epochs; lr 0.01 times 0.1 on images in
 # [0, 1]. For 10 images of a class of CIFAR-100 the published optimiser is SGD, whose rate means nothing beside another weight.
@@ -126,7 +127,7 @@ PUBLISHED = {
     **rows("bptt", ["tinyimagenet"], **{**BPTT, "match_batch": 5, "unroll_batch": 50, "unroll": 300, "window": 100,
                                         "lr": 3e-4}),
     **rows("dd", ["mnist"], **DD),
-    **rows("dd", ["cifar10", "cifar100"], **{**DD, "step_size": 1e-3}),
+    **rows("dd", ["cifar10", "cifar100"], **{**DD, "step_size": 1e-3, "step_size_lr": 1e-5}),
     **rows("dm", ["mnist", "svhn"], **DM),
     **rows("dm", ["fashion", "cifar10", "cifar100"], **DM, aug_type=OBJECTS),                     # main_DM.py:28
     **rows("dm", ["tinyimagenet"], **{**DM, **DEEPER}, aug_type=OBJECTS),

@@ -93,6 +93,7 @@ OF_DATA_SETS = {
     # DC draws an operation for every image and not for every batch, and rotates by up to 45 degrees and not 15.
     "dc": {"mnist": {"epochs": 1001, "aug_type": "crop_scale_rotate", "aug_single": True}},
     "idc": {"mnist": {"cutmix": 0.0}},  # with images of several parts, which --method idc and dream have
+    "bptt": {"tinyimagenet": {"batch_size": 50}},
 }
 """What a protocol's authors set otherwise for a data set."""
 

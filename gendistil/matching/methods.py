@@ -277,7 +277,8 @@ PRESETS = (
     Preset(("bptt",), ("cifar100",), {"match_batch": 50, "unroll": 130, "unroll_batch": 100, "window": 90, "lr": 3e-4}),
     Preset(("bptt",), ("cifar100",), {"unroll": 300, "window": 100, "lr": 1e-3}, 10),
     Preset(("bptt",), ("tinyimagenet",), {"match_batch": 5, "unroll": 300, "unroll_batch": 50, "window": 100, "lr": 3e-4}),
-    Preset(("dd",), ("cifar10", "cifar100"), {"step_size": 1e-3}),
+    # Their step sizes are softplus of what Adam moves by 0.01, which is about a hundredth of such small ones.
+    Preset(("dd",), ("cifar10", "cifar100"), {"step_size": 1e-3, "step_size_lr": 1e-5}),
     Preset(("dd",), ("cifar100",), {"match_batch": 10}),
     Preset(("dd",), ("tinyimagenet",), {"match_batch": 5}),
     Preset(("mtt",), ("cifar10",), {"unroll": 50, "step_size_lr": 1e-7}),
@@ -333,6 +334,8 @@ def method_for(name, data, ipc, size=32, factor=None):
     # IDC's and DREAM's rate is for 10 images of a class, and a loss that is a mean over images; Adam's is the same for all.
     if method.space == "unit" and method.optimizer == "sgd":
         method = replace(method, lr=method.lr * ipc / 10 * (size / _BASE_SIZE.get(data, 32)) ** 2)
+    if method.unroll_order == "steps":  # three passes
+        method = replace(method, unroll=3 * ipc * (factor or method.factor) ** 2)
     if method.pool_training == "synthetic":
         outer, inner = loops(ipc)
         method = replace(method, outer=outer, inner=inner, steps=1000 * outer)
