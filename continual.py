@@ -6,7 +6,6 @@
 import dataclasses
 import functools
 
-import torch
 from tqdm import tqdm
 
 import gen_condense
@@ -18,7 +17,7 @@ from gendistil.common.errors import UserError
 from gendistil.common.flags import add_flags, from_flags
 from gendistil.common.inherit import inherit_data, parse_flags
 from gendistil.common.rng import stream
-from gendistil.common.run import Run, beside, check_folder, device_name, made_by, write_json
+from gendistil.common.run import Run, beside, check_folder, made_by, write_json
 from gendistil.data import load_asked
 from gendistil.evaluation import PROTOCOLS, Protocol
 from gendistil.evaluation.continual import (
@@ -32,11 +31,12 @@ from gendistil.evaluation.continual import (
     order_row,
     steps_of,
 )
+from gendistil.evaluation.protocols import GROUP
 from gendistil.evaluation.report import write_report
 from gendistil.evaluation.rows import REPORT, row_key
-from gendistil.evaluation.students import GROUP, side_by_side
+from gendistil.evaluation.students import side_by_side
 from gendistil.evaluation.tables import markdown
-from gendistil.evaluation.validation import add_scored_on, data_words, protocol_of, resumed, with_more_students
+from gendistil.evaluation.validation import add_scored_on, facts_of_all, first_seed, protocol_of, resumed, with_more_students
 from gendistil.sources import load_source
 from pools import check_classifiers, one_classifier, usual_classifier
 
@@ -101,9 +101,8 @@ def main():
     engine.choose(args.compile, 0 if several else shown * spec.size**2)
     run = Run(vars(args), accelerator, spec.num_classes if args.resume else 0, dataset=dataclasses.asdict(spec),
               students=dataclasses.asdict(protocol), sources=known)
-    facts = {"data": data_words(args, spec), "model": args.eval_model, "protocol": args.protocol, "scored_on": args.scored_on,
-             "task": f"{args.steps} steps of new classes, scored on all seen so far; mean and interval over their orders",
-             "kin": "orders of the classes", "device": device_name(device), "torch": torch.__version__}
+    facts = {**facts_of_all(args, spec, args.eval_model, engine), "model": args.eval_model, "kin": "orders of the classes",
+             "task": f"{args.steps} steps of new classes, scored on all seen so far; mean and interval over their orders"}
 
     def row_of(memory, kind, seen):
         """What tells the row of a step from others."""
@@ -137,8 +136,8 @@ def main():
                 previous = open_teacher(student_of(memory, before), device, engine) if chained and before else None
                 source = labelling.join(parts, pools, previous)
                 result = judge(source, scored, args.eval_model, row["ipc"], row["sampling"],
-                               num_eval=args.num_eval, seed=seed, accelerator=accelerator, together=args.together,
-                               protocol=protocol, scored_on=args.scored_on, engine=engine,
+                               num_eval=args.num_eval, seed=first_seed(seed, args.scored_on), accelerator=accelerator,
+                               together=args.together, protocol=protocol, scored_on=args.scored_on, engine=engine,
                                kept=student_of(memory, name) if chained else None)
                 row = {**row, "bytes": source.stored_bytes(row["ipc"])}
                 rows[key] = with_more_students(rows.get(key), order_row(row, result, rows.get(key)))

@@ -6,7 +6,6 @@
 import dataclasses
 import functools
 
-import torch
 from accelerate.utils import gather_object
 from tqdm import tqdm
 
@@ -16,15 +15,16 @@ from gendistil.common.engine import Engine
 from gendistil.common.flags import Flattened, add_flags, add_listing, columns, given
 from gendistil.common.hub import facts_of, make_repository, push, repository
 from gendistil.common.inherit import inherit_data, parse_flags
-from gendistil.common.run import Run, check_folder, device_name, made_by, write_json
+from gendistil.common.run import Run, check_folder, made_by, write_json
 from gendistil.data import load_asked
 from gendistil.evaluation import PROTOCOLS, SAMPLINGS, Protocol, evaluate, evaluate_full
 from gendistil.evaluation.card import card
 from gendistil.evaluation.page import draw_sheets, find_sheets
+from gendistil.evaluation.protocols import GROUP
 from gendistil.evaluation.ranking import complete
 from gendistil.evaluation.report import controls, write_report
 from gendistil.evaluation.rows import PLAIN, REPORT, curve_of, row_key
-from gendistil.evaluation.students import GROUP, rate_of, side_by_side
+from gendistil.evaluation.students import rate_of, side_by_side
 from gendistil.evaluation.tables import markdown
 from gendistil.evaluation.teachers import Labels, distilled_from, keep_student, labels_of, student_name
 from gendistil.evaluation.validation import (
@@ -34,7 +34,8 @@ from gendistil.evaluation.validation import (
     check_students,
     compared,
     count_pixels,
-    data_words,
+    facts_of_all,
+    first_seed,
     full_protocol,
     kept_bytes,
     list_rows,
@@ -42,6 +43,7 @@ from gendistil.evaluation.validation import (
     made_as,
     make_teachers,
     named_paths,
+    names_its_row,
     real_images,
     resumed,
     with_more_students,
@@ -128,16 +130,16 @@ def main():
     seen = max((row["ipc"] or 0 for row in rows.values()), default=0)  # entries of the log go by IPC
     run = Run(vars(args), accelerator, seen, dataset=dataclasses.asdict(dataset.spec), sources=known,
               students={model: dataclasses.asdict(protocol) for model, protocol in protocols.items()})
-    facts = {"data": data_words(args, dataset.spec), "protocol": args.protocol, "scored_on": args.scored_on,
-             "seed": args.seed, "device": device_name(device), "torch": torch.__version__}
+    facts = {**facts_of_all(args, dataset.spec, args.eval_model[0], engine), "seed": first_seed(args.seed, args.scored_on)}
 
     units = [(row, first) for row in plan  # of work: some students of a row
              for first in range(rows.get(row_key(row), {"n": 0})["n"], args.num_eval, at_once)]
     if teachers:
         teachers.settle([row for row, _ in units], sources, args.sampling, run)
 
+    @names_its_row
     def judge(row, first):
-        settings = {"num_eval": min(at_once, args.num_eval - first), "seed": args.seed + first, "engine": engine,
+        settings = {"num_eval": min(at_once, args.num_eval - first), "seed": facts["seed"] + first, "engine": engine,
                     "together": at_once, "scored_on": args.scored_on, "on_epoch": lambda done, of: bar.update(1 / of)}
         protocol = protocols[row["model"]]
         if row.get("augmentation"):

@@ -8,7 +8,7 @@ from torch import nn
 
 from gendistil.common.device import send
 from gendistil.common.engine import EAGER
-from gendistil.common.errors import UserError
+from gendistil.common.errors import Diverged
 from gendistil.data.augment import cut_mix
 from gendistil.data.images import HostImages, standardise, take, to_signed
 
@@ -51,7 +51,7 @@ def train_classifier(model, batches, *, epochs, lr=0.01, momentum=0.9, weight_de
         on_epoch: called after each epoch with (epochs done, mean loss as a 0-dim tensor).
         on_step: called after each step with the number of steps done.
         flag: what an error calls the learning rate.
-    Raises UserError when the loss is no longer finite.
+    Raises Diverged, a UserError, when the loss is no longer finite.
     """
     if isinstance(optimizer, str):
         optimizer = OPTIMIZERS[optimizer](model.parameters(), lr, momentum, weight_decay)
@@ -77,7 +77,7 @@ def train_classifier(model, batches, *, epochs, lr=0.01, momentum=0.9, weight_de
         if step - last_check >= _CHECK_INTERVAL or epoch == epochs - 1:
             # A loss that is not finite leaves weights that are not finite, so a later look sees it too.
             if not torch.isfinite(mean):
-                raise UserError(f"the loss of a classifier is {mean.item()} after {step} steps: lower its {flag}, now {lr:g}")
+                raise Diverged(f"the loss of a classifier is {mean.item()} after {step} steps: lower its {flag}, now {lr:g}")
             last_check = step
         if on_epoch:
             on_epoch(epoch + 1, mean)

@@ -12,7 +12,7 @@ from gendistil.common.errors import UserError
 from gendistil.common.rng import stream
 from gendistil.data import AUGMENTATIONS, Augment, AugmentParams, Spec
 from gendistil.data.augment import augmentations, cut_mix
-from gendistil.evaluation import PROTOCOLS, students
+from gendistil.evaluation import PROTOCOLS, protocols
 from gendistil.matching import METHODS, methods
 from generators import RECIPES
 from pools import ClassifierPool
@@ -224,7 +224,7 @@ def test_a_strategy_has_one_spelling():
 def test_every_preset_has_that_spelling():
     rows = [*map(asdict, (*METHODS.values(), *PROTOCOLS.values(), *RECIPES.values())),
             *(row.values for row in methods.PRESETS),
-            *(row for rows in students.OF_DATA_SETS.values() for row in rows.values()),
+            *(row for rows in protocols.OF_DATA_SETS.values() for row in rows.values()),
             {"aug_type": signature(ClassifierPool).parameters["aug_type"].default}]
     named = [row[name] for row in rows for name in ("aug_type", "pool_aug", "gan_aug") if row.get(name)]
     assert len(named) > len(METHODS)

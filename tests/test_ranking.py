@@ -54,6 +54,13 @@ def test_the_scores_of_rows():
     assert found["ars"] == pytest.approx((score(0.5 * 20 + 0.5 * 12) + score(0.5 * 20 + 0.5 * 20)) / 2)
 
 
+def test_students_of_other_seeds_are_no_pairs():
+    alike, = rankings(ROWS)
+    found, = rankings([*ROWS[:2], {**ROWS[2], "seed": 7}, *ROWS[3:]])
+    assert (found["lrs_std"], found["ars_std"]) == (None, None)
+    assert (found["n"], found["hlr"], found["lrs"]) == (2, 23.0, pytest.approx(alike["lrs"], abs=0.1))
+
+
 @pytest.mark.parametrize("missing", range(1, 5))
 def test_a_score_needs_all_of_its_rows(missing):
     assert rankings(ROWS[:missing] + ROWS[missing + 1:]) == []

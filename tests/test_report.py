@@ -157,9 +157,9 @@ def test_several_students_are_compared_line_by_line(tmp_path):
     text = tables(rows).split("**Students of several architectures on digits**")[1].split("\n\n")[1]
     lines = [[cell.strip() for cell in line.split("|")[1:-1]] for line in text.splitlines()]
     assert lines[0] == ["source", "sampling", "IPC", "convnet", "resnet18", "mlp", "mean drop"]
-    assert lines[2:] == [["gan", "fresh", "10", "80.00 ± 1.50 †", "70.00 ± 1.50", "60.00 ± 1.50", "15.00"],
-                         ["other", "fresh", "10", "50.00", "", "52.50 ± 1.50", ""],
-                         ["third", "fresh", "10", "", "91.00 ± 1.50", "91.00 ± 1.50", ""]]
+    assert lines[2:] == [["gan", "fresh", "10", "80.00 ± 1.50 (3) †", "70.00 ± 1.50 (3)", "60.00 ± 1.50 (3)", "15.00"],
+                         ["other", "fresh", "10", "50.00", "", "52.50 ± 1.50 (3)", ""],
+                         ["third", "fresh", "10", "", "91.00 ± 1.50 (3)", "91.00 ± 1.50 (3)", ""]]
     assert tables(rows).count("Students of several") == 1
     (tmp_path / "a.json").write_text(json.dumps(rows))
     alone = rewrite("<!-- students: a.json -->\n<!-- /students -->\n", tmp_path)

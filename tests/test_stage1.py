@@ -12,6 +12,7 @@ from conftest import SMALL_CLASSIFIER, SMALL_POOL
 
 import gen_condense
 import pool_match
+from gendistil.common.errors import Diverged
 from gendistil.common.loop import Interruptible
 from gendistil.common.run import load_checkpoint, read_json, save_checkpoint, write_json
 from gendistil.data import Split, load_asked, to_signed
@@ -235,6 +236,16 @@ def test_a_run_ends_when_scores_no_longer_rise(command, fails, tmp_path, monkeyp
     assert contents(tmp_path / "unjudged" / "generator") == contents(tmp_path / "whole" / "generator")
     assert not scores(tmp_path / "unjudged")
     assert "summary" not in load_checkpoint(tmp_path / "unjudged" / "checkpoint.pt")
+
+
+def test_a_student_that_diverges_scores_nothing_and_ends_nothing(command, tmp_path, monkeypatch, capsys):
+    def diverged(*args, **settings):
+        raise Diverged("the loss of a classifier is nan")
+
+    monkeypatch.setattr(selection, "evaluate", diverged)
+    command(gen_condense, *SMALL, "--output-dir", tmp_path, "--tag", "run", "--steps", 2, "--auto-stop", "--eval-interval", 1)
+    assert scores(tmp_path / "run") == [(1, 0.0), (2, 0.0)]
+    assert "step 1: the loss of the student that scores it was not finite" in "".join(capsys.readouterr())
 
 
 @pytest.mark.parametrize("part", ["test", "held_out"])

@@ -15,8 +15,11 @@ import pool_match
 import sample
 import validate
 from gendistil.data import load_dataset
-from gendistil.evaluation import PROTOCOLS, Result, students
+from gendistil.evaluation import PROTOCOLS, Result, protocols
+from gendistil.evaluation.report import told_apart
 from gendistil.evaluation.rows import KEYS, read_report
+from gendistil.evaluation.tables import tables
+from gendistil.evaluation.validation import first_seed
 from gendistil.sources import CHOICES, MODEL_FOLDER, DistilledDataset, PixelSet
 from pools import ClassifierPool
 
@@ -55,11 +58,29 @@ def test_settings_are_chosen_on_held_out_images(call, fails, gan, tmp_path, monk
     folder = tmp_path / "results" / "t"
     rows = read_report(folder / "report.json")
     assert {row["scored_on"] for row in rows} == {"held_out"}
+    assert {row["seed"] for row in rows} == {first_seed(3407, "held_out")} != {first_seed(3407, "test")}  # none is reported
     assert {(row["source"], row["images"]) for row in rows if row["sampling"] == "all"} == {
         ("training set without its held-out images", len(load_dataset("digits").train))}
     assert "accuracy on the held-out images" in (folder / "report.md").read_text()
     error = fails(2, validate, "--tag", "t", "--resume", *words)  # on the test set: another evaluation
     assert "--scored-on is not what the run was started with" in error
+
+
+def test_a_table_names_the_flags_that_changed_a_protocol(call, gan, tmp_path):
+    for tag, flags in (("plain", ()), ("mixed", ("--cutmix", 0.5, "--aug-single"))):
+        call(validate, "--tag", tag, "--pretrain-weight", gan, "--ipc", 1, *QUICK, *flags)
+    plain, mixed = (read_report(tmp_path / f"results/{tag}/report.json")[0]["flags"] for tag in ("plain", "mixed"))
+    assert (plain, mixed) == ("--aug-type color_crop", "--aug-type color_crop --aug-single --cutmix 0.5")
+    both = told_apart({tmp_path / tag: read_report(tmp_path / f"results/{tag}/report.json") for tag in ("plain", "mixed")})
+    text = tables([row for rows in both.values() for row in rows])
+    assert text.count("**convnet on digits**") == 2
+    assert "scored once at the last step, students by `--aug-type color_crop --aug-single --cutmix 0.5`" in text
+
+
+def test_a_student_that_diverges_is_named(call, fails, gan, tmp_path):
+    error = fails(2, validate, "--output-dir", tmp_path, "--pretrain-weight", gan, "--ipc", 1, *QUICK, "--lr", 1e6, "--min-steps", 60)
+    assert "students of gan (convnet, fresh, hard labels): the loss of a classifier is" in error
+    assert "lower its --lr" in error
 
 
 def test_rows_survive_an_interruption(call, gan, tmp_path, monkeypatch):
@@ -137,16 +158,16 @@ def test_a_rate_or_momentum_of_sgd_is_not_for_another_optimizer(call, fails, tmp
 def test_a_protocol_knows_its_data_sets(call, gan, monkeypatch, tmp_path):
     asked = []
     monkeypatch.setattr(validate, "evaluate", lambda *_, protocol, **__: asked.append(protocol) or RESULT)
-    monkeypatch.setitem(students.OF_DATA_SETS["dc"], "digits", students.OF_DATA_SETS["dc"]["mnist"])
+    monkeypatch.setitem(protocols.OF_DATA_SETS["dc"], "digits", protocols.OF_DATA_SETS["dc"]["mnist"])
     for tag, words in (("a", ()), ("b", ("--epochs", 9))):
         call(validate, "--tag", tag, "--pretrain-weight", gan, "--ipc", 1, "--protocol", "dc", "--num-eval", 1, *words)
-    mnist = students.protocol_for("dc", "mnist")
+    mnist = protocols.protocol_for("dc", "mnist")
     assert asked == [mnist, dataclasses.replace(mnist, epochs=9)]
 
 
 def test_students_are_named_with_their_options_and_in_sets(call, gan, tmp_path, monkeypatch):
     asked = []
-    monkeypatch.setitem(students.OF_ARCHITECTURES, "mlp", {"lr": 0.2, "min_steps": 9})
+    monkeypatch.setitem(protocols.OF_ARCHITECTURES, "mlp", {"lr": 0.2, "min_steps": 9})
     monkeypatch.setattr(validate, "evaluate", lambda *args, protocol, **_: asked.append((args[2], protocol.lr)) or RESULT)
     call(validate, "--pretrain-weight", gan, "--ipc", 1, "--num-eval", 1, "--eval-model",
          "convnet:width=128", "P", "mlp")

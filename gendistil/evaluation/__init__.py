@@ -1,15 +1,12 @@
 """Judging what was distilled: students trained on it, statistics and reports."""
 
+from gendistil.evaluation.protocols import OF_ARCHITECTURES, PROTOCOLS, Protocol, protocol_for
 from gendistil.evaluation.students import (
-    OF_ARCHITECTURES,
-    PROTOCOLS,
     SAMPLINGS,
-    Protocol,
     Result,
     evaluate,
     evaluate_full,
     long_enough,
-    protocol_for,
     student_batches,
     train_student,
     train_students,

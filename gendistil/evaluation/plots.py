@@ -21,7 +21,7 @@ _LEGEND = 105
 """Characters in a line of a legend that is as wide as its plot."""
 
 _TOLD = {"protocol": "protocol {}", "scored_on": "scored on {}", "labels": "labels: {}",
-         "augmentation": "augmentation: {}"}
+         "augmentation": "augmentation: {}", "flags": "students by {}"}
 """How a legend tells what is not the same for all lines, or not as usual."""
 
 

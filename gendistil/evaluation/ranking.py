@@ -13,12 +13,13 @@ import torch
 
 from gendistil.common.errors import UserError
 from gendistil.data import original, standardise, to_signed
+from gendistil.evaluation.protocols import PROTOCOLS
 from gendistil.evaluation.rows import DEFAULT, PLAIN
-from gendistil.evaluation.students import PROTOCOLS, rate_of
+from gendistil.evaluation.students import rate_of
 from gendistil.evaluation.validation import REAL
 from gendistil.sources import CHOICES
 
-_SHARED = ("data", "model", "protocol", "scored_on")  # what the rows of one ranking have in common
+_SHARED = ("data", "model", "protocol", "scored_on", "flags")  # what the rows of one ranking have in common
 
 
 def score(points):
@@ -59,9 +60,9 @@ def rankings(rows):
 
     Each has the row's source, sampling, ipc, labels and teacher; the accuracies that the scores are made of, means in per cent;
     hlr, ior, lrs and ars, means over students, of which those of one seed are compared with each other; and the scores'
-    `lrs_std` and `ars_std`, None for one student.
+    `lrs_std` and `ars_std`, None for one student, and where rows are not of the same seeds, whose means are compared.
     """
-    rows = [{**DEFAULT, "augmentation": None, **row} for row in rows if not row.get("task")]
+    rows = [{**DEFAULT, "augmentation": None, "flags": None, **row} for row in rows if not row.get("task")]
     places = [_place(row, _origin(row), row["sampling"], row["labels"], row["augmentation"]) for row in rows]
     anywhere = dict(zip(places, rows))
     beside = {(row.get("report"), place): row for place, row in zip(places, rows)}  # rows of its own report come first
@@ -94,20 +95,24 @@ def _place(row, source, sampling, labels, augmentation=None):
 
 def _scores(needed):
     """The numbers of one ranking, from its rows."""
-    students = [dict(zip(needed, values)) for values in zip(*(row["accuracies"] for row in needed.values()))]
+    means = {name: fmean(row["accuracies"]) for name, row in needed.items()}
+    students = [means]
+    if len({(row.get("seed"), row["n"]) for row in needed.values()}) == 1:
+        students = [dict(zip(needed, values)) for values in zip(*(row["accuracies"] for row in needed.values()))]
     lrs = [label_robust(*(each[name] for name in ("real", "hard", "own", "random"))) for each in students]
     ars = [augmentation_robust(*(each[name] for name in ("own", "random", "plain", "random_plain"))) for each in students]
-    means = {name: fmean(each[name] for each in students) for name in needed}
     spread = stdev if len(students) > 1 else lambda values: None
-    return {**means, "n": len(students), "hlr": means["real"] - means["hard"], "ior": means["own"] - means["random"],
-            "lrs": fmean(lrs), "lrs_std": spread(lrs), "ars": fmean(ars), "ars_std": spread(ars)}
+    return {**means, "n": min(row["n"] for row in needed.values()), "hlr": means["real"] - means["hard"],
+            "ior": means["own"] - means["random"], "lrs": fmean(lrs), "lrs_std": spread(lrs), "ars": fmean(ars),
+            "ars_std": spread(ars)}
 
 
 def ranking_grids(rows):
     """The scores of `rankings`, the highest LRS first, as tables: tuples of a heading, a header and lines of text."""
     found = rankings(rows)
-    for data, model, protocol, scored_on in dict.fromkeys(tuple(each[key] for key in _SHARED) for each in found):
-        chosen = [each for each in found if tuple(each[key] for key in _SHARED) == (data, model, protocol, scored_on)]
+    for shared in dict.fromkeys(tuple(each[key] for key in _SHARED) for each in found):
+        chosen = [each for each in found if tuple(each[key] for key in _SHARED) == shared]
+        data, model, protocol, _, flags = shared
         several = len({each["teacher"] for each in chosen if each["teacher"]}) > 1
         lines = [[each["source"], each["sampling"], str(each["ipc"]),
                   f"{each['labels']} ({each['teacher']})" if several and each["teacher"] else each["labels"], str(each["n"]),
@@ -115,6 +120,7 @@ def ranking_grids(rows):
                   *(f"{each[name]:.2f}" + ("" if each[f"{name}_std"] is None else f" ± {each[f'{name}_std']:.2f}")
                     for name in ("lrs", "ars"))] for each in sorted(chosen, key=lambda each: -each["lrs"])]
         how = "" if protocol == "default" else f", students of `--protocol {protocol}`"
+        how += f", students by `{flags}`" if flags else ""
         yield (f"**DD-Ranking of sets of {data}**, {model}{how}, by accuracies of the last step and without a search for a "
                "learning rate. HLR: what hard labels lose to all real images; IOR: what the set adds to random images; LRS and "
                "ARS: the label-robust and the augmentation-robust score, 26.9 where nothing is lost or added",

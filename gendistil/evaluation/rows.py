@@ -20,9 +20,10 @@ _VALUES = {"ipc": int | None, "mean": int | float, "std": int | float | None, "c
            "seconds": int | float}
 """What the values of `KEYS` are where they are no text."""
 
-TABLE = ("data", "model", "protocol", "scored_on", "labels", "teacher", "augmentation", "task")
+TABLE = ("data", "model", "protocol", "scored_on", "labels", "teacher", "augmentation", "flags", "task")
 """What tells one table from another; rows of one table differ in source, sampling and IPC. Rows of continual learning have a
-`task`, and differ in how many `classes` have been seen too; the `augmentation` of others may be `PLAIN`."""
+`task`, and differ in how many `classes` have been seen too; the `augmentation` of others may be `PLAIN`; `flags` are those that
+changed how the protocol trains, but for its length and its learning rate, which have columns where they differ."""
 
 PLAIN = "none"
 """What a row says of students that were trained without the augmentation and the CutMix of their protocol."""

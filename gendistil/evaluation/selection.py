@@ -4,10 +4,12 @@ import math
 from dataclasses import dataclass, replace
 
 from gendistil.common.cli import COUNT, say
+from gendistil.common.errors import Diverged
 from gendistil.common.flags import option
 from gendistil.common.loop import any_process
 from gendistil.common.rng import stream
-from gendistil.evaluation.students import evaluate, protocol_for
+from gendistil.evaluation.protocols import protocol_for
+from gendistil.evaluation.students import evaluate
 from pools import one_classifier, usual_classifier
 
 _GROUP = "length and reports"
@@ -63,8 +65,12 @@ class Judge:
                 say(f"--eval-ipc {self.judging.eval_ipc}: {stored} images of a class are stored, so the student sees those")
                 self.judging = replace(self.judging, eval_ipc=stored)
             ipc = min(self.judging.eval_ipc or learner.usual_ipc, stored)
-            score = evaluate(source, self.dataset, self.student, ipc, "fresh", num_eval=1, seed=self.seed,
-                             protocol=self.protocol, scored_on="held_out", engine=self.engine).mean
+            try:
+                score = evaluate(source, self.dataset, self.student, ipc, "fresh", num_eval=1, seed=self.seed,
+                                 protocol=self.protocol, scored_on="held_out", engine=self.engine).mean
+            except Diverged:  # at the step size that a source has learned, say, which may yet learn another
+                say(f"step {step}: the loss of the student that scores it was not finite, so its score is 0")
+                score = 0.0
             self.run.log({"held_out_accuracy": score}, step)
             if self.keep == "last" or score >= self.summary["held_out_accuracy"]:
                 self.summary.update(held_out_accuracy=score, best_step=step)

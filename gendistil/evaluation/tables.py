@@ -2,15 +2,16 @@
 
 from statistics import fmean
 
+from gendistil.evaluation.protocols import PROTOCOLS
 from gendistil.evaluation.ranking import ranking_grids
 from gendistil.evaluation.rows import OWN_LABELS, SCORED, across_students, difference, line_of, students_of, table_of, unique
-from gendistil.evaluation.students import PROTOCOLS
 
 LEGEND = """\
 Mean ± standard deviation over students with different seeds (± half the width of the mean's 95 % interval, Student's t).
-IPC: images per class. Sampling fixed: one set per student; representative: one chosen among 20 or more times as many,
-where there are so many; fresh: a new set every epoch; all: every training image. A heading names the protocol by which
-students were trained where it is not the default of `validate.py`; what flags changed of it, the command or the text says.
+IPC: images per class. Sampling fixed: one set per student, of stored images the same for all of them; representative: one
+chosen among 20 or more times as many, where there are so many; fresh: a new set every epoch; all: every training image. A
+heading names the protocol by which students were trained where it is not the default of `validate.py`; what flags changed of
+it, the heading or the text says.
 Students of one seed are compared in pairs where their images are alike, as a generator's and its control's are, and memories
 in pairs of one order of the classes; the intervals of other differences are by Welch's t.
 """
@@ -43,8 +44,10 @@ def _grid(header, lines):
     return "\n".join([form(header), "| " + " | ".join("-" * width for width in widths) + " |", *map(form, lines)])
 
 
-def _how(protocol, scored_on, labels="hard", teacher=None, augmentation=None):
+def _how(protocol, scored_on, labels="hard", teacher=None, augmentation=None, flags=None):
     """What the numbers of a table are, in words."""
+    if flags:
+        return f"{_how(protocol, scored_on, labels, teacher, augmentation)}, students by `{flags}`"
     if augmentation:
         return f"**without augmentation**, {_how(protocol, scored_on, labels, teacher)}"
     if labels == OWN_LABELS:
@@ -172,12 +175,14 @@ def _across(data, how, found):
     mark = " †: the images were learned with this one." if any("†" in cell for line in lines for cell in line[3:]) else ""
     heading = (f"**Students of several architectures on {data}**, {_how(*how)}.{said}{mark} Mean drop: by how many points the "
                f"others are below {students[0]}, on average, where all are there")
+    if any("±" in cell for line in lines for cell in line[3:]):
+        heading += ". In brackets: how many students, where they are several"
     return heading, ["source", "sampling", "IPC", *students, "mean drop"], lines
 
 
 def _student_cell(row):
-    """Mean ± standard deviation, marked where the source was learned with such a network."""
-    text = f"{row['mean']:.2f}" if row["std"] is None else f"{row['mean']:.2f} ± {row['std']:.2f}"
+    """Mean ± standard deviation and how many students, marked where the source was learned with such a network."""
+    text = f"{row['mean']:.2f}" if row["std"] is None else f"{row['mean']:.2f} ± {row['std']:.2f} ({row['n']})"
     return f"{text} †" if row["model"] in row.get("learned_with", ()) else text
 
 

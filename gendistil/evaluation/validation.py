@@ -6,18 +6,24 @@ import re
 from dataclasses import replace
 from pathlib import Path
 
+import torch
+
 from gendistil.common.cli import say
-from gendistil.common.errors import UserError
+from gendistil.common.errors import Diverged, UserError
 from gendistil.common.flags import fields, flag_of, from_flags, given, override, refuse_idle
 from gendistil.common.hub import is_hub
 from gendistil.common.inherit import check_classes, check_held_out, check_options, name_other_data, same_place
-from gendistil.common.run import CONFIG, check_outside, made_by, read_json
+from gendistil.common.rng import stream
+from gendistil.common.run import CONFIG, check_outside, device_name, made_by, read_json
 from gendistil.data import DATASETS, original
+from gendistil.evaluation.protocols import IDLE, PROTOCOLS, flags_that_changed, protocol_for
 from gendistil.evaluation.rows import OWN_LABELS, PLAIN, REPORT, SCORED, read_report, row_key, unique
-from gendistil.evaluation.students import IDLE, PROTOCOLS, Result, protocol_for, rate_of, replayed, steps_per_epoch
+from gendistil.evaluation.students import Result, rate_of, replayed, steps_per_epoch
 from gendistil.evaluation.teachers import Labels, Teachers, fits, named_teachers, open_pool
 from gendistil.sources import RealImages, Refined, Refinement, check_fits, load_source, refine, weights_digest
 from pools import check_classifiers, usual_classifier
+
+_FEW = 10  # epochs
 
 REAL, WHOLE, TRAIN = "random real images", "whole training set", "training set without its held-out images"
 
@@ -62,12 +68,13 @@ def with_more_students(earlier, row):
         return row
     if _unscored(earlier) == _unscored(row) is not None:  # another precision or machine scores another decimal
         row = {**row, "teacher": earlier["teacher"]}
-    for fact in ("epochs", "steps", "lr", "teacher"):
+    for fact in ("epochs", "steps", "lr", "teacher", "seed", "flags"):
         if earlier.get(fact, row.get(fact)) != row.get(fact):
             raise UserError(f"--resume: students of {row['source']} that are there have {fact} {earlier[fact]}, and new ones "
                             f"{row.get(fact)}: give another --tag, or the flags from when they were trained")
-    devices = unique([*earlier["device"].split("; "), row["device"]])
-    return {**earlier, **row, **Result.of_rows(earlier, row).row(), "device": "; ".join(devices)}
+    both = {fact: "; ".join(unique([*earlier[fact].split("; "), row[fact]])) for fact in ("device", "torch", "precision")
+            if fact in earlier and fact in row}
+    return {**earlier, **row, **Result.of_rows(earlier, row).row(), **both}
 
 
 def _unscored(row):
@@ -108,6 +115,8 @@ def make_teachers(args, paths, sources, dataset, engine):
                         chosen=begun.get("teachers_chosen"))
     if teachers.pool:
         check_outside(args, "--teacher", teachers.pool.dir)
+        if args.scored_on == "held_out" and args.teacher_snapshots == "auto":
+            say("--teacher-snapshots auto chooses by the images that --scored-on held_out scores on: scores are a little high")
     return teachers
 
 
@@ -232,6 +241,29 @@ def data_words(args, spec):
     return spec.title + size + (f", classes {' '.join(map(str, args.classes))}" if args.classes else "")
 
 
+def facts_of_all(args, spec, kind, engine):
+    """What all rows of a report say, whose students, among them of this kind, an `Engine` runs on images of `spec`: a dict."""
+    changed = flags_that_changed(protocol_of(args, spec.name, kind), protocol_for(args.protocol, spec.name, kind))
+    return {"data": data_words(args, spec), "protocol": args.protocol, "scored_on": args.scored_on, "flags": changed,
+            "device": device_name(engine.accelerator.device), "torch": torch.__version__, "precision": engine.precision}
+
+
+def first_seed(seed, scored_on):
+    """That of the first student: `seed`, but of students that choose settings another, so that none of them is reported."""
+    return seed if scored_on == "test" else stream(seed, "held out").initial_seed() % 2**31
+
+
+def names_its_row(judge):
+    """`judge(row, ...)` with an error of a training that diverges which says whose students these are."""
+    @functools.wraps(judge)
+    def named(row, *args):
+        try:
+            return judge(row, *args)
+        except Diverged as error:
+            raise UserError(f"students of {row['source']} ({row['model']}, {row['sampling']}, {row['labels']} labels): {error}")
+    return named
+
+
 def add_scored_on(parser):
     """Add --scored-on to a parser or a group of one."""
     parser.add_argument("--scored-on", choices=SCORED, default="test", help="real images that students are scored on; "
@@ -254,6 +286,9 @@ def full_protocol(args, protocol, spec, real, plan, sources, earlier=None):
     steps = max(protocol.epochs * steps_per_epoch(spec.num_classes * shown, protocol), protocol.min_steps)
     once = steps_per_epoch(len(real), replace(protocol, random_labels=False))
     epochs = earlier["epochs"] if earlier else args.full_epochs or math.ceil(steps / once)
+    if epochs < _FEW and not args.full_epochs and protocol.schedule != "constant":
+        say(f"the students of all real images take {epochs} epoch(s), as many steps as those of a set, which is too few for "
+            f"--schedule {protocol.schedule} to fall as it does for a set: --full-epochs {_FEW} or more trains them better")
     return replace(protocol, random_labels=False, epochs=epochs, min_steps=0)
 
 
@@ -271,16 +306,17 @@ def made_as(paths, rows):
     """What rows say of how the runs at `paths`, a dict, were made, and of real images: dicts by the names of the sources.
 
     They have `weights`, a name of these; `kin`, see `KEYS`; and `learned_with`, the classifiers in whose eyes the images were
-    matched, a list that is empty where there were none.
+    matched or chosen, a list that is empty where there were none.
 
     Raises UserError where a row that is there, of `rows`, is of other weights.
     """
     found = {REAL: {"kin": REAL, "learned_with": []}}
     for name, path in paths.items():
         values, weights = made_by(path).get("method_values") or {}, weights_digest(path)
+        chosen = values.get("init", "real") not in ("noise", "real")
         matched = values.get("match") != "none" and values.get("steps") != 0
         found[name] = {"weights": weights, "kin": made_by(path).get("kin") or weights,
-                       "learned_with": list(values.get("pool", ())) if matched else []}
+                       "learned_with": list(values.get("pool", ())) if matched or chosen else []}
         if any(row["source"] == name and row.get("weights", weights) != weights for row in rows):
             raise UserError(f"--resume: {path} holds another model than '{name}' was when the evaluation was started: give it "
                             "another name, NAME=PATH, or another --tag")
