@@ -113,6 +113,8 @@ def _lines(rows, name_of, over):
         # A later row replaces an earlier one of the same name.
         cells = {row[over]: row for row in rows if name_of(row) == name}
         numbers = [_span(row[fact] for row in cells.values() if fact in row) for fact in facts.values()]
+        trainings = max(row.get("repeats", 1) for row in cells.values())
+        numbers[0] += f" of {trainings} trainings" if trainings > 1 else ""  # students of one are more alike than others
         lines.append([*name, *numbers, *(_cell(cells[value]) if value in cells else "" for value in values)])
     return facts, {value: "all images" if value is None else column.format(value) for value in values}, lines
 
