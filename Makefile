@@ -96,7 +96,7 @@ cifar10-methods: $(BIN)/.installed
 
 # Students of seven architectures on sets of ten images of a class, at the learning rate that was best for each on held-out images of
 # CIFAR-10: 300 steps each on CIFAR-10, from the runs of `make cifar10` and `make cifar10-methods`; half as many on Fashion-MNIST, from
-# those of `make sets-fashion`, with a teacher's labels for all of them. DATA=FOLDER is for architectures-cifar10 alone.
+# those of `make sets-fashion`, and with a teacher's labels. DATA=FOLDER is for architectures-cifar10 alone.
 architectures: architectures-cifar10 architectures-fashion
 architectures-cifar10: OUT = cifar10-results
 architectures-cifar10: LENGTH = --epochs 150
@@ -106,7 +106,6 @@ architectures-fashion: OUT = sets-results/fashion
 architectures-fashion: LENGTH = --epochs 75 --min-steps 0
 architectures-fashion: PARTS_LENGTH = --epochs 22 --min-steps 0
 architectures-fashion: STUDENTS = 2
-architectures-fashion: TAUGHT = yes
 architectures-fashion: fashion-methods
 architectures-%: DATA = $*
 architectures-%: FEW = --ipc 10 --num-eval $(STUDENTS) --lr 0.01 --eval-model convnet convnet_bn mlp
@@ -115,8 +114,8 @@ architectures-%: ALEX = --ipc 10 --num-eval 1 --eval-model alexnet
 LABELLED = --labels hard $1 --teacher $(MATCHED)
 ACROSS = $(RUN) validate.py $(call GO,across-$1-few) $(FEW) $3 $(call LABELLED,$2) && \
     $(RUN) validate.py $(call GO,across-$1-alex) $(ALEX) $3 && \
-    $(if $(TAUGHT),$(RUN) validate.py $(call GO,across-$1-alex-$2) $(ALEX) --lr 0.02 $3 --labels $2 --teacher $(MATCHED) &&) \
-    $(RUN) validate.py $(call GO,across-$1-deep) $(DEEP) $3 $(if $(TAUGHT),$(call LABELLED,$2))
+    $(RUN) validate.py $(call GO,across-$1-alex-$2) $(ALEX) --lr 0.02 $3 --labels $2 --teacher $(MATCHED) && \
+    $(RUN) validate.py $(call GO,across-$1-deep) $(DEEP) $3 $(call LABELLED,$2)
 architectures-%: SAMPLED = $(LENGTH) --compare none --pretrain-weight stage2=$(OUT)/match --sampling
 architectures-%: $(BIN)/.installed
 	$(call ACROSS,random,rows,$(LENGTH) --sampling fixed --compare random)
