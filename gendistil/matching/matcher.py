@@ -36,7 +36,7 @@ class Matcher:
         self.weight = self.objective.weight if method.match_weight is None else method.match_weight
         self.classes = min(method.match_classes or spec.num_classes, spec.num_classes)
         self.kept = min(method.match_real, dataset.fewest)
-        self.augment = Augment(method.aug_type if method.match_aug else "none", spec, method.aug_single)
+        self.augment = Augment(method.augmentation, spec, method.aug_single)
         self._check(method.match, spec)
         selector = SELECTORS[method.select]
         options = {name.removeprefix("select_"): getattr(method, name) for name in selector.options}

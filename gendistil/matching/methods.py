@@ -187,6 +187,11 @@ class Method:
     keep: str = option("the result is what the last step left, or what scored best on held-out images (DiM, DREAM, MTT, BPTT)",
                        "last", choices=KEEPS, group=LENGTH_GROUP)
 
+    @property
+    def augmentation(self):
+        """The augmentations of what is compared, joined by _, or none."""
+        return self.aug_type if self.match_aug else "none"
+
 
 DSA = "color_crop_cutout_flip_scale_rotate"
 DIM_POOL = ("convnet", "resnet10", "resnet18", "resnet10_ap", "resnet18_ap")
@@ -349,7 +354,8 @@ def table():
     lines = ["| method | " + " | ".join(names) + " | source |", "|" + " --- |" * (len(names) + 2)]
     words = {None: "–", True: "yes", False: "no"}
     for name, method in METHODS.items():
-        values = asdict(method) | ({"steps": f"{method.epochs} passes"} if method.epochs else {})
+        values = asdict(method) | {"aug_type": method.augmentation}
+        values |= {"steps": f"{method.epochs} passes"} if method.epochs else {}
         cells = [words[value] if value is None or isinstance(value, bool) else str(value) for value in map(values.get, names)]
         lines.append(f"| {name} | " + " | ".join(cells) + f" | {method.source} |")
     return "\n".join(lines)
