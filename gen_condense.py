@@ -106,10 +106,8 @@ def main(argv=None):
     accelerator.print(f"generator: {run.dir / MODEL_FOLDER}")
 
 
-def command():
-    """What the installed command of this name runs."""
-    run_script(main)
-
+command = functools.partial(run_script, main)
+"""What the installed command of this name runs."""
 
 if __name__ == "__main__":
     command()

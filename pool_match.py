@@ -6,6 +6,7 @@
 
 import argparse
 import dataclasses
+import functools
 import math
 
 from gendistil.common.cli import COUNT, Parser, add_data_arguments, add_run_arguments, run_script
@@ -187,10 +188,8 @@ def match(args):
         accelerator.print(judge.gain(None if matching else origin.read_matched(args)))
 
 
-def command():
-    """What the installed command of this name runs."""
-    run_script(main)
-
+command = functools.partial(run_script, main)
+"""What the installed command of this name runs."""
 
 if __name__ == "__main__":
     command()
