@@ -72,7 +72,7 @@ def main(argv=None):
     if state:
         trainer.load_state_dict(state, args.output_dir / args.tag / CHECKPOINT)
     start = state["step"] if state else 0
-    if args.compile == "on" and not args.auto_stop and not any(compiles(network) for network in trainer.trained()):
+    if args.compile == "on" and not args.auto_stop and not any(compiles(network) for network, _ in trainer.trained.values()):
         say("--compile on changes nothing here: these networks run as they are")
     run = Run(vars(args), accelerator, start, recipe_values=dataclasses.asdict(recipe), dataset=dataclasses.asdict(spec),
               compiled=engine.compiled)
