@@ -20,7 +20,7 @@ from gendistil.evaluation.selection import Stopping, StoppingJudge
 from gendistil.matching import GeneratorLearner
 from gendistil.sources import MODEL_FOLDER
 from generators import RECIPES, TRAINERS, make_trainer
-from generators.trainer import GROUP
+from generators.trainer import GROUP, LENGTH_GROUP
 from pools import check_classifiers
 
 
@@ -28,12 +28,12 @@ def parse_args(argv=None):
     parser = Parser(description=__doc__.split("\n")[0])
     add_run_arguments(parser, "gan")
     add_data_arguments(parser)
-    named = parser.add_argument_group(GROUP)
+    named = parser.group(GROUP)
     named.add_argument("--recipe", choices=RECIPES, default="pyramid", help="named set of its values; dim: as published")
     add_listing(named, "--list-recipes", functools.partial(columns, RECIPES))
-    length = parser.add_argument_group("length and reports")
     kinds = [trainer.recipe_class for trainer in TRAINERS.values()]
     add_flags(parser, *kinds)
+    length = parser.group(LENGTH_GROUP)
     length.add_argument("--steps", type=COUNT, help="steps, in place of --epochs")
     length.add_argument("--log-interval", type=COUNT, default=50, help="steps between log entries")
     length.add_argument("--sample-interval", type=COUNT, default=500, help="steps between image grids")

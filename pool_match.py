@@ -26,6 +26,7 @@ from gendistil.matching.methods import DEFAULT_IPC, DRAWN, GENERATOR, PIXELS
 from gendistil.matching.networks import make_pool
 from gendistil.matching.origin import SUMMARY, Start
 from gendistil.sources import ROWS, Teacher
+from generators.trainer import LENGTH_GROUP
 from pools import check_classifiers
 
 
@@ -40,7 +41,7 @@ def parse_args(argv=None):
     add_listing(parser, "--list-objectives", objectives.table)
     add_flags(parser, Method, Start)
     add_flags(parser, Judging, told=True)
-    length = next(group for group in parser._action_groups if group.title == methods.LENGTH_GROUP)
+    length = parser.group(LENGTH_GROUP)
     length.add_argument("--log-interval", type=COUNT, default=50, help="steps between log entries")
     length.add_argument("--resume", action="store_true", help="continue the run of this tag from its last checkpoint, by "
                         "the flags that it was started with")

@@ -21,6 +21,7 @@ TUNED = {"all": (nn.Module,), "norms": (nn.Embedding, nn.GroupNorm, nn.LayerNorm
 """Which of a generator's weights are learned: those of modules of these kinds."""
 
 GROUP = "recipe (a flag that is not given takes the recipe's value)"
+LENGTH_GROUP = "length and reports"
 
 DECAYS = {
     "none": lambda late: 1.0,
@@ -50,7 +51,7 @@ class Recipe:
     width: int = option("channels of the widest layer", type=number(int, 8, 2048), group=GROUP)
     dim_noise: int | None = option("entries of the noise vector; a flow's has those of an image", type=COUNT, group=GROUP)
     ema: float = option("decay of the averaged weights, 0 for none", type=FRACTION, group=GROUP)
-    epochs: int = option("passes over the real images (default: the recipe's)", type=COUNT, group="length and reports")
+    epochs: int = option("passes over the real images (default: the recipe's)", type=COUNT, group=LENGTH_GROUP)
     tune: str = "all"  # a key of TUNED: which of the generator's weights stage 2 learns
 
 

@@ -17,7 +17,7 @@ from gendistil.matching.selectors import SELECTORS
 from gendistil.matching.trained import ORDERS
 from gendistil.matching.unroll import UNROLLED
 from gendistil.sources import DECODERS, LATENT_SPACES
-from generators.trainer import TUNED
+from generators.trainer import LENGTH_GROUP, TUNED
 from pools import some_classifiers, usual_classifier
 
 GENERATOR, PIXELS, LATENTS, DRAWN = "generator", "pixels", "latents", "drawn"
@@ -26,8 +26,6 @@ GENERATOR, PIXELS, LATENTS, DRAWN = "generator", "pixels", "latents", "drawn"
 STORED = (PIXELS, LATENTS)
 KEEPS = ("last", "best")
 DEFAULT_IPC = 10
-
-LENGTH_GROUP = "length and reports"
 
 _method = partial(option, group="method (a flag that is not given takes the method's value)")
 _unroll = partial(option, group="training on the synthetic images (--match trajectory, outcome)")
