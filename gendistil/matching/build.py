@@ -127,10 +127,7 @@ def _drawn(begin):
                         "gen_condense.py --recipe flow or shortcut")
     if (method.match == "none") == (method.steer > 0):
         raise UserError("--steer says how far an objective moves the images, and --match which: give both or neither")
-    try:
-        flow.check_sampling(sample_steps=method.steps, guidance=method.guidance)
-    except UserError as error:
-        raise UserError(str(error).replace("--sample-steps", "--steps")) from None
+    flow.check_sampling(method.steps, method.guidance, flag="--steps")
     pixels = PixelSet(size=spec.size, channels=spec.channels, num_classes=spec.num_classes, ipc=ipc).to(device)
     modes = None
     if method.pull:

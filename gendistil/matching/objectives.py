@@ -133,12 +133,6 @@ METRICS = {
 }
 """Distances as the published codes of gradient matching take them, by the names that --metric knows."""
 
-
-def distance(x, y, metric):
-    """Distance of two tensors of one shape by a key of `METRICS`: 0-dim."""
-    return METRICS[metric].distance(x, y)
-
-
 _HALF_SCALE = 256  # of a loss whose gradient is taken in float16, where the small entries of a batch's mean would become 0
 
 
@@ -179,9 +173,9 @@ def _class_loss(classifier, parameters, images, label):
 
 
 def gradient_distance(real, fake, metric):
-    """Sum of `distance` over the layers that the metric looks at, of two lists of tensors, one for each parameter: 0-dim."""
-    every = METRICS[metric].every_layer
-    return sum(distance(x, y, metric) for x, y in zip(real, fake) if every or x.dim() > 2)
+    """Sum of the distances of layers that a metric, by its name, looks at, of two lists of tensors, one for each parameter."""
+    row = METRICS[metric]
+    return sum(row.distance(x, y) for x, y in zip(real, fake) if row.every_layer or x.dim() > 2)
 
 
 def _match_logit(eyes, real, fake, labels):
@@ -242,7 +236,7 @@ def _match_gradient(eyes, real, fake, labels, metric="l1", mean_weight=0.0):
     per_class = vmap(lambda x, y: gradient_distance(x, y, metric))(target, seen)
     if mean_weight:  # DREAM+, arXiv 2310.15052
         target, seen = (embeddings.mean(1, keepdim=True) for embeddings in _see(eyes.embed, real, fake))  # k,1,D
-        per_class = per_class + mean_weight * vmap(lambda x, y: distance(x, y, metric))(target, seen)
+        per_class = per_class + mean_weight * vmap(METRICS[metric].distance)(target, seen)
     return per_class.mean()
 
 
@@ -279,10 +273,10 @@ class Objective:
     paired: for latents, each of which is paired with one real image: "beside", the function also takes those images as
     `paired` [k, n, C, H, W], where the option paired_weight is above 0; "real", they are its real images; None, it has no use
     for them.
-    embeds: whether it compares embeddings, so that `real` may be those, [k, n, D]. draws: whether the function also takes a
-    `generator`, of the step's random draws. pairwise: whether it compares image by image, so that there must be as many of
-    both. spreads: whether its unit is the spread of the real images of each class by itself, which has to have two. maps:
-    whether it compares the maps of every layer, which a network of another library does not give.
+    draws: whether the function also takes a `generator`, of the step's random draws. pairwise: whether it compares image by
+    image, so that there must be as many of both. spreads: whether its unit is the spread of the real images of each class by
+    itself, which has to have two. maps: whether it compares the maps of every layer, which a network of another library does
+    not give.
     """
 
     function: Callable
@@ -291,12 +285,16 @@ class Objective:
     options: tuple = ()
     per: str = "class"
     paired: str | None = None
-    embeds: bool = False
     draws: bool = False
     expert: bool = False
     pairwise: bool = False
     spreads: bool = False
     maps: bool = False
+
+    @property
+    def embeds(self):
+        """Whether it compares embeddings, so that `real` may be those, [k, n, D]."""
+        return "calibrate" in self.options
 
 
 _TRAINING = ("unroll", "unroll_batch", "unroll_optimizer", "unroll_momentum", "unroll_order", "step_size", "step_size_lr",
@@ -306,7 +304,7 @@ _EXPERT = ("expert_epochs", "min_start", "max_start", "first_max_start", "start_
 
 def _embeddings(criterion, source, **facts):
     return Objective(_match_embeddings(criterion), 1.0, source, options=("paired_weight", "calibrate"), paired="beside",
-                     embeds=True, **facts)
+                     **facts)
 
 
 OBJECTIVES = {
