@@ -144,7 +144,7 @@ def match(args):
         matching.begin(pool, resumed and resumed["matching"])
     begun = resumed["step"] if resumed else 0
     run = Run(vars(args), accelerator, begun, method_values=dataclasses.asdict(method), dataset=dataclasses.asdict(spec),
-              compiled=engine.compiled, pool_folder=pool.dir if pool else None,
+              compiled=engine.compiled, pool_folder=pool.dir if matching else None,
               recipe_values=dataclasses.asdict(learner.trainer.recipe) if kind_of(method) == GENERATOR else None,
               kin=origin.kin_of(start.weight, earlier) if kind_of(method) == GENERATOR else None)
     judge = Judge(run, engine, dataset, judging, args.seed, method.keep, summary)

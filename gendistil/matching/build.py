@@ -1,6 +1,7 @@
 """From rows to objects: what a run of `pool_match.py` learns, compares and by whose eyes."""
 
 import dataclasses
+import functools
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -15,7 +16,7 @@ from gendistil.matching.drawing import DrawingLearner, modes_of
 from gendistil.matching.learners import GeneratorLearner, LatentLearner, PixelLearner
 from gendistil.matching.matcher import Matcher
 from gendistil.matching.methods import DRAWN, GENERATOR, LATENTS, PIXELS, Method
-from gendistil.matching.objectives import METRICS, OBJECTIVES
+from gendistil.matching.objectives import OBJECTIVES
 from gendistil.matching.trained import TrainingMatcher
 from gendistil.sources import LATENTS_FOLDER, LatentSet, PixelSet, check_fits, load_source, weights_digest
 from generators import make_trainer, recipe_of
@@ -29,8 +30,7 @@ def check_pool(method, spec):
     """Raise UserError unless the networks of --pool suit the images of a `Spec`, and what the method compares of them."""
     row = OBJECTIVES.get(method.match)
     if row:
-        kernels = "metric" in row.options and not METRICS[method.metric].every_layer
-        check_classifiers(method.pool, spec, "--pool", maps=row.maps, kernels=kernels, alone=row.expert)
+        check_classifiers(method.pool, spec, "--pool", row.suits and functools.partial(row.suits, method))
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,8 @@ from torch.func import functional_call, grad, vmap
 from torch.nn import functional as F
 
 from gendistil.common.device import process_mean, send, twice_differentiable
-from gendistil.common.engine import EAGER, norms_in_float32
+from gendistil.common.engine import EAGER, has_batch_norm, norms_in_float32
+from gendistil.common.errors import UserError
 from gendistil.matching.unroll import Known
 
 _ENOUGH = 512  # real embeddings of a class that tell how far apart they are
@@ -275,8 +276,8 @@ class Objective:
     for them.
     draws: whether the function also takes a `generator`, of the step's random draws. pairwise: whether it compares image by
     image, so that there must be as many of both. spreads: whether its unit is the spread of the real images of each class by
-    itself, which has to have two. maps: whether it compares the maps of every layer, which a network of another library does
-    not give.
+    itself, which has to have two. suits: called as `suits(method, classifier, images)`, raises UserError for a classifier by
+    which it cannot compare; None, any will do.
     """
 
     function: Callable
@@ -289,12 +290,23 @@ class Objective:
     expert: bool = False
     pairwise: bool = False
     spreads: bool = False
-    maps: bool = False
+    suits: Callable | None = None
 
     @property
     def embeds(self):
         """Whether it compares embeddings, so that `real` may be those, [k, n, D]."""
         return "calibrate" in self.options
+
+
+def _has_convolutions(method, classifier, images):
+    if not METRICS[method.metric].every_layer and all(x.dim() < 3 for x in classifier.parameters()):
+        raise UserError("it has no convolutions, of whose gradients alone this --metric is: give --metric dc")
+
+
+def _has_no_batch_norms(method, classifier, images):
+    if has_batch_norm(classifier):
+        raise UserError("it has batch norms, whose statistics do not follow a training on synthetic images as an expert's did: "
+                        "choose another norm, as in convnet or resnet18:norm=instance")
 
 
 _TRAINING = ("unroll", "unroll_batch", "unroll_optimizer", "unroll_momentum", "unroll_order", "step_size", "step_size_lr",
@@ -309,9 +321,10 @@ def _embeddings(criterion, source, **facts):
 
 OBJECTIVES = {
     "logit": Objective(_match_logit, 0.01, "log-probabilities, image by image (DiM)", pairwise=True),
-    "feature": Objective(_match_feature, 0.001, "mean maps of every layer of a class (DiM, IDC)", maps=True),
+    "feature": Objective(_match_feature, 0.001, "mean maps of every layer of a class (DiM, IDC)",
+                         suits=lambda method, classifier, images: classifier.features(images)),
     "grad": Objective(_match_gradient, 0.001, "gradients of a class's loss (DC, DSA, IDC, DREAM, DiM)",
-                      options=("metric", "mean_weight")),
+                      options=("metric", "mean_weight"), suits=_has_convolutions),
     "mean": _embeddings(class_means, "mean embeddings of a class (DM)"),
     "moments": _embeddings(moments, "means and standard deviations of a class's embeddings"),
     "energy": _embeddings(energy, "distributions of a class's embeddings, by their energy distance (Székely and Rizzo, 2013)",
@@ -319,7 +332,7 @@ OBJECTIVES = {
     "cf": _embeddings(characteristic, "distributions of a class's embeddings, by their characteristic functions (NCFM)",
                       draws=True),
     "trajectory": Objective(trajectory, 1.0, "weights that a training leads to, with an expert's (MTT, DATM)",
-                            options=_TRAINING + _EXPERT, per="training", expert=True),
+                            options=_TRAINING + _EXPERT, per="training", expert=True, suits=_has_no_batch_norms),
     "outcome": Objective(outcome, 1.0, "answers to real images after a training (Dataset Distillation, RaT-BPTT)",
                          options=(*_TRAINING, "window"), per="training"),
     "paired": Objective(_match_paired, 1.0, "pixels and embeddings, each latent's with those of its real image (GAN inversion)",
