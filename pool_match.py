@@ -119,7 +119,8 @@ def match(args):
     engine = Engine(accelerator)
     resumed, file = resume_state(vars(args)), folder / CHECKPOINT
     state = resumed or {}
-    if kind_of(METHODS[args.method]) == GENERATOR:
+    of_generator = kind_of(METHODS[args.method]) == GENERATOR
+    if of_generator:
         state, file = origin.read_weight(args) if not resumed else (state, file)
         origin.check_critic(args, state)
     limit = origin.read_seconds(args.control_of)
@@ -145,8 +146,8 @@ def match(args):
     begun = resumed["step"] if resumed else 0
     run = Run(vars(args), accelerator, begun, method_values=dataclasses.asdict(method), dataset=dataclasses.asdict(spec),
               compiled=engine.compiled, pool_folder=pool.dir if matching else None,
-              recipe_values=dataclasses.asdict(learner.trainer.recipe) if kind_of(method) == GENERATOR else None,
-              kin=origin.kin_of(start.weight, earlier) if kind_of(method) == GENERATOR else None)
+              recipe_values=dataclasses.asdict(learner.trainer.recipe) if of_generator else None,
+              kin=origin.kin_of(start.weight, earlier) if of_generator else None)
     judge = Judge(run, engine, dataset, judging, args.seed, method.keep, summary)
 
     def save(step):
@@ -168,7 +169,7 @@ def match(args):
         (run.dir / learner.folder / ROWS).unlink(missing_ok=True)  # they are of other images, or other answers
     if resumed:
         sum_up(begun)
-    elif not steps or kind_of(method) == GENERATOR:  # a coreset learns nothing, and a generator may gain nothing
+    elif not steps or of_generator:  # a coreset learns nothing, and a generator may gain nothing
         judge.score(learner, 0)
         save(0)
     with loop:
@@ -185,7 +186,7 @@ def match(args):
         keep_rows(run.dir / learner.folder, teacher, dataset)
     run.close()
     accelerator.print(f"{learner.folder} of step {summary['best_step']}: {run.dir / learner.folder}")
-    if kind_of(method) == GENERATOR:
+    if of_generator:
         accelerator.print(judge.gain(None if matching else origin.read_matched(args)))
 
 
