@@ -151,10 +151,8 @@ def main():
     accelerator.print(f"{markdown([*rows.values()])}\nreport: {run.dir / 'report.html'}")
 
 
-def command():
-    """What the installed command of this name runs."""
-    run_script(main)
-
+command = functools.partial(run_script, main)
+"""What the installed command of this name runs."""
 
 if __name__ == "__main__":
     command()

@@ -20,7 +20,7 @@ from gendistil.evaluation.selection import Stopping, StoppingJudge
 from gendistil.matching import GeneratorLearner
 from gendistil.sources import MODEL_FOLDER
 from generators import RECIPES, TRAINERS, make_trainer
-from generators.trainer import GROUP
+from generators.trainer import GROUP, LENGTH_GROUP
 from pools import check_classifiers
 
 
@@ -28,12 +28,12 @@ def parse_args(argv=None):
     parser = Parser(description=__doc__.split("\n")[0])
     add_run_arguments(parser, "gan")
     add_data_arguments(parser)
-    named = parser.add_argument_group(GROUP)
+    named = parser.group(GROUP)
     named.add_argument("--recipe", choices=RECIPES, default="pyramid", help="named set of its values; dim: as published")
     add_listing(named, "--list-recipes", functools.partial(columns, RECIPES))
-    length = parser.add_argument_group("length and reports")
     kinds = [trainer.recipe_class for trainer in TRAINERS.values()]
     add_flags(parser, *kinds)
+    length = parser.group(LENGTH_GROUP)
     length.add_argument("--steps", type=COUNT, help="steps, in place of --epochs")
     length.add_argument("--log-interval", type=COUNT, default=50, help="steps between log entries")
     length.add_argument("--sample-interval", type=COUNT, default=500, help="steps between image grids")
@@ -72,7 +72,7 @@ def main(argv=None):
     if state:
         trainer.load_state_dict(state, args.output_dir / args.tag / CHECKPOINT)
     start = state["step"] if state else 0
-    if args.compile == "on" and not args.auto_stop and not any(compiles(network) for network in trainer.trained()):
+    if args.compile == "on" and not args.auto_stop and not any(compiles(network) for network, _ in trainer.trained.values()):
         say("--compile on changes nothing here: these networks run as they are")
     run = Run(vars(args), accelerator, start, recipe_values=dataclasses.asdict(recipe), dataset=dataclasses.asdict(spec),
               compiled=engine.compiled)
@@ -106,10 +106,8 @@ def main(argv=None):
     accelerator.print(f"generator: {run.dir / MODEL_FOLDER}")
 
 
-def command():
-    """What the installed command of this name runs."""
-    run_script(main)
-
+command = functools.partial(run_script, main)
+"""What the installed command of this name runs."""
 
 if __name__ == "__main__":
     command()

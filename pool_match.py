@@ -6,6 +6,7 @@
 
 import argparse
 import dataclasses
+import functools
 import math
 
 from gendistil.common.cli import COUNT, Parser, add_data_arguments, add_run_arguments, run_script
@@ -25,6 +26,7 @@ from gendistil.matching.methods import DEFAULT_IPC, DRAWN, GENERATOR, PIXELS
 from gendistil.matching.networks import make_pool
 from gendistil.matching.origin import SUMMARY, Start
 from gendistil.sources import ROWS, Teacher
+from generators.trainer import LENGTH_GROUP
 from pools import check_classifiers
 
 
@@ -39,7 +41,7 @@ def parse_args(argv=None):
     add_listing(parser, "--list-objectives", objectives.table)
     add_flags(parser, Method, Start)
     add_flags(parser, Judging, told=True)
-    length = next(group for group in parser._action_groups if group.title == methods.LENGTH_GROUP)
+    length = parser.group(LENGTH_GROUP)
     length.add_argument("--log-interval", type=COUNT, default=50, help="steps between log entries")
     length.add_argument("--resume", action="store_true", help="continue the run of this tag from its last checkpoint, by "
                         "the flags that it was started with")
@@ -117,7 +119,8 @@ def match(args):
     engine = Engine(accelerator)
     resumed, file = resume_state(vars(args)), folder / CHECKPOINT
     state = resumed or {}
-    if kind_of(METHODS[args.method]) == GENERATOR:
+    of_generator = kind_of(METHODS[args.method]) == GENERATOR
+    if of_generator:
         state, file = origin.read_weight(args) if not resumed else (state, file)
         origin.check_critic(args, state)
     limit = origin.read_seconds(args.control_of)
@@ -142,9 +145,9 @@ def match(args):
         matching.begin(pool, resumed and resumed["matching"])
     begun = resumed["step"] if resumed else 0
     run = Run(vars(args), accelerator, begun, method_values=dataclasses.asdict(method), dataset=dataclasses.asdict(spec),
-              compiled=engine.compiled, pool_folder=getattr(pool, "dir", None),
-              recipe_values=dataclasses.asdict(learner.trainer.recipe) if kind_of(method) == GENERATOR else None,
-              kin=origin.kin_of(start.weight, earlier) if kind_of(method) == GENERATOR else None)
+              compiled=engine.compiled, pool_folder=pool.dir if matching else None,
+              recipe_values=dataclasses.asdict(learner.trainer.recipe) if of_generator else None,
+              kin=origin.kin_of(start.weight, earlier) if of_generator else None)
     judge = Judge(run, engine, dataset, judging, args.seed, method.keep, summary)
 
     def save(step):
@@ -166,7 +169,7 @@ def match(args):
         (run.dir / learner.folder / ROWS).unlink(missing_ok=True)  # they are of other images, or other answers
     if resumed:
         sum_up(begun)
-    elif not steps or kind_of(method) == GENERATOR:  # a coreset learns nothing, and a generator may gain nothing
+    elif not steps or of_generator:  # a coreset learns nothing, and a generator may gain nothing
         judge.score(learner, 0)
         save(0)
     with loop:
@@ -183,14 +186,12 @@ def match(args):
         keep_rows(run.dir / learner.folder, teacher, dataset)
     run.close()
     accelerator.print(f"{learner.folder} of step {summary['best_step']}: {run.dir / learner.folder}")
-    if kind_of(method) == GENERATOR:
+    if of_generator:
         accelerator.print(judge.gain(None if matching else origin.read_matched(args)))
 
 
-def command():
-    """What the installed command of this name runs."""
-    run_script(main)
-
+command = functools.partial(run_script, main)
+"""What the installed command of this name runs."""
 
 if __name__ == "__main__":
     command()

@@ -182,10 +182,8 @@ def main():
     print(f"{len(targets)} images: {args.output_dir}")
 
 
-def command():
-    """What the installed command of this name runs."""
-    run_script(main)
-
+command = functools.partial(run_script, main)
+"""What the installed command of this name runs."""
 
 if __name__ == "__main__":
     command()

@@ -193,10 +193,8 @@ def main():
         print(f"uploaded: {address}")
 
 
-def command():
-    """What the installed command of this name runs."""
-    run_script(main)
-
+command = functools.partial(run_script, main)
+"""What the installed command of this name runs."""
 
 if __name__ == "__main__":
     command()

@@ -40,11 +40,11 @@ class GAN(Trainer):
     """A generator and its critic, their optimisers and the averaged generator."""
 
     recipe_class = GANRecipe
-    parts = (*Trainer.parts, "discriminator", "optim_d")
+    parts: ClassVar[dict] = {**Trainer.parts, "discriminator": "optim_d"}
 
     def __init__(self, accelerator, spec, recipe, seed, engine=None):
         super().__init__(accelerator, spec, recipe, seed, engine)
-        self.critic, self.optim_d = self.prepare(*self.others, recipe.lr_critic)
+        self.critic, self.optim_d = self.trained["discriminator"]
         self.loss = LOSSES[recipe.loss]
         self.augment = Augment(recipe.gan_aug, spec)
 
@@ -52,7 +52,8 @@ class GAN(Trainer):
         _, make_critic = NETWORKS[self.recipe.generator]
         if make_critic is None:
             raise UserError(f"--generator {self.recipe.generator} has no critic, so it is not for a GAN: use --recipe flow")
-        return [*super().networks(shape), make_critic(**shape, width=self.recipe.width)]
+        return {**super().networks(shape),
+                "discriminator": (make_critic(**shape, width=self.recipe.width), self.recipe.lr_critic)}
 
     def step(self, images, labels, global_step, term=None):
         """One update of the generator and one of the critic, see `Trainer.step`."""
@@ -107,14 +108,3 @@ class GAN(Trainer):
         self.update(loss, report, step, term)
         critic.requires_grad_(True)
         return report
-
-    def trained(self):
-        return [self.generator, self.critic]
-
-    def state_dict(self):
-        return {**super().state_dict(), "discriminator": self.accelerator.unwrap_model(self.critic).state_dict(),
-                "optim_d": self.optim_d.state_dict()}
-
-    def restore(self, state):
-        super().restore(state)
-        self.restore_network(self.critic, self.optim_d, state["discriminator"], state["optim_d"])

@@ -60,8 +60,9 @@ class FlowTrainer(Trainer):
             raise UserError(f"--guidance {recipe.guidance:g} is learned by --label-dropout, now 0: give both or --guidance 1")
         if not issubclass(kind, FlowGenerator):
             raise UserError(f"--generator {recipe.generator} has no velocity for --recipe {recipe.trainer}: use unet")
-        return [kind(**shape, dim_noise=recipe.dim_noise, width=recipe.width, sample_steps=recipe.sample_steps,
-                     guidable=recipe.label_dropout > 0, **self.network_options())]
+        network = kind(**shape, dim_noise=recipe.dim_noise, width=recipe.width, sample_steps=recipe.sample_steps,
+                       guidable=recipe.label_dropout > 0, **self.network_options())
+        return {"generator": (network, recipe.lr)}
 
     def network_options(self):
         """What else the network is built with."""

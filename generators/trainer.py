@@ -21,6 +21,7 @@ TUNED = {"all": (nn.Module,), "norms": (nn.Embedding, nn.GroupNorm, nn.LayerNorm
 """Which of a generator's weights are learned: those of modules of these kinds."""
 
 GROUP = "recipe (a flag that is not given takes the recipe's value)"
+LENGTH_GROUP = "length and reports"
 
 DECAYS = {
     "none": lambda late: 1.0,
@@ -50,7 +51,7 @@ class Recipe:
     width: int = option("channels of the widest layer", type=number(int, 8, 2048), group=GROUP)
     dim_noise: int | None = option("entries of the noise vector; a flow's has those of an image", type=COUNT, group=GROUP)
     ema: float = option("decay of the averaged weights, 0 for none", type=FRACTION, group=GROUP)
-    epochs: int = option("passes over the real images (default: the recipe's)", type=COUNT, group="length and reports")
+    epochs: int = option("passes over the real images (default: the recipe's)", type=COUNT, group=LENGTH_GROUP)
     tune: str = "all"  # a key of TUNED: which of the generator's weights stage 2 learns
 
 
@@ -65,42 +66,41 @@ class Trainer:
     Every random draw is made for the global batch from (seed, purpose, step), and each process keeps its own shard. So the
     weights after a step do not depend on how many processes took it, and resuming needs no random state.
 
-    A subclass has `recipe_class` and `step`; if it trains more than the generator, `networks` builds all of them, `parts` names
-    them, and it extends `state_dict` and `restore`.
+    A subclass has `recipe_class` and `step`; if it trains more than the generator, `parts` names all that it trains, and
+    `networks` builds them. `trained` holds each, ready, with its optimiser.
     """
 
     recipe_class = Recipe
-    parts = ("generator", "optim_g")
-    """The networks and optimisers that its state holds."""
+    parts: ClassVar[dict] = {"generator": "optim_g"}
+    """The names of the networks in its state, and those of their optimisers."""
     beta1, max_norm = 0.0, None
     """Adam's first beta, and the norm to which the generator's gradient is cut, None for any."""
 
     def __init__(self, accelerator, spec, recipe, seed, engine=None):
         self.accelerator, self.spec, self.recipe, self.seed = accelerator, spec, recipe, seed
         self.engine = engine or Engine(accelerator)
-        self.rates = []
         self.mirror = Augment("flip" if getattr(recipe, "flip", False) else "none", spec)
         shape = {"size": spec.size, "channels": spec.channels, "num_classes": spec.num_classes}
         with torch.random.fork_rng(devices=[]):  # the layers of torch initialise from the global stream only
             torch.default_generator.manual_seed(stream(seed, "weights").initial_seed())
-            generator, *others = self.networks(shape)
+            networks = self.networks(shape)
+        generator, _ = networks["generator"]
         for module in generator.modules():
             for weight in module.parameters(recurse=False):
                 weight.requires_grad_(isinstance(module, TUNED[recipe.tune]))
         self.source = copy.deepcopy(generator).requires_grad_(False).eval().to(accelerator.device)
-        self.generator, self.optim_g = self.prepare(generator, recipe.lr)
-        self.others = others
+        self.trained = {name: self.prepare(network, lr) for name, (network, lr) in networks.items()}
+        self.generator, self.optim_g = self.trained["generator"]
 
     def networks(self, shape):
-        """The networks to train, the generator first; `shape` holds size, channels and num_classes."""
-        make_generator, _ = NETWORKS[self.recipe.generator]
-        return [make_generator(**shape, dim_noise=self.recipe.dim_noise, width=self.recipe.width)]
+        """What to train, by the names of `parts`: networks and learning rates; `shape` holds size, channels and num_classes."""
+        recipe, (make_generator, _) = self.recipe, NETWORKS[self.recipe.generator]
+        return {"generator": (make_generator(**shape, dim_noise=recipe.dim_noise, width=recipe.width), recipe.lr)}
 
     def prepare(self, network, lr):
         """A network and its Adam, ready for the device and the processes."""
         fused = self.accelerator.device.type in ("cpu", "cuda")
         optimizer = torch.optim.Adam(network.parameters(), lr, betas=(self.beta1, self.recipe.beta2), fused=fused)
-        self.rates.append((optimizer, lr))
         return self.accelerator.prepare(network, optimizer)
 
     def pace(self, progress):
@@ -109,9 +109,9 @@ class Trainer:
         They are a function of it alone. Stage 2 does not call this: its rates are those of the recipe.
         """
         factor = DECAYS[self.recipe.lr_decay](max(0.0, 2 * progress - 1))
-        for optimizer, lr in self.rates:
+        for _, optimizer in self.trained.values():
             for group in optimizer.param_groups:
-                group["lr"] = lr * factor
+                group["lr"] = optimizer.defaults["lr"] * factor
 
     def step(self, images, labels, global_step, term=None):
         """One update on this process's shard of a batch; a dict of 0-dim losses, without a gradient or with one.
@@ -197,23 +197,20 @@ class Trainer:
         columns = min(self.spec.num_classes, 10)
         return self.source.sample(torch.arange(columns, device=self.accelerator.device).repeat(8), seed=0), columns
 
-    def trained(self):
-        """The networks that are trained."""
-        return [self.generator]
-
     def check(self, step):
         """Raise UserError if a trained weight is NaN or infinite after `step` steps."""
-        sizes = torch._foreach_norm([weight for network in self.trained() for weight in network.parameters()])
+        sizes = torch._foreach_norm([weight for network, _ in self.trained.values() for weight in network.parameters()])
         if not torch.stack(sizes).isfinite().all():
             raise UserError(f"a weight was NaN or infinite after step {step}: lower --lr or use --precision fp32 "
                             "(the last checkpoint, if there is one, is kept: --resume continues from it)")
 
     def state_dict(self):
         """Everything that continuing needs, as nested dicts of tensors and plain values."""
-        return {"trainer": self.recipe.trainer, "recipe": asdict(self.recipe),
-                "generator": self.accelerator.unwrap_model(self.generator).state_dict(), "ema": self.source.state_dict(),
-                "optim_g": self.optim_g.state_dict(),
-                "scaler": self.accelerator.scaler.state_dict() if self.accelerator.scaler else {}}
+        state = {"trainer": self.recipe.trainer, "recipe": asdict(self.recipe), "ema": self.source.state_dict(),
+                 "scaler": self.accelerator.scaler.state_dict() if self.accelerator.scaler else {}}
+        for name, (network, optimizer) in self.trained.items():
+            state[name], state[self.parts[name]] = self.accelerator.unwrap_model(network).state_dict(), optimizer.state_dict()
+        return state
 
     def load_state_dict(self, state, path):
         """Continue from `state`, read from `path`; the learning rates stay those of this trainer's recipe."""
@@ -226,7 +223,9 @@ class Trainer:
 
     def restore(self, state):
         """What `load_state_dict` does with a state that fits."""
-        self.restore_network(self.generator, self.optim_g, state["generator"], state["optim_g"])
+        for name, (network, optimizer) in self.trained.items():
+            load_weights(self.accelerator.unwrap_model(network), state[name])
+            resume_optimizer(optimizer, state[self.parts[name]])
         load_weights(self.source, state.get("ema", state["generator"]))
         with torch.no_grad():
             for live, averaged in zip(self.generator.parameters(), self.source.parameters()):
@@ -234,11 +233,6 @@ class Trainer:
                     live.copy_(averaged)
         if state.get("scaler") and self.accelerator.scaler:  # empty unless it was written under float16
             self.accelerator.scaler.load_state_dict(state["scaler"])
-
-    def restore_network(self, network, optimizer, weights, moments):
-        """Load the weights of a prepared network and what its optimiser remembers."""
-        load_weights(self.accelerator.unwrap_model(network), weights)
-        resume_optimizer(optimizer, moments)
 
 
 def load_weights(module, state):

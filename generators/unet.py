@@ -21,10 +21,10 @@ FINEST = 7
 nothing is drawn by it."""
 
 
-def check_shortcut(sample_steps=None, guidance=None):
-    """Raise UserError for what a shortcut cannot be asked for; None for its own."""
+def check_shortcut(sample_steps=None, guidance=None, flag="--sample-steps"):
+    """Raise UserError for what a shortcut cannot be asked for, the steps by `flag`; None for its own."""
     if sample_steps not in (None, *(2**span for span in range(FINEST))):
-        raise UserError(f"--sample-steps {sample_steps}: a shortcut draws in 1, 2, 4, ... or {2 ** (FINEST - 1)} steps")
+        raise UserError(f"{flag} {sample_steps}: a shortcut draws in 1, 2, 4, ... or {2 ** (FINEST - 1)} steps")
     if guidance is not None:
         raise UserError(f"--guidance {guidance:g}: a shortcut has learned its guidance: leave it out")
 
@@ -75,9 +75,10 @@ class FlowGenerator(ConditionalGenerator):
         return FlowPipeline(unet.eval(), self.size, self.num_classes, sample_steps or self.sample_steps,
                             self.guidance if guidance is None else guidance, self.shortcut, self.guidable)
 
-    def check_sampling(self, sample_steps=None, guidance=None):
+    def check_sampling(self, sample_steps=None, guidance=None, flag="--sample-steps"):
+        """As `ConditionalGenerator.check_sampling`; `flag` asks for the steps."""
         if self.shortcut:
-            check_shortcut(sample_steps, guidance)
+            check_shortcut(sample_steps, guidance, flag)
         if not self.guidable and guidance not in (None, 1):
             raise UserError(f"--guidance {guidance:g}: this flow was trained with --label-dropout 0, and knows no image "
                             "without a class: leave it out")

@@ -2,7 +2,12 @@
 
 
 class Pool:
-    """Networks in whose eyes real and synthetic images are compared: frozen, in eval mode, on the data set's device."""
+    """Networks in whose eyes real and synthetic images are compared: frozen, in eval mode, on the data set's device.
+
+    `dir` is the folder that they are kept in.
+    """
+
+    dir = None
 
     def prepare(self, step, learner):
         """What happens before step `step` of matching: nothing."""

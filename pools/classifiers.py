@@ -6,7 +6,6 @@ from functools import partial
 
 import torch
 
-from gendistil.common.engine import has_batch_norm
 from gendistil.common.errors import UserError
 from pools.convnet import ConvNet
 from pools.densenet import DenseNet
@@ -127,9 +126,9 @@ def build_classifier(name, channels, size, num_classes, *, generator=None, **opt
 
 
 @torch.no_grad()
-def check_classifiers(names, spec, flag, maps=False, kernels=False, alone=False):
-    """Raise UserError, which names `flag`, unless classifiers of these names can be built for the images of a `Spec`, and with
-    `maps` give their maps, with `kernels` have convolutions, and with `alone` have no batch norms.
+def check_classifiers(names, spec, flag, suits=None):
+    """Raise UserError, which names `flag`, unless classifiers of these names can be built for the images of a `Spec`, and pass
+    `suits(classifier, images)`, which raises one where it asks for more.
 
     Each is built and shown two images, because only the networks themselves know what they take.
     """
@@ -138,13 +137,8 @@ def check_classifiers(names, spec, flag, maps=False, kernels=False, alone=False)
             model = build_classifier(name, spec.channels, spec.size, spec.num_classes, generator=torch.Generator())
             images = torch.zeros(2, spec.channels, spec.size, spec.size)
             shape = getattr(model(images), "shape", None)
-            if maps:
-                model.features(images)
-            if alone and has_batch_norm(model):
-                raise UserError("it has batch norms, whose statistics do not follow a training on synthetic images as an "
-                                "expert's did: choose another norm, as in convnet or resnet18:norm=instance")
-            if kernels and all(x.dim() < 3 for x in model.parameters()):
-                raise UserError("it has no convolutions, of whose gradients alone this --metric is: give --metric dc")
+            if suits:
+                suits(model, images)
         except UserError as error:
             raise UserError(f"{flag} {name}: {error}")
         except (AssertionError, IndexError, RuntimeError, TypeError, ValueError, AttributeError) as error:

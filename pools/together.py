@@ -16,7 +16,7 @@ class SideBySide(nn.Module):
     does not compile them.
     """
 
-    several = True
+    eager = True
 
     def __init__(self, models):
         super().__init__()

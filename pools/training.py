@@ -4,10 +4,9 @@ import math
 
 import torch
 import torch.nn.functional as F
-from torch import nn
 
 from gendistil.common.device import send
-from gendistil.common.engine import EAGER
+from gendistil.common.engine import EAGER, batch_norms
 from gendistil.common.errors import Diverged
 from gendistil.data.augment import cut_mix
 from gendistil.data.images import HostImages, standardise, take, to_signed
@@ -152,8 +151,7 @@ def calibrated(model, real, spec, generator):
 
     The images are the next draws of `generator`. A network without batch norms stays as it is.
     """
-    norms = [module for module in model.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)]
-    if norms:
+    if norms := batch_norms(model):
         rows = torch.randint(len(real), (_CALIBRATION * spec.num_classes,), generator=generator)
         usual = [norm.momentum for norm in norms]
         for norm in norms:

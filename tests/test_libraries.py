@@ -62,7 +62,7 @@ def test_a_classifier_of_torchvision(digits):
     same = build_classifier(SMALL, 3, 32, 7, generator=stream(0)).eval()
     assert torch.equal(same(images.expand(-1, 3, -1, -1)), model(images))  # grey images are three equal channels
     with pytest.raises(UserError, match=f"--pool {SMALL}: .* --match feature"):
-        check_classifiers([SMALL], digits.spec, "--pool", maps=True)
+        check_classifiers([SMALL], digits.spec, "--pool", lambda classifier, images: classifier.features(images))
     with pytest.raises(UserError, match="--match feature"):
         model.features(images)
 

@@ -29,10 +29,10 @@ from gendistil.matching import (
     methods,
 )
 from gendistil.matching.objectives import (
+    METRICS,
     Eyes,
     characteristic,
     class_means,
-    distance,
     energy,
     gradient_distance,
     gradients,
@@ -70,7 +70,7 @@ def test_dc_distance_of_gradient_lists(network):
 @pytest.mark.parametrize("shape", [(128, 3, 3, 3), (128, 16, 16), (10, 2048), (512,)])
 def test_distances(metric, shape):
     expected = case(f"dist_{metric}_{'x'.join(map(str, shape))}")
-    got = distance(wave(shape, 0, 1, "A"), wave(shape, 0, 1, "B"), metric)
+    got = METRICS[metric].distance(wave(shape, 0, 1, "A"), wave(shape, 0, 1, "B"))
     assert float(got) == pytest.approx(expected["expected_float64"], rel=expected["rtol"])
 
 

@@ -40,6 +40,10 @@ class Parser(argparse.ArgumentParser):
         self.add_argument("--plugin", type=Path, action="append", metavar="FILE",
                           help="Python file that is run first: it may add rows to the tables of networks, objectives, ...")
 
+    def group(self, title):
+        """The group of flags under this heading, which is made at the first call."""
+        return next((group for group in self._action_groups if group.title == title), None) or self.add_argument_group(title)
+
     def error(self, message):
         say(f"{self.prog}: error: {' '.join(message.split())} (see --help)")
         self.exit(2)

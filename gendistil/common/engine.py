@@ -115,27 +115,27 @@ def compiles(network):
     """Whether a network gains from being compiled.
 
     One in training whose batch norms look at the batch does not: it is as fast in the format channels_last, and takes the
-    longest to compile; nor one that says that it is written for that format. One that is wrapped for several processes, or that
-    is several networks, is not compiled either, nor one that says that it stays eager.
+    longest to compile; nor one that says that it is written for that format. One that is wrapped for several processes is not
+    compiled either, nor one that says that it stays eager.
     """
-    if isinstance(network, DistributedDataParallel) or any(getattr(network, name, False) for name in ("several", "eager")):
+    if isinstance(network, DistributedDataParallel) or getattr(network, "eager", False):
         return False
     return not getattr(network, "channels_last", False) and not (network.training and has_batch_norm(network))
 
 
-def _batch_norms(network):
+def batch_norms(network):
     return [module for module in network.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)]
 
 
 def has_batch_norm(network):
-    return bool(_batch_norms(network))
+    return bool(batch_norms(network))
 
 
 def norms_in_float32(network):
     """Show the batch norms of a network images in float32, the only ones that their kernels take beside float32 statistics
     under `vmap`. Returns the hooks, whose `remove` ends this."""
     return [norm.register_forward_pre_hook(lambda norm, images: tuple(x.float() for x in images))
-            for norm in _batch_norms(network)]
+            for norm in batch_norms(network)]
 
 
 def channels_last(images):

@@ -78,11 +78,10 @@ def fields(kind):
 
 
 def add_flags(parser, *kinds, told=False):
-    """A flag for every option of the dataclasses `kinds`, under its group; one that several have is made once.
+    """A flag of a `Parser` for every option of the dataclasses `kinds`, under its group; one that several have is made once.
 
     A flag that is not given is None. With `told` its help says the default that `from_flags` will give it.
     """
-    groups = {group.title: group for group in parser._action_groups}
     made = {action.dest for action in parser._actions}
     for field in (field for kind in kinds for field in fields(kind) if field.name not in made):
         facts = {key: field.metadata[key] for key in _PASSED if key in field.metadata}
@@ -92,9 +91,7 @@ def add_flags(parser, *kinds, told=False):
             facts["help"] += f" (default: {field.default})"
         if field.type is bool:
             facts["action"] = argparse.BooleanOptionalAction
-        title = field.metadata.get("group", "options")
-        groups[title] = group = groups.get(title) or parser.add_argument_group(title)
-        group.add_argument(flag_of(field.name), **facts)
+        parser.group(field.metadata.get("group", "options")).add_argument(flag_of(field.name), **facts)
         made.add(field.name)
 
 

@@ -1,6 +1,7 @@
 """From rows to objects: what a run of `pool_match.py` learns, compares and by whose eyes."""
 
 import dataclasses
+import functools
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -15,7 +16,7 @@ from gendistil.matching.drawing import DrawingLearner, modes_of
 from gendistil.matching.learners import GeneratorLearner, LatentLearner, PixelLearner
 from gendistil.matching.matcher import Matcher
 from gendistil.matching.methods import DRAWN, GENERATOR, LATENTS, PIXELS, Method
-from gendistil.matching.objectives import METRICS, OBJECTIVES
+from gendistil.matching.objectives import OBJECTIVES
 from gendistil.matching.trained import TrainingMatcher
 from gendistil.sources import LATENTS_FOLDER, LatentSet, PixelSet, check_fits, load_source, weights_digest
 from generators import make_trainer, recipe_of
@@ -29,8 +30,7 @@ def check_pool(method, spec):
     """Raise UserError unless the networks of --pool suit the images of a `Spec`, and what the method compares of them."""
     row = OBJECTIVES.get(method.match)
     if row:
-        kernels = "metric" in row.options and not METRICS[method.metric].every_layer
-        check_classifiers(method.pool, spec, "--pool", maps=row.maps, kernels=kernels, alone=row.expert)
+        check_classifiers(method.pool, spec, "--pool", row.suits and functools.partial(row.suits, method))
 
 
 @dataclass(frozen=True)
@@ -127,10 +127,7 @@ def _drawn(begin):
                         "gen_condense.py --recipe flow or shortcut")
     if (method.match == "none") == (method.steer > 0):
         raise UserError("--steer says how far an objective moves the images, and --match which: give both or neither")
-    try:
-        flow.check_sampling(sample_steps=method.steps, guidance=method.guidance)
-    except UserError as error:
-        raise UserError(str(error).replace("--sample-steps", "--steps")) from None
+    flow.check_sampling(method.steps, method.guidance, flag="--steps")
     pixels = PixelSet(size=spec.size, channels=spec.channels, num_classes=spec.num_classes, ipc=ipc).to(device)
     modes = None
     if method.pull:

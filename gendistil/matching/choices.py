@@ -35,7 +35,7 @@ def _is_new_at_every_step(method):
 
 
 def _plain(method):
-    return not method.match_aug or method.aug_type == "none"
+    return method.augmentation == "none"
 
 
 _OF_SELECTION = {name for row in SELECTORS.values() for name in row.options}

@@ -33,10 +33,11 @@ class Matcher:
         self.per_class, self.at_once, self.aug_setting = real, method.class_batch, method.aug_setting
         self.objective = OBJECTIVES[method.match]
         self.options = {name: getattr(method, name) for name in self.objective.options}
+        self.paired = self.objective.paired == "real" or (self.objective.paired and self.options.get("paired_weight", 0.0) > 0)
         self.weight = self.objective.weight if method.match_weight is None else method.match_weight
         self.classes = min(method.match_classes or spec.num_classes, spec.num_classes)
         self.kept = min(method.match_real, dataset.fewest)
-        self.augment = Augment(method.aug_type if method.match_aug else "none", spec, method.aug_single)
+        self.augment = Augment(method.augmentation, spec, method.aug_single)
         self._check(method.match, spec)
         selector = SELECTORS[method.select]
         options = {name.removeprefix("select_"): getattr(method, name) for name in selector.options}
@@ -53,7 +54,6 @@ class Matcher:
     def _check(self, match, spec):
         """Raise UserError where the objective, the learner and the processes do not go together."""
         processes, objective = self.learner.accelerator.num_processes, self.objective
-        self.paired = objective.paired == "real" or (objective.paired and self.options.get("paired_weight", 0.0) > 0)
         if self.paired and not self.learner.has_pairs:
             raise UserError(f"--match {match} compares latents with the images that they stand for: use --method inversion")
         if objective.per != "class" and ((processes > 1 and not self.shared) or self.at_once):

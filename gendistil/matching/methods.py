@@ -1,6 +1,7 @@
 """The published methods as rows of one table: what is learned, what must agree, in whose eyes, against which real images."""
 
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from typing import NamedTuple
 
 from gendistil.common.cli import COUNT, FRACTION, NATURAL, POSITIVE, WEIGHT, number
@@ -16,7 +17,7 @@ from gendistil.matching.selectors import SELECTORS
 from gendistil.matching.trained import ORDERS
 from gendistil.matching.unroll import UNROLLED
 from gendistil.sources import DECODERS, LATENT_SPACES
-from generators.trainer import TUNED
+from generators.trainer import LENGTH_GROUP, TUNED
 from pools import some_classifiers, usual_classifier
 
 GENERATOR, PIXELS, LATENTS, DRAWN = "generator", "pixels", "latents", "drawn"
@@ -26,9 +27,15 @@ STORED = (PIXELS, LATENTS)
 KEEPS = ("last", "best")
 DEFAULT_IPC = 10
 
-_UNROLL = "training on the synthetic images (--match trajectory, outcome)"
-_METHOD = "method (a flag that is not given takes the method's value)"
-LENGTH_GROUP = "length and reports"
+_method = partial(option, group="method (a flag that is not given takes the method's value)")
+_unroll = partial(option, group="training on the synthetic images (--match trajectory, outcome)")
+_of_generator = partial(option, group="a generator", learns=(GENERATOR,))
+_of_stored = partial(option, group="pixels and latents", learns=STORED)
+_of_pixels = partial(option, group="pixels", learns=(PIXELS,))
+_of_latents = partial(option, group="latents", learns=(LATENTS,))
+_of_drawn = partial(option, group="images that a flow draws", learns=(DRAWN,))
+_pool = partial(option, group="pool")
+_length = partial(option, group=LENGTH_GROUP)
 
 
 @dataclass(frozen=True)
@@ -43,149 +50,127 @@ class Method:
     source: str   # where it was published
     first: str | None = None  # the method that finds what this one starts from, unless --weight holds it already
 
-    match: str = option("what must agree between real and synthetic images; none: train a generator on without matching",
-                        "energy", choices=lambda: [*OBJECTIVES, "none"], group=_METHOD)
-    metric: str = option("distance of gradients, for --match grad", "l1", choices=METRICS, group=_METHOD)
-    match_weight: float | None = option("weight of matching (a generator's default: the objective's)", None, type=WEIGHT,
-                                        group=_METHOD)
-    match_classes: int = option("classes compared in one step, 0 for all", 0, type=NATURAL, group=_METHOD)
-    match_batch: int = option("real images of each class (and generated ones)", 64, type=number(int, 2), group=_METHOD)
-    match_real: int = option("instead, so many real images of each class, or all, by the embeddings that the pool keeps: "
-                             "of images as they are, so give --no-match-aug; 0 for none", 0, type=NATURAL, group=_METHOD)
-    calibrate: float = option("weight of the pool's cross-entropy on synthetic images, beside that of their embeddings", 0.0,
-                                type=WEIGHT, group=_METHOD)
-    mean_weight: float = option("weight of the distance of mean embeddings, in the same metric, beside that of gradients "
-                                "(DREAM+)", 0.0, type=WEIGHT, group=_METHOD)
-    match_aug: bool = option("compare through siamese augmentation: the same for real and synthetic images", True,
-                             group=_METHOD)
-    aug_type: str = option("augmentations, joined by _, or none", "color_crop_cutout", type=augmentations, group=_METHOD)
-    aug_single: bool = option("apply one of them at a time (DSA, DM), else all but two of crop, scale and rotate, there "
-                              "and where experts and online networks are trained", False,
-                              group=_METHOD)
-    aug_setting: str = option("one setting of them for each pair of a real and a synthetic image, or for each class", "class",
-                              choices=SETTINGS, group=_METHOD)
-    class_batch: int = option("classes in memory together, 0 for all (the default); the result is the same, but for the units "
-                              "of --match moments and cf, which are then those of each part", 0, type=NATURAL, group=_METHOD,
-                              first=True)
-    select: str = option("real images: nearest to the centroids of a clustering of their class, or drawn uniformly", "random",
-                         choices=SELECTORS, group=_METHOD)
-    select_interval: int = option("steps between clusterings", 10, type=COUNT, group=_METHOD)
-    select_candidates: int = option("images of each class that are clustered, more than are compared (default: the method's)",
-                                    1000, type=COUNT, group=_METHOD)
-    select_nearest: int = option("images that are taken around each centroid, of fewer clusters (DREAM+)", 1, type=COUNT,
-                                 group=_METHOD)
+    match: str = _method("what must agree between real and synthetic images; none: train a generator on without matching",
+                         "energy", choices=lambda: [*OBJECTIVES, "none"])
+    metric: str = _method("distance of gradients, for --match grad", "l1", choices=METRICS)
+    match_weight: float | None = _method("weight of matching (a generator's default: the objective's)", None, type=WEIGHT)
+    match_classes: int = _method("classes compared in one step, 0 for all", 0, type=NATURAL)
+    match_batch: int = _method("real images of each class (and generated ones)", 64, type=number(int, 2))
+    match_real: int = _method("instead, so many real images of each class, or all, by the embeddings that the pool keeps: of "
+                              "images as they are, so give --no-match-aug; 0 for none", 0, type=NATURAL)
+    calibrate: float = _method("weight of the pool's cross-entropy on synthetic images, beside that of their embeddings", 0.0,
+                               type=WEIGHT)
+    mean_weight: float = _method("weight of the distance of mean embeddings, in the same metric, beside that of gradients "
+                                 "(DREAM+)", 0.0, type=WEIGHT)
+    match_aug: bool = _method("compare through siamese augmentation: the same for real and synthetic images", True)
+    aug_type: str = _method("augmentations, joined by _, or none", "color_crop_cutout", type=augmentations)
+    aug_single: bool = _method("apply one of them at a time (DSA, DM), else all but two of crop, scale and rotate, there and "
+                               "where experts and online networks are trained", False)
+    aug_setting: str = _method("one setting of them for each pair of a real and a synthetic image, or for each class", "class",
+                               choices=SETTINGS)
+    class_batch: int = _method("classes in memory together, 0 for all (the default); the result is the same, but for the units "
+                               "of --match moments and cf, which are then those of each part", 0, type=NATURAL, first=True)
+    select: str = _method("real images: nearest to the centroids of a clustering of their class, or drawn uniformly", "random",
+                          choices=SELECTORS)
+    select_interval: int = _method("steps between clusterings", 10, type=COUNT)
+    select_candidates: int = _method("images of each class that are clustered, more than are compared (default: the method's)",
+                                     1000, type=COUNT)
+    select_nearest: int = _method("images that are taken around each centroid, of fewer clusters (DREAM+)", 1, type=COUNT)
 
-    unroll: int = option("steps of a network's training on the synthetic images, in each step of matching", 30, type=COUNT,
-                         group=_UNROLL)
-    unroll_batch: int = option("synthetic images in one step of that training, 0 for all", 0, type=NATURAL, group=_UNROLL)
-    unroll_optimizer: str = option("optimizer of that training", "sgd", choices=UNROLLED, group=_UNROLL)
-    unroll_momentum: float = option("momentum of --unroll-optimizer sgd", 0.0, type=number(float, 0, 0.999), group=_UNROLL)
-    unroll_order: str = option("passes: images in a new order in each pass; steps: one image of every class a step, always in "
-                               "the same order, and a step size of each step's own (Wang et al., 2018)", "passes",
-                               choices=ORDERS, group=_UNROLL)
-    window: int = option("differentiate only the last so many steps of a training whose length is drawn between this number "
-                         "and --unroll (RaT-BPTT); 0: train for --unroll steps and differentiate all", 0, type=NATURAL,
-                         group=_UNROLL)
-    step_size: float = option("learning rate of that training, from which it is learned", 0.01, type=POSITIVE, group=_UNROLL)
-    step_size_lr: float = option("learning rate of the step size (SGD; of several, Adam), 0 to leave it", 0.0, type=WEIGHT,
-                                 group=_UNROLL)
-    label_lr: float = option("learning rate of a row of label logits for each stored image, 0 for the classes' own labels", 0.0,
-                             type=WEIGHT, group=_UNROLL, learns=STORED)
-    clip: float = option("gradients longer than so many times their running mean are shortened to that, 0 for none", 0.0,
-                         type=WEIGHT, group=_UNROLL)
-    expert_epochs: int = option("the network starts at some epoch of an expert, and its weights are compared with the "
-                                "expert's so many epochs later", 2, type=COUNT, group=_UNROLL)
-    min_start: int = option("first epoch of an expert at which the network may start", 0, type=NATURAL, group=_UNROLL)
-    max_start: int = option("epoch of an expert below which the network starts", 5, type=COUNT, group=_UNROLL)
-    first_max_start: int = option("--max-start of the first step, from where it grows (DATM); 0: --max-start from the first "
-                                  "step on", 0, type=NATURAL, group=_UNROLL)
-    start_grows: int = option("steps in which --first-max-start grows to --max-start", 1000, type=COUNT, group=_UNROLL)
-    skip_above: float = option("steps that leave a network further from its expert than this learn nothing (1: no nearer than "
-                               "at its start), 0 for none (DATM)", 0.0, type=WEIGHT, group=_UNROLL)
+    unroll: int = _unroll("steps of a network's training on the synthetic images, in each step of matching", 30, type=COUNT)
+    unroll_batch: int = _unroll("synthetic images in one step of that training, 0 for all", 0, type=NATURAL)
+    unroll_optimizer: str = _unroll("optimizer of that training", "sgd", choices=UNROLLED)
+    unroll_momentum: float = _unroll("momentum of --unroll-optimizer sgd", 0.0, type=number(float, 0, 0.999))
+    unroll_order: str = _unroll("passes: images in a new order in each pass; steps: one image of every class a step, always in "
+                                "the same order, and a step size of each step's own (Wang et al., 2018)", "passes",
+                                choices=ORDERS)
+    window: int = _unroll("differentiate only the last so many steps of a training whose length is drawn between this number "
+                          "and --unroll (RaT-BPTT); 0: train for --unroll steps and differentiate all", 0, type=NATURAL)
+    step_size: float = _unroll("learning rate of that training, from which it is learned", 0.01, type=POSITIVE)
+    step_size_lr: float = _unroll("learning rate of the step size (SGD; of several, Adam), 0 to leave it", 0.0, type=WEIGHT)
+    label_lr: float = _unroll("learning rate of a row of label logits for each stored image, 0 for the classes' own labels",
+                              0.0, type=WEIGHT, learns=STORED)
+    clip: float = _unroll("gradients longer than so many times their running mean are shortened to that, 0 for none", 0.0,
+                          type=WEIGHT)
+    expert_epochs: int = _unroll("the network starts at some epoch of an expert, and its weights are compared with the "
+                                 "expert's so many epochs later", 2, type=COUNT)
+    min_start: int = _unroll("first epoch of an expert at which the network may start", 0, type=NATURAL)
+    max_start: int = _unroll("epoch of an expert below which the network starts", 5, type=COUNT)
+    first_max_start: int = _unroll("--max-start of the first step, from where it grows (DATM); 0: --max-start from the first "
+                                   "step on", 0, type=NATURAL)
+    start_grows: int = _unroll("steps in which --first-max-start grows to --max-start", 1000, type=COUNT)
+    skip_above: float = _unroll("steps that leave a network further from its expert than this learn nothing (1: no nearer than "
+                                "at its start), 0 for none (DATM)", 0.0, type=WEIGHT)
 
-    lr_critic: float | None = option("learning rate of the critic (default: the method's, else the recipe's)", None,
-                                     type=POSITIVE, group="a generator", learns=(GENERATOR,))
-    batch_size: int | None = option("images of the generator's own step (default: the method's, else the recipe's)", None,
-                                    type=number(int, 2), group="a generator", learns=(GENERATOR,))
-    ema: float | None = option("decay of its averaged weights, 0 for none (default: the recipe's)", None, type=FRACTION,
-                               group="a generator", learns=(GENERATOR,))
-    sample_steps: int | None = option("Euler steps of a flow, through which it is matched and which it keeps (default: "
-                                      "its own, at most 4)", None, type=number(int, 1, 1000), group="a generator",
-                                      learns=(GENERATOR,))
-    tune: str = option("which of its weights are learned: all, or those of norms and class embeddings alone", "all",
-                       choices=TUNED, group="a generator", learns=(GENERATOR,))
+    lr_critic: float | None = _of_generator("learning rate of the critic (default: the method's, else the recipe's)", None,
+                                            type=POSITIVE)
+    batch_size: int | None = _of_generator("images of the generator's own step (default: the method's, else the recipe's)",
+                                           None, type=number(int, 2))
+    ema: float | None = _of_generator("decay of its averaged weights, 0 for none (default: the recipe's)", None, type=FRACTION)
+    sample_steps: int | None = _of_generator("Euler steps of a flow, through which it is matched and which it keeps (default: "
+                                             "its own, at most 4)", None, type=number(int, 1, 1000))
+    tune: str = _of_generator("which of its weights are learned: all, or those of norms and class embeddings alone", "all",
+                              choices=TUNED)
 
-    syn_batch: int = option("images of a class compared in one step, 0 for all", 0, type=NATURAL, group="pixels and latents",
-                            learns=STORED, first=True)
-    optimizer: str = option("optimizer of pixels or latents; with adam, --lr counts in images in [-1, 1] whatever --space "
-                            "says", "sgd", choices=("sgd", "adam"), group="pixels and latents", learns=STORED)
-    momentum: float = option("momentum of --optimizer sgd", 0.5, type=number(float, 0, 0.999), group="pixels and latents",
-                             learns=STORED)
+    syn_batch: int = _of_stored("images of a class compared in one step, 0 for all", 0, type=NATURAL, first=True)
+    optimizer: str = _of_stored("optimizer of pixels or latents; with adam, --lr counts in images in [-1, 1] whatever --space "
+                                "says", "sgd", choices=("sgd", "adam"))
+    momentum: float = _of_stored("momentum of --optimizer sgd", 0.5, type=number(float, 0, 0.999))
 
-    init: str = option("what they start from: noise, or real images chosen so", "real", choices=initial.INITS, group="pixels",
-                       learns=(PIXELS,))
-    factor: int = option("each stored image holds this number squared of smaller ones (IDC: 2)", 1, type=number(int, 1, 8),
-                         group="pixels", learns=(PIXELS,))
-    decoder: str = option("how stored images are cut; single: all by --factor; multi: each by every number from 1 to it; "
-                          "bound: by --factor as long as a class has 128 parts at most, the rest by less (default: single)",
-                          "single", choices=DECODERS, group="pixels", learns=(PIXELS,))
-    space: str = option("units of --lr: of standardised images, or of images in [0, 1]", "standardised", choices=SPACES,
-                        group="pixels", learns=(PIXELS,))
+    init: str = _of_pixels("what they start from: noise, or real images chosen so", "real", choices=initial.INITS)
+    factor: int = _of_pixels("each stored image holds this number squared of smaller ones (IDC: 2)", 1, type=number(int, 1, 8))
+    decoder: str = _of_pixels("how stored images are cut; single: all by --factor; multi: each by every number from 1 to it; "
+                              "bound: by --factor as long as a class has 128 parts at most, the rest by less (default: single)",
+                              "single", choices=DECODERS)
+    space: str = _of_pixels("units of --lr: of standardised images, or of images in [0, 1]", "standardised", choices=SPACES)
 
-    latent_space: str | None = option("vectors are the generator's noise, or its coarsest grid (default: noise, or what "
-                                      "--weight holds)", None, choices=LATENT_SPACES, group="latents", learns=(LATENTS,),
-                                      first=True)
-    paired_weight: float = option("of the distance of each image's embedding from that of the real image that its latent was "
-                                  "found for: keeps a class diverse", 0.0, type=WEIGHT,
-                                  group="latents", learns=(LATENTS,))
-    chunk_steps: int = option("inversion: Adam steps on --syn-batch latents of a class before the next; 0: others each step", 0,
-                              type=NATURAL, group="latents", learns=(LATENTS,), first="only")
+    latent_space: str | None = _of_latents("vectors are the generator's noise, or its coarsest grid (default: noise, or what "
+                                           "--weight holds)", None, choices=LATENT_SPACES, first=True)
+    paired_weight: float = _of_latents("of the distance of each image's embedding from that of the real image that its latent "
+                                       "was found for: keeps a class diverse", 0.0, type=WEIGHT)
+    chunk_steps: int = _of_latents("inversion: Adam steps on --syn-batch latents of a class before the next; 0: others each "
+                                   "step", 0, type=NATURAL, first="only")
 
-    pull: float = option("how far each image is moved towards its mode, a centroid of its class's real images, in every step: "
-                         "a share, above 1 beyond it, 0 for none (MGD3)", 0.0, type=WEIGHT,
-                         group="images that a flow draws", learns=(DRAWN,))
-    pull_until: float = option("time, from 1 (noise) to 0 (image), at which that ends", 0.5, type=FRACTION,
-                               group="images that a flow draws", learns=(DRAWN,))
-    steer: float = option("how far each image is moved against the gradient of --match in every step, as a share of how far it "
-                          "has still to go, 0 for none (IGD)", 0.0, type=WEIGHT, group="images that a flow draws",
-                          learns=(DRAWN,))
-    guidance: float | None = option("classifier-free guidance, 1 for none (default: the flow's own)", None, type=WEIGHT,
-                                    group="images that a flow draws", learns=(DRAWN,))
+    pull: float = _of_drawn("how far each image is moved towards its mode, a centroid of its class's real images, in every "
+                            "step: a share, above 1 beyond it, 0 for none (MGD3)", 0.0, type=WEIGHT)
+    pull_until: float = _of_drawn("time, from 1 (noise) to 0 (image), at which that ends", 0.5, type=FRACTION)
+    steer: float = _of_drawn("how far each image is moved against the gradient of --match in every step, as a share of how far "
+                             "it has still to go, 0 for none (IGD)", 0.0, type=WEIGHT)
+    guidance: float | None = _of_drawn("classifier-free guidance, 1 for none (default: the flow's own)", None, type=WEIGHT)
 
-    pool: tuple = option("classifiers in the pool, named as for validate.py --eval-model (default: the method's)", ("convnet",),
-                         nargs="+", type=some_classifiers, action=Flattened, metavar="NAME", group="pool", first=True)
-    pool_training: str = option("how they are trained; " + "; ".join(f"{name}: {row.words}" for name, row in POOLS.items()),
-                                "random", choices=lambda: POOLS, group="pool")
-    outer: int = option("steps of matching before the online network (synthetic, real) is replaced by a new one", 1, type=COUNT,
-                        group="pool")
-    inner: int = option("passes that train the online network between two steps of matching", 1, type=COUNT, group="pool")
-    pool_images: int = option("real images in each pass that trains the online network", 500, type=COUNT, group="pool")
-    pool_warmup: int = option("passes over all real images that a new online network learns from first (DREAM+)", 0,
-                              type=NATURAL, group="pool")
-    pool_batch: int | None = option("images a step of its training, or of the pretraining", None, type=number(int, 2),
-                                    group="pool")
-    pool_lr: float | None = option("learning rate of its training, or of the pretraining (SGD)", None, type=POSITIVE,
-                                   group="pool")
-    pool_momentum: float = option("momentum of its training", 0.0, type=number(float, 0, 0.999), group="pool")
-    pool_decay: float = option("weight decay of its training", 0.0, type=WEIGHT, group="pool")
-    pool_aug: str | None = option("augmentation of its training, or of the pretraining", None, type=augmentations, group="pool")
-    pool_cutmix: float = option("probability that CutMix mixes a batch of its training", 0.0, type=FRACTION, group="pool")
-    pool_mix: bool = option("networks between two snapshots of a member, by interpolated weights (NCFM)", False, group="pool")
-    pool_initial: bool = option("also keep each network as it was before its pretraining (NCFM)", False, group="pool")
-    pool_members: int = option("pretrained networks of each classifier (default: the method's)", 4, type=COUNT, group="pool")
-    pool_epochs: int = option("epochs of their pretraining on the real images (default: the method's)", 20, type=COUNT,
-                              group="pool")
-    pool_snapshots: int = option("snapshots kept of each, from early to late (default: the method's)", 5, type=COUNT,
-                                 group="pool")
+    pool: tuple = _pool("classifiers in the pool, named as for validate.py --eval-model (default: the method's)", ("convnet",),
+                        nargs="+", type=some_classifiers, action=Flattened, metavar="NAME", first=True)
+    pool_training: str = _pool("how they are trained; " + "; ".join(f"{name}: {row.words}" for name, row in POOLS.items()),
+                               "random", choices=lambda: POOLS)
+    outer: int = _pool("steps of matching before the online network (synthetic, real) is replaced by a new one", 1, type=COUNT)
+    inner: int = _pool("passes that train the online network between two steps of matching", 1, type=COUNT)
+    pool_images: int = _pool("real images in each pass that trains the online network", 500, type=COUNT)
+    pool_warmup: int = _pool("passes over all real images that a new online network learns from first (DREAM+)", 0,
+                             type=NATURAL)
+    pool_batch: int | None = _pool("images a step of its training, or of the pretraining", None, type=number(int, 2))
+    pool_lr: float | None = _pool("learning rate of its training, or of the pretraining (SGD)", None, type=POSITIVE)
+    pool_momentum: float = _pool("momentum of its training", 0.0, type=number(float, 0, 0.999))
+    pool_decay: float = _pool("weight decay of its training", 0.0, type=WEIGHT)
+    pool_aug: str | None = _pool("augmentation of its training, or of the pretraining", None, type=augmentations)
+    pool_cutmix: float = _pool("probability that CutMix mixes a batch of its training", 0.0, type=FRACTION)
+    pool_mix: bool = _pool("networks between two snapshots of a member, by interpolated weights (NCFM)", False)
+    pool_initial: bool = _pool("also keep each network as it was before its pretraining (NCFM)", False)
+    pool_members: int = _pool("pretrained networks of each classifier (default: the method's)", 4, type=COUNT)
+    pool_epochs: int = _pool("epochs of their pretraining on the real images (default: the method's)", 20, type=COUNT)
+    pool_snapshots: int = _pool("snapshots kept of each, from early to late (default: the method's)", 5, type=COUNT)
 
-    lr: float | None = option("learning rate of the generator, of pixels or of latents (default: the method's, else that of "
-                              "the generator's recipe)", None, type=POSITIVE, group=LENGTH_GROUP, learns=(GENERATOR, *STORED))
-    steps: int | None = option("steps (default: the method's; of inversion, each latent once)", 1000, type=NATURAL,
-                               group=LENGTH_GROUP)
-    epochs: int | None = option("passes over the real images, instead of --steps, for a generator", None, type=COUNT,
-                                group=LENGTH_GROUP, learns=(GENERATOR,))
-    keep: str = option("the result is what the last step left, or what scored best on held-out images (DiM, DREAM, MTT, BPTT)",
-                       "last", choices=KEEPS, group=LENGTH_GROUP)
+    lr: float | None = _length("learning rate of the generator, of pixels or of latents (default: the method's, else that of "
+                               "the generator's recipe)", None, type=POSITIVE, learns=(GENERATOR, *STORED))
+    steps: int | None = _length("steps (default: the method's; of inversion, each latent once)", 1000, type=NATURAL)
+    epochs: int | None = _length("passes over the real images, instead of --steps, for a generator", None, type=COUNT,
+                                 learns=(GENERATOR,))
+    keep: str = _length("the result is what the last step left, or what scored best on held-out images (DiM, DREAM, MTT, BPTT)",
+                        "last", choices=KEEPS)
+
+    @property
+    def augmentation(self):
+        """The augmentations of what is compared, joined by _, or none."""
+        return self.aug_type if self.match_aug else "none"
 
 
 DSA = "color_crop_cutout_flip_scale_rotate"
@@ -349,7 +334,8 @@ def table():
     lines = ["| method | " + " | ".join(names) + " | source |", "|" + " --- |" * (len(names) + 2)]
     words = {None: "–", True: "yes", False: "no"}
     for name, method in METHODS.items():
-        values = asdict(method) | ({"steps": f"{method.epochs} passes"} if method.epochs else {})
+        values = asdict(method) | {"aug_type": method.augmentation}
+        values |= {"steps": f"{method.epochs} passes"} if method.epochs else {}
         cells = [words[value] if value is None or isinstance(value, bool) else str(value) for value in map(values.get, names)]
         lines.append(f"| {name} | " + " | ".join(cells) + f" | {method.source} |")
     return "\n".join(lines)

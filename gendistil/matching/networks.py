@@ -1,7 +1,8 @@
 """In whose eyes a method compares: kinds of pools by the names that --pool-training knows, and the flags that each takes."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 from gendistil.common.run import beside, made_by
@@ -20,79 +21,77 @@ class Asked:
     engine: object
     known: Path | None = None
 
-    def given(self, **names):
-        """The values of the method's fields `names`, by the keywords of a pool, that a row or a flag gives."""
-        values = {keyword: getattr(self.method, name) for keyword, name in names.items()}
-        return {keyword: value for keyword, value in values.items() if value is not None}
-
-
-_TRAINING = {"batch_size": "pool_batch", "lr": "pool_lr", "aug_type": "pool_aug"}
-_PLAIN_SGD = {**_TRAINING, "momentum": "pool_momentum", "weight_decay": "pool_decay", "aug_single": "aug_single"}
-
 
 def _kept(asked, **settings):
-    return ClassifierPool(asked.dataset, asked.folder, asked.engine.accelerator, engine=asked.engine, known=asked.known,
-                          **asked.given(names="pool", members="pool_members", epochs="pool_epochs"), **settings)
-
-
-def _pretrained(asked):
-    return _kept(asked, **asked.given(**_TRAINING, snapshots="pool_snapshots", mix="pool_mix", initial="pool_initial"))
-
-
-def _experts(asked):
-    return _kept(asked, **asked.given(**_PLAIN_SGD), snapshots="epochs", schedule="constant")
+    return ClassifierPool(asked.dataset, asked.folder, asked.engine.accelerator, names=asked.method.pool, engine=asked.engine,
+                          known=asked.known, **settings)
 
 
 def _random(asked):
     return RandomPool(asked.dataset, names=asked.method.pool, engine=asked.engine)
 
 
-def _online(asked):
-    values = asked.given(**_PLAIN_SGD, names="pool", teacher="pool_training", outer="outer", inner="inner",
-                         images="pool_images", warmup="pool_warmup", cutmix="pool_cutmix")
-    return OnlinePool(asked.dataset, seed=asked.seed, engine=asked.engine, **values)
+def _online(asked, **settings):
+    return OnlinePool(asked.dataset, names=asked.method.pool, teacher=asked.method.pool_training, seed=asked.seed,
+                      engine=asked.engine, **settings)
 
 
 @dataclass(frozen=True)
 class PoolRow:
-    """A row of the table: build, called as `build(asked)` with an `Asked`, gives the `Pool`; words say how its networks are
-    trained; options, the fields of a `Method` that it takes beside `pool`; learned, whether they have learned anything; online,
-    whether they are trained between the steps; single, whether they are trained by one augmentation at a time, if
-    --aug-single says so."""
+    """A row of the table: build, called as `build(asked, **values)` with an `Asked`, gives the `Pool`; words say how its
+    networks are trained; keywords, {keyword of `build`: field of a `Method`}, of which those are given that are not None; also,
+    other fields that are for it; learned, whether its networks have learned anything."""
 
     build: Callable
     words: str
-    options: tuple = ()
+    keywords: dict = field(default_factory=dict)
+    also: tuple = ()
     learned: bool = True
-    online: bool = False
-    single: bool = False
+
+    @property
+    def options(self):
+        """The fields of a `Method` that are for it and not for every pool: a set of names."""
+        return {*self.keywords.values(), *self.also, *(["calibrate"] if self.learned else [])} - {"aug_single"}
+
+    @property
+    def online(self):
+        """Whether its networks are trained between the steps."""
+        return "outer" in self.options
+
+    @property
+    def single(self):
+        """Whether they are trained by one augmentation at a time, if --aug-single says so."""
+        return "aug_single" in self.keywords.values()
 
 
-_OF_SETTINGS = ("calibrate", "pool_batch", "pool_lr", "pool_aug")
-_OF_KEPT = ("pool_members", "pool_epochs")
-_OF_SGD = ("pool_momentum", "pool_decay")
-_OF_ONLINE = (*_OF_SETTINGS, *_OF_SGD, "outer", "inner", "pool_warmup", "pool_cutmix")
+_TRAINING = {"batch_size": "pool_batch", "lr": "pool_lr", "aug_type": "pool_aug"}
+_PLAIN_SGD = {**_TRAINING, "momentum": "pool_momentum", "weight_decay": "pool_decay", "aug_single": "aug_single"}
+_KEPT = {"members": "pool_members", "epochs": "pool_epochs"}
+_ONLINE = {**_PLAIN_SGD, "outer": "outer", "inner": "inner", "warmup": "pool_warmup", "cutmix": "pool_cutmix"}
 
 POOLS = {
-    "pretrained": PoolRow(_pretrained, "on the real images, and kept",
-                          (*_OF_SETTINGS, *_OF_KEPT, "match_real", "pool_mix", "pool_initial", "pool_snapshots")),
-    "expert": PoolRow(_experts, "the same by plain SGD, and kept after every epoch",
-                      (*_OF_SETTINGS, *_OF_KEPT, *_OF_SGD, "expert_epochs", "min_start", "max_start", "first_max_start",
-                       "start_grows", "skip_above"), single=True),
+    "pretrained": PoolRow(_kept, "on the real images, and kept", {
+        **_TRAINING, **_KEPT, "snapshots": "pool_snapshots", "mix": "pool_mix", "initial": "pool_initial"}, ("match_real",)),
+    "expert": PoolRow(partial(_kept, snapshots="epochs", schedule="constant"),
+                      "the same by plain SGD, and kept after every epoch", {**_PLAIN_SGD, **_KEPT},
+                      ("expert_epochs", "min_start", "max_start", "first_max_start", "start_grows", "skip_above")),
     "random": PoolRow(_random, "never", learned=False),
-    "synthetic": PoolRow(_online, "between the steps, on what is learned", _OF_ONLINE, online=True, single=True),
-    "real": PoolRow(_online, "between the steps, on real images", (*_OF_ONLINE, "pool_images"), online=True, single=True),
+    "synthetic": PoolRow(_online, "between the steps, on what is learned", _ONLINE),
+    "real": PoolRow(_online, "between the steps, on real images", {**_ONLINE, "images": "pool_images"}),
 }
 """Every kind of pool by the name that --pool-training knows."""
 
 
 def not_taken(pool):
     """The fields of a `Method` that are for other kinds of pools alone: a set of names."""
-    return {name for row in POOLS.values() for name in row.options} - {*POOLS[pool].options}
+    return set().union(*(row.options for row in POOLS.values())) - POOLS[pool].options
 
 
 def make_pool(method, folder, seed, dataset, engine, run=None):
     """The networks that compare the images; pretrained ones are made in `folder`, or found there. Of a `run` that goes on, by
     its folder, they are those that it began with, though it may go on in another precision."""
     known = beside(made_by(run).get("pool_folder"), run) if run else None
-    return POOLS[method.pool_training].build(Asked(method, folder, seed, dataset, engine, known))
+    row = POOLS[method.pool_training]
+    values = {keyword: getattr(method, name) for keyword, name in row.keywords.items()}
+    return row.build(Asked(method, folder, seed, dataset, engine, known),
+                     **{keyword: value for keyword, value in values.items() if value is not None})

@@ -13,7 +13,8 @@ from torch.func import functional_call, grad, vmap
 from torch.nn import functional as F
 
 from gendistil.common.device import process_mean, send, twice_differentiable
-from gendistil.common.engine import EAGER, norms_in_float32
+from gendistil.common.engine import EAGER, has_batch_norm, norms_in_float32
+from gendistil.common.errors import UserError
 from gendistil.matching.unroll import Known
 
 _ENOUGH = 512  # real embeddings of a class that tell how far apart they are
@@ -133,12 +134,6 @@ METRICS = {
 }
 """Distances as the published codes of gradient matching take them, by the names that --metric knows."""
 
-
-def distance(x, y, metric):
-    """Distance of two tensors of one shape by a key of `METRICS`: 0-dim."""
-    return METRICS[metric].distance(x, y)
-
-
 _HALF_SCALE = 256  # of a loss whose gradient is taken in float16, where the small entries of a batch's mean would become 0
 
 
@@ -179,9 +174,9 @@ def _class_loss(classifier, parameters, images, label):
 
 
 def gradient_distance(real, fake, metric):
-    """Sum of `distance` over the layers that the metric looks at, of two lists of tensors, one for each parameter: 0-dim."""
-    every = METRICS[metric].every_layer
-    return sum(distance(x, y, metric) for x, y in zip(real, fake) if every or x.dim() > 2)
+    """Sum of the distances of layers that a metric, by its name, looks at, of two lists of tensors, one for each parameter."""
+    row = METRICS[metric]
+    return sum(row.distance(x, y) for x, y in zip(real, fake) if row.every_layer or x.dim() > 2)
 
 
 def _match_logit(eyes, real, fake, labels):
@@ -242,7 +237,7 @@ def _match_gradient(eyes, real, fake, labels, metric="l1", mean_weight=0.0):
     per_class = vmap(lambda x, y: gradient_distance(x, y, metric))(target, seen)
     if mean_weight:  # DREAM+, arXiv 2310.15052
         target, seen = (embeddings.mean(1, keepdim=True) for embeddings in _see(eyes.embed, real, fake))  # k,1,D
-        per_class = per_class + mean_weight * vmap(lambda x, y: distance(x, y, metric))(target, seen)
+        per_class = per_class + mean_weight * vmap(METRICS[metric].distance)(target, seen)
     return per_class.mean()
 
 
@@ -279,10 +274,10 @@ class Objective:
     paired: for latents, each of which is paired with one real image: "beside", the function also takes those images as
     `paired` [k, n, C, H, W], where the option paired_weight is above 0; "real", they are its real images; None, it has no use
     for them.
-    embeds: whether it compares embeddings, so that `real` may be those, [k, n, D]. draws: whether the function also takes a
-    `generator`, of the step's random draws. pairwise: whether it compares image by image, so that there must be as many of
-    both. spreads: whether its unit is the spread of the real images of each class by itself, which has to have two. maps:
-    whether it compares the maps of every layer, which a network of another library does not give.
+    draws: whether the function also takes a `generator`, of the step's random draws. pairwise: whether it compares image by
+    image, so that there must be as many of both. spreads: whether its unit is the spread of the real images of each class by
+    itself, which has to have two. suits: called as `suits(method, classifier, images)`, raises UserError for a classifier by
+    which it cannot compare; None, any will do.
     """
 
     function: Callable
@@ -291,12 +286,27 @@ class Objective:
     options: tuple = ()
     per: str = "class"
     paired: str | None = None
-    embeds: bool = False
     draws: bool = False
     expert: bool = False
     pairwise: bool = False
     spreads: bool = False
-    maps: bool = False
+    suits: Callable | None = None
+
+    @property
+    def embeds(self):
+        """Whether it compares embeddings, so that `real` may be those, [k, n, D]."""
+        return "calibrate" in self.options
+
+
+def _has_convolutions(method, classifier, images):
+    if not METRICS[method.metric].every_layer and all(x.dim() < 3 for x in classifier.parameters()):
+        raise UserError("it has no convolutions, of whose gradients alone this --metric is: give --metric dc")
+
+
+def _has_no_batch_norms(method, classifier, images):
+    if has_batch_norm(classifier):
+        raise UserError("it has batch norms, whose statistics do not follow a training on synthetic images as an expert's did: "
+                        "choose another norm, as in convnet or resnet18:norm=instance")
 
 
 _TRAINING = ("unroll", "unroll_batch", "unroll_optimizer", "unroll_momentum", "unroll_order", "step_size", "step_size_lr",
@@ -306,14 +316,15 @@ _EXPERT = ("expert_epochs", "min_start", "max_start", "first_max_start", "start_
 
 def _embeddings(criterion, source, **facts):
     return Objective(_match_embeddings(criterion), 1.0, source, options=("paired_weight", "calibrate"), paired="beside",
-                     embeds=True, **facts)
+                     **facts)
 
 
 OBJECTIVES = {
     "logit": Objective(_match_logit, 0.01, "log-probabilities, image by image (DiM)", pairwise=True),
-    "feature": Objective(_match_feature, 0.001, "mean maps of every layer of a class (DiM, IDC)", maps=True),
+    "feature": Objective(_match_feature, 0.001, "mean maps of every layer of a class (DiM, IDC)",
+                         suits=lambda method, classifier, images: classifier.features(images)),
     "grad": Objective(_match_gradient, 0.001, "gradients of a class's loss (DC, DSA, IDC, DREAM, DiM)",
-                      options=("metric", "mean_weight")),
+                      options=("metric", "mean_weight"), suits=_has_convolutions),
     "mean": _embeddings(class_means, "mean embeddings of a class (DM)"),
     "moments": _embeddings(moments, "means and standard deviations of a class's embeddings"),
     "energy": _embeddings(energy, "distributions of a class's embeddings, by their energy distance (Székely and Rizzo, 2013)",
@@ -321,7 +332,7 @@ OBJECTIVES = {
     "cf": _embeddings(characteristic, "distributions of a class's embeddings, by their characteristic functions (NCFM)",
                       draws=True),
     "trajectory": Objective(trajectory, 1.0, "weights that a training leads to, with an expert's (MTT, DATM)",
-                            options=_TRAINING + _EXPERT, per="training", expert=True),
+                            options=_TRAINING + _EXPERT, per="training", expert=True, suits=_has_no_batch_norms),
     "outcome": Objective(outcome, 1.0, "answers to real images after a training (Dataset Distillation, RaT-BPTT)",
                          options=(*_TRAINING, "window"), per="training"),
     "paired": Objective(_match_paired, 1.0, "pixels and embeddings, each latent's with those of its real image (GAN inversion)",

@@ -109,7 +109,8 @@ def read_weight(args):
     trainer = state.get("trainer", "gan") if isinstance(state, dict) else "gan"
     if trainer not in TRAINERS:
         raise UserError(f"--weight {path} was trained by '{trainer}', which is not here: name its file by --plugin")
-    whole = isinstance(state, dict) and all(isinstance(state.get(part), dict) for part in TRAINERS[trainer].parts)
+    parts = TRAINERS[trainer].parts
+    whole = isinstance(state, dict) and all(isinstance(state.get(part), dict) for part in (*parts, *parts.values()))
     if not whole or len(state["generator"]) < 3:
         raise UserError(f"--weight {path}: {file.name} is not a checkpoint of this suite or of the published DiM code")
     return state, file
