@@ -147,7 +147,7 @@ def test_what_is_no_such_pipeline_is_refused(tmp_path):
     for text, said in (("{", "names no pipeline"), ('{"_class_name": "Nothing"}', "names no pipeline"),
                        ('{"_class_name": "StableDiffusionPipeline"}', "draws no images of a class"),
                        ('{"_class_name": "DiTPipeline"}', "holds a damaged DiTPipeline"),
-                       ('{"_class_name": "DiTPipeline", "vae": ["transformers", "Sam"]}', "only parts of diffusers are loaded")):
+                       ('{"_class_name": "DiTPipeline", "vae": ["other", "Sam"]}', "only parts of diffusers are loaded")):
         index.write_text(text)
         with pytest.raises(UserError, match=said):
             load_source(tmp_path)
