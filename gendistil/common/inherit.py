@@ -6,7 +6,7 @@ import sys
 from dataclasses import fields, replace
 from pathlib import Path
 
-from gendistil.common.cli import say
+from gendistil.common.cli import path, say
 from gendistil.common.errors import UserError
 from gendistil.common.flags import flag_of
 from gendistil.common.run import CHECKPOINT, CONFIG, check_folder, made_by, read_json, training_state
@@ -52,7 +52,7 @@ def _given_before(parser, words, either):
     Raises UserError where `words` leave out a --plugin by which the run was started.
     """
     first = argparse.ArgumentParser(add_help=False, allow_abbrev=False, argument_default=argparse.SUPPRESS, exit_on_error=False)
-    for flag, kind in (("--tag", str), ("--output-dir", Path)):
+    for flag, kind in (("--tag", str), ("--output-dir", path)):
         first.add_argument(flag, type=kind, default=parser.get_default(flag[2:].replace("-", "_")))
     first.add_argument("--resume", action="store_true", default=False)
     first.add_argument("--plugin", action="append", default=[])

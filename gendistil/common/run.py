@@ -144,7 +144,7 @@ def check_folder(options):
         for name in ("data", "data_dir", "plugin"):
             for path in _several(options.get(name)):
                 if name != "data" or os.sep in str(path):  # without one it may be a data set's name
-                    _check_outside(folder, flag_of(name), Path(path).expanduser())
+                    _check_outside(folder, flag_of(name), Path(os.path.expanduser(path)))
     if resumed and options["overwrite"]:
         raise UserError("--resume goes on with a run, and --overwrite replaces it: give one of them")
     parent = next((path for path in (folder, *folder.parents) if path.exists()), folder)
