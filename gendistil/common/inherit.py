@@ -9,7 +9,7 @@ from pathlib import Path
 from gendistil.common.cli import path, say
 from gendistil.common.errors import UserError
 from gendistil.common.flags import flag_of
-from gendistil.common.run import CHECKPOINT, CONFIG, check_folder, made_by, read_json, training_state
+from gendistil.common.run import CHECKPOINT, CONFIG, check_folder, made_by, read_config, training_state
 
 _NAMED = 20  # classes that a message names
 
@@ -74,7 +74,7 @@ def check_options(options, may_change=_MAY_CHANGE):
     """Raise UserError if a flag, other than those of `may_change` and those that any command may be given anew, is not what
     the run that --resume continues began with."""
     folder = check_folder(options)
-    config = read_json(folder / CONFIG)
+    config = read_config(folder)
     now = json.loads(json.dumps(options, default=str))
     for name in (name for name in now if name not in {*_ANYWHERE, *may_change}):
         paths = (config.get(name), now[name])
@@ -122,10 +122,14 @@ def inherit_data(args, weight=None, *others):
     """Fill --data, --data-dir, --image-size, --classes, --held-out and --whiten where they were not given, from the run of
     `weight`.
 
-    Raises UserError where no flag says whether images are whitened and the runs of `weight` and `others` differ in that.
+    Raises UserError for a model on a hub that has learned a folder of pictures, and where no flag says whether images are
+    whitened and the runs of `weight` and `others` differ in that.
     """
     config = made_by(weight)
     if args.data is None:
+        name = (config.get("dataset") or {}).get("name")
+        if name and not config.get("data"):
+            raise UserError(f"{weight} learned {name}, a folder of whoever made it: give --data, that of its pictures here")
         args.data = config.get("data") or "digits"
         if args.image_size is None:
             args.image_size = config.get("image_size")

@@ -16,6 +16,7 @@ import torch
 from gendistil.common.cli import LARGEST
 from gendistil.common.device import free_bytes, send, user_cache
 from gendistil.common.errors import UserError
+from gendistil.common.hub import INHERITED
 from gendistil.common.rng import stream
 from gendistil.data.folders import load_folder, make_folder
 from gendistil.data.images import HostImages, join, moments, resize, take
@@ -182,6 +183,8 @@ DATASETS = {
     "tinyimagenet": DataRow(_load_tinyimagenet, flip=True, size=64, published_std=(0.229, 0.224, 0.225)),  # ImageNet's
 }
 """Every data set by the name that --data knows, besides folders."""
+
+INHERITED["data"] = lambda value: isinstance(value, str) and value in DATASETS
 
 
 def original(name):
