@@ -15,6 +15,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 
 import gen_condense
+from gendistil.common import lock
 from gendistil.common import run as runs
 from gendistil.common.cli import run_script
 from gendistil.common.errors import UserError
@@ -196,6 +197,41 @@ def test_a_run_is_not_replaced_where_what_it_is_given_lies_in_its_folder(tmp_pat
         Run(options(tmp_path, overwrite=True, **given), Accelerator(cpu=True))
     assert path.exists()
     Run(options(tmp_path, resume=True, **given), Accelerator(cpu=True)).close()
+
+
+WRITER = """
+import sys
+from pathlib import Path
+from accelerate import Accelerator
+from gendistil.common.run import Run
+run = Run({"output_dir": Path(sys.argv[1]), "tag": "run", "overwrite": False, "resume": False}, Accelerator(cpu=True))
+run.log({"loss": 1.0}, 1)
+print("writing", flush=True)
+sys.stdin.read()
+"""
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="no folder is locked there")
+def test_one_command_at_a_time_writes_a_folder(tmp_path):
+    with subprocess.Popen([sys.executable, "-c", WRITER, tmp_path], cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+                          text=True) as other:
+        assert other.stdout.readline() == "writing\n"
+        for again in ({}, {"resume": True}, {"overwrite": True}):
+            with pytest.raises(UserError, match=r"another command is writing .*run: wait for it, or choose another --tag"):
+                Run(options(tmp_path, **again), Accelerator(cpu=True))
+        Run(options(tmp_path, tag="other"), Accelerator(cpu=True)).close()
+        assert steps_of(tmp_path) == [1]
+        other.kill()
+    first = Run(options(tmp_path, resume=True), Accelerator(cpu=True))
+    Run(options(tmp_path, overwrite=True), Accelerator(cpu=True)).close()  # of the same process
+    first.close()
+    assert not [*(tmp_path / "run").glob(".*")]
+
+
+def test_where_nothing_can_be_locked_runs_are_written_all_the_same(tmp_path, monkeypatch):
+    monkeypatch.setattr(lock, "fcntl", None)
+    Run(options(tmp_path), Accelerator(cpu=True)).close()
+    Run(options(tmp_path, resume=True), Accelerator(cpu=True)).close()
 
 
 def test_a_run_goes_on_with_the_images_that_it_began_with(tmp_path):

@@ -23,6 +23,7 @@ from gendistil.common.cli import LONGEST
 from gendistil.common.errors import UserError
 from gendistil.common.flags import flag_of
 from gendistil.common.hub import INHERITED, is_a, read_facts
+from gendistil.common.lock import check_free, hold, release
 
 CONFIG, CHECKPOINT, METRICS, SAMPLES = "config.json", "checkpoint.pt", "metrics.jsonl", "samples"
 FORMAT = 1
@@ -159,6 +160,8 @@ def check_folder(options):
     parent = next((path for path in (folder, *folder.parents) if path.exists()), folder)
     if not parent.is_dir():
         raise UserError(f"--output-dir: {parent} is a file: choose another --output-dir or --tag")
+    if folder.is_dir():
+        check_free(folder)
     if resumed and not started:
         raise UserError(f"--resume: {folder} holds no run: check --tag and --output-dir")
     if not started and folder.is_dir() and not all(map(_is_remnant, folder.iterdir())):
@@ -186,8 +189,8 @@ def _empty(folder):
 class Run:
     """`<output-dir>/<tag>/`: config.json, metrics.jsonl, TensorBoard events, samples/*.png, checkpoint.pt and the model.
 
-    Every process makes one; only the main process writes to it. An existing run is never overwritten unless
-    `--overwrite` asks for it; with `--resume` it is continued.
+    Every process makes one; only the main process writes to it, and keeps other commands out until `close`. An existing run is
+    never overwritten unless `--overwrite` asks for it; with `--resume` it is continued.
 
     Args: options, the flags by their names, and all that resuming must find the same; accelerator; step, the one that the run
     continues from (what its files say of later steps is forgotten: they are taken again); facts, what config.json also holds.
@@ -203,6 +206,7 @@ class Run:
         if self.is_main:
             try:
                 (self.dir / SAMPLES).mkdir(parents=True, exist_ok=True)
+                self._lock = hold(self.dir)
                 if not resumed:
                     _empty(self.dir)
             except OSError as error:
@@ -258,6 +262,8 @@ class Run:
     def close(self):
         if "_events" in vars(self):
             self._events.close()
+        if self.is_main:
+            release(self._lock)
 
 
 def sample_path(folder, name, step):
