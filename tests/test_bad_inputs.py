@@ -289,6 +289,15 @@ def test_a_plugin_that_cannot_be_run_is_named_before_its_traceback(command, caps
         assert capsys.readouterr().err == f"--plugin {tmp_path / 'mine.py'} ends in an error:\n"
 
 
+@pytest.mark.parametrize("name", ["generator", "loss", "penalty", "lr_decay"])
+def test_what_a_generator_was_trained_with_is_named_where_it_is_not_here(fails, assets, tmp_path, on_the_cpu, name):
+    shutil.copytree(assets / "runs" / "gan", tmp_path / "gan")
+    state = load_checkpoint(tmp_path / "gan" / "checkpoint.pt")
+    save_checkpoint(tmp_path / "gan" / "checkpoint.pt", {**state, "recipe": {**state["recipe"], name: "mine"}})
+    error = fails(2, pool_match, "--weight", tmp_path / "gan", "--output-dir", tmp_path)
+    assert f"was trained with --{name.replace('_', '-')} mine, which is not here: name its file by --plugin" in error
+
+
 @pytest.mark.parametrize(("lines", "code"), [(1, 0), (10**6, 1)])
 def test_who_reads_no_further_ends_a_command_without_a_word(lines, code):
     program = ("import sys\nfrom gendistil.common.cli import run_script\n"
