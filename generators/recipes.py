@@ -3,6 +3,7 @@
 from dataclasses import replace
 
 from gendistil.common.errors import UserError
+from gendistil.common.flags import fields, flag_of
 from generators.adversarial import GAN, GANRecipe
 from generators.flow import FlowRecipe, FlowTrainer, ShortcutRecipe, ShortcutTrainer
 
@@ -35,11 +36,17 @@ def make_trainer(accelerator, spec, recipe, seed, engine=None):
 def recipe_of(state, path):
     """The recipe of a training state: the one saved with it, or `dim` with the widths of a published checkpoint's tensors.
 
-    Raises UserError, naming `path`, for a state that is neither.
+    Raises UserError, naming `path`, for a state that is neither, and for a recipe of what is in no table.
     """
     try:
         if "recipe" in state:
-            return TRAINERS[state.get("trainer", "gan")].recipe_class(**state["recipe"])
+            recipe = TRAINERS[state.get("trainer", "gan")].recipe_class(**state["recipe"])
+            for field in fields(recipe):
+                value = getattr(recipe, field.name)
+                if value not in field.metadata.get("choices", [value]):
+                    raise UserError(f"{path} was trained with {flag_of(field.name)} {value}, which is not here: name its file "
+                                    "by --plugin")
+            return recipe
         linear, *_, image, _ = state["generator"].values()
         return replace(RECIPES["dim"], width=image.shape[1], dim_noise=linear.shape[1])
     except (KeyError, TypeError, ValueError, IndexError, AttributeError):

@@ -47,7 +47,7 @@ class Recipe:
     lr_decay: str = option("how the learning rates fall to 0 over the second half of stage 1", "none", choices=DECAYS,
                            group=GROUP)
     beta2: float = option("Adam's second beta; the first is 0, of a flow 0.9", type=number(float, 0, 0.999999), group=GROUP)
-    batch_size: int = option("images a step, over all processes", type=number(int, 2), group=GROUP)
+    batch_size: int = option("images a step, over all processes", type=number(int, 2, 2**31 - 1), group=GROUP)
     width: int = option("channels of the widest layer", type=number(int, 8, 2048), group=GROUP)
     dim_noise: int | None = option("entries of the noise vector; a flow's has those of an image", type=COUNT, group=GROUP)
     ema: float = option("decay of the averaged weights, 0 for none", type=FRACTION, group=GROUP)

@@ -91,6 +91,7 @@ def listing(folder):
 
 STAGE1 = [
     (["--steps", "0"], "--steps: 0 is out of range"),
+    (["--steps", "2147483648"], "--steps: 2147483648 is out of range: it must be at least 1 and at most 2147483647"),
     (["--steps", "many"], "--steps: 'many' is not a whole number"),
     (["--epochs", "1", "--steps", "1"], "--epochs and --steps exclude each other"),
     (["--step", "3"], "unrecognized arguments: --step"),
@@ -123,6 +124,11 @@ STAGE1 = [
     (["--tag", "a/b"], "--tag"),
     (["--tag", ".."], "--tag"),
     (["--tag", ""], "--tag"),
+    (["--tag", "caf\udce9"], r"--tag: 'caf\udce9' is no text"),
+    (["--output-dir", ""], "--output-dir: it is empty"),
+    (["--data-dir="], "--data-dir: it is empty"),
+    (["--data", ""], "--data/-d: it is empty"),
+    (["--data", "~nobody-of-this-name/x"], "--data ~nobody-of-this-name/x: is neither a folder nor"),
     (["--output-dir", "{assets}/text.pt"], "--output-dir"),
     (["--data-dir", "{assets}/text.pt"], "--data-dir"),
     (["--data", "imagenet"], "--data imagenet"),
@@ -267,6 +273,42 @@ def test_processes_that_do_not_know_of_each_other_are_refused(monkeypatch):
     monkeypatch.setattr("gendistil.common.device.PartialState", lambda **settings: alone)
     with pytest.raises(UserError, match="ACCELERATE_USE_CPU=1"):
         make_accelerator("fp32")
+
+
+def test_a_variable_of_accelerate_that_is_no_flag_is_named(monkeypatch):
+    monkeypatch.setenv("ACCELERATE_USE_CPU", "cpu")
+    with pytest.raises(UserError, match="ACCELERATE_USE_CPU is 'cpu': set it to 1 or 0"):
+        make_accelerator("fp32")
+
+
+def test_a_plugin_that_cannot_be_run_is_named_before_its_traceback(command, capsys, tmp_path):
+    (tmp_path / "mine.py").write_text("import nothing_of_this_name\n")
+    for _ in range(2):
+        with pytest.raises(ImportError):
+            command(gen_condense, "--plugin", tmp_path / "mine.py")
+        assert capsys.readouterr().err == f"--plugin {tmp_path / 'mine.py'} ends in an error:\n"
+
+
+@pytest.mark.parametrize("name", ["generator", "loss", "penalty", "lr_decay"])
+def test_what_a_generator_was_trained_with_is_named_where_it_is_not_here(fails, assets, tmp_path, on_the_cpu, name):
+    shutil.copytree(assets / "runs" / "gan", tmp_path / "gan")
+    state = load_checkpoint(tmp_path / "gan" / "checkpoint.pt")
+    save_checkpoint(tmp_path / "gan" / "checkpoint.pt", {**state, "recipe": {**state["recipe"], name: "mine"}})
+    error = fails(2, pool_match, "--weight", tmp_path / "gan", "--output-dir", tmp_path)
+    assert f"was trained with --{name.replace('_', '-')} mine, which is not here: name its file by --plugin" in error
+
+
+@pytest.mark.parametrize(("lines", "code"), [(1, 0), (10**6, 1)])
+def test_who_reads_no_further_ends_a_command_without_a_word(lines, code):
+    program = ("import sys\nfrom gendistil.common.cli import run_script\n"
+               f"run_script(lambda: [sys.stdin.read(), *map(print, range({lines}))])\n")
+    usual = {name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"}
+    with subprocess.Popen([sys.executable, "-c", program], cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+                          stderr=subprocess.PIPE, env=usual) as process:
+        process.stdout.close()
+        process.stdin.close()
+        assert process.stderr.read() == b""
+    assert process.returncode == code
 
 
 def test_a_run_is_known_by_its_config(assets, tmp_path):

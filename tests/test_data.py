@@ -1,6 +1,7 @@
 """Data sets: conversions, splits, and what bad input says."""
 
 import os
+import tempfile
 from pathlib import Path
 
 import numpy as np
@@ -9,6 +10,7 @@ import torch
 from picture_folders import write_folder
 from PIL import Image
 
+import pool_match
 from gendistil.common.errors import UserError
 from gendistil.data import DATASETS, Spec, load_dataset, standardise, to_signed, to_uint8
 from gendistil.data.datasets import default_data_dir
@@ -255,6 +257,24 @@ def test_real_mnist_loads_offline():
 def test_data_lies_where_the_environment_says_or_in_the_cache(monkeypatch, tmp_path):
     monkeypatch.setenv("DATA_DIR", str(tmp_path / "data"))
     assert default_data_dir() == tmp_path / "data"
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("DATA_DIR", "~/pictures")
+    assert default_data_dir() == tmp_path / "pictures"
     monkeypatch.delenv("DATA_DIR")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     assert default_data_dir() == tmp_path / "cache" / "dataset-distillation"
+    monkeypatch.delenv("XDG_CACHE_HOME")
+    monkeypatch.setattr(os.path, "expanduser", lambda path: path)  # as for a user without a home
+    assert default_data_dir() == Path(tempfile.gettempdir()) / "dataset-distillation"
+
+
+def test_a_home_is_found_in_every_flag_that_takes_a_path(monkeypatch, tmp_path):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    write_folder(tmp_path / "pets")
+    words = ["--output-dir=~/runs", "--data-dir=~/data", "--data=~/pets", "--plugin=~/mine.py", "--teacher=~/t"]
+    args = pool_match.parse_args([*words, "--method", "dm"])
+    paths = [args.output_dir, args.data_dir, *args.plugin, args.teacher]
+    assert paths == [tmp_path / name for name in ("runs", "data", "mine.py", "t")]
+    assert args.data == str(tmp_path / "pets")
+    assert len(load_dataset("~/pets").test) == 6
+    assert pool_match.parse_args(["--method", "dm", "--data", "./digits"]).data == "./digits"  # and no data set's name

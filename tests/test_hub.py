@@ -8,6 +8,7 @@ import socket
 import threading
 import time
 import traceback
+from dataclasses import replace
 from http.server import ThreadingHTTPServer
 from pathlib import Path
 
@@ -208,11 +209,20 @@ def test_facts_of_a_stranger_are_taken_with_care(server, tmp_path):
     mixed = b'{"data": 3, "image_size": "8", "held_out": 0.1, "x": 1}'
     odd = (b'{"classes": [[1]], "image_size": -5, "held_out": NaN, "dataset": {"classes": 5}, "data": "/etc", "commands": [3],'
            b' "method": "dm"}')
-    for content, facts in ((b"{", {}), (b"[1]", {}), (mixed, {"held_out": 0.1}), (odd, {"method": "dm"})):
+    folders = [(json.dumps({"data": name}).encode(), {}) for name in ("~/Pictures", "pictures", ".", "./digits", "")]
+    known = [(b'{"data": "mnist"}', {"data": "mnist"})]
+    for content, facts in ((b"{", {}), (b"[1]", {}), (mixed, {"held_out": 0.1}), (odd, {"method": "dm"}), *folders, *known):
         server.put(tmp_path, **{"gendistil.json": content})
         shutil.rmtree(tmp_path / "cache", ignore_errors=True)
         server.repositories[NAME] = {hashlib.sha1(content).hexdigest(): server.newest()}
         assert hub.read_facts(f"hub:{NAME}") == facts
+
+
+def test_the_pictures_of_a_model_of_a_folder_are_asked_for(server, fails, spec, tmp_path):
+    source = make_pixels()
+    hub.push(source, NAME, "card", hub.facts_of(source, {}, replace(spec, name="pets"), 0.1))
+    error = fails(2, validate, "--pretrain-weight", f"hub:{NAME}", "--output-dir", tmp_path)
+    assert f"hub:{NAME} learned pets, a folder of whoever made it: give --data" in error
 
 
 def refused(call, *words, seconds=5):

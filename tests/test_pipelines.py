@@ -146,10 +146,20 @@ def test_what_is_no_such_pipeline_is_refused(tmp_path):
     index = tmp_path / "model_index.json"
     for text, said in (("{", "names no pipeline"), ('{"_class_name": "Nothing"}', "names no pipeline"),
                        ('{"_class_name": "StableDiffusionPipeline"}', "draws no images of a class"),
-                       ('{"_class_name": "DiTPipeline"}', "holds a damaged DiTPipeline")):
+                       ('{"_class_name": "DiTPipeline"}', "holds a damaged DiTPipeline"),
+                       ('{"_class_name": "DiTPipeline", "vae": ["other", "Sam"]}', "only parts of diffusers are loaded")):
         index.write_text(text)
         with pytest.raises(UserError, match=said):
             load_source(tmp_path)
+
+
+def test_no_code_that_lies_in_its_folder_is_run(tmp_path):
+    flow(False).as_pipeline().save_pretrained(tmp_path)
+    (tmp_path / "unet" / "mine.py").write_text("raise SystemExit('was run')\n")
+    index = tmp_path / "model_index.json"
+    index.write_text(json.dumps(json.loads(index.read_text()) | {"unet": ["mine", "UNet"]}))
+    with pytest.raises(UserError, match=r"model_index\.json: 'unet' is of mine, and only parts of diffusers are loaded"):
+        load_source(tmp_path)
 
 
 def test_scripts_write_and_judge_them(command, fails, tmp_path, monkeypatch, on_the_cpu):

@@ -1,6 +1,8 @@
 """Run folders: what a kill leaves, what resuming forgets, what is replaced, and errors of files in one line."""
 
+import argparse
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -13,10 +15,11 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 
 import gen_condense
+from gendistil.common import lock
 from gendistil.common import run as runs
 from gendistil.common.cli import run_script
 from gendistil.common.errors import UserError
-from gendistil.common.inherit import check_options
+from gendistil.common.inherit import check_options, inherit_data
 from gendistil.common.run import (
     CHECKPOINT,
     FORMAT,
@@ -25,6 +28,7 @@ from gendistil.common.run import (
     Run,
     find_run,
     load_checkpoint,
+    made_by,
     replacing,
     save_checkpoint,
     save_model,
@@ -111,6 +115,17 @@ def test_a_file_takes_the_place_of_another_once_it_is_complete(tmp_path, monkeyp
     assert list(tmp_path.iterdir()) == [path]
 
 
+def test_a_file_is_on_the_disk_before_it_takes_its_place(tmp_path, monkeypatch):
+    order, fsync, replace = [], os.fsync, os.replace
+    monkeypatch.setattr(os, "fsync", lambda file: order.append("disk") or fsync(file))
+    monkeypatch.setattr(os, "replace", lambda *paths: order.append("place") or replace(*paths))
+    save_checkpoint(tmp_path / "checkpoint.pt", {})
+    assert order == ["disk", "place"]
+    for _ in range(2):
+        save_model(PyramidGenerator(8, 1, 10, 12, width=8), tmp_path / "generator")
+    assert order[2:] == ["disk", "disk", "disk", "disk", "place", "place"]
+
+
 def test_the_first_images_are_among_the_events(tmp_path):
     run = Run(options(tmp_path), Accelerator(cpu=True))
     run.images("generator", torch.zeros(2, 1, 8, 8), 2, 1)
@@ -184,6 +199,41 @@ def test_a_run_is_not_replaced_where_what_it_is_given_lies_in_its_folder(tmp_pat
     Run(options(tmp_path, resume=True, **given), Accelerator(cpu=True)).close()
 
 
+WRITER = """
+import sys
+from pathlib import Path
+from accelerate import Accelerator
+from gendistil.common.run import Run
+run = Run({"output_dir": Path(sys.argv[1]), "tag": "run", "overwrite": False, "resume": False}, Accelerator(cpu=True))
+run.log({"loss": 1.0}, 1)
+print("writing", flush=True)
+sys.stdin.read()
+"""
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="no folder is locked there")
+def test_one_command_at_a_time_writes_a_folder(tmp_path):
+    with subprocess.Popen([sys.executable, "-c", WRITER, tmp_path], cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+                          text=True) as other:
+        assert other.stdout.readline() == "writing\n"
+        for again in ({}, {"resume": True}, {"overwrite": True}):
+            with pytest.raises(UserError, match=r"another command is writing .*run: wait for it, or choose another --tag"):
+                Run(options(tmp_path, **again), Accelerator(cpu=True))
+        Run(options(tmp_path, tag="other"), Accelerator(cpu=True)).close()
+        assert steps_of(tmp_path) == [1]
+        other.kill()
+    first = Run(options(tmp_path, resume=True), Accelerator(cpu=True))
+    Run(options(tmp_path, overwrite=True), Accelerator(cpu=True)).close()  # of the same process
+    first.close()
+    assert not [*(tmp_path / "run").glob(".*")]
+
+
+def test_where_nothing_can_be_locked_runs_are_written_all_the_same(tmp_path, monkeypatch):
+    monkeypatch.setattr(lock, "fcntl", None)
+    Run(options(tmp_path), Accelerator(cpu=True)).close()
+    Run(options(tmp_path, resume=True), Accelerator(cpu=True)).close()
+
+
 def test_a_run_goes_on_with_the_images_that_it_began_with(tmp_path):
     facts = {"name": "pets", "classes": ("cat", "dog"), "channels": 1, "size": 8, "mean": (0.5,), "std": (0.2,)}
     Run(options(tmp_path), Accelerator(cpu=True), dataset=facts).close()
@@ -244,6 +294,40 @@ def test_resuming_removes_what_a_kill_left_half_written(tmp_path):
     (tmp_path / "run" / ".generator.partial").mkdir()
     Run(options(tmp_path, resume=True), Accelerator(cpu=True)).close()
     assert not [*(tmp_path / "run").glob(".*")]
+
+
+def test_a_config_that_cannot_be_read_is_an_error_of_its_own_folder_alone(tmp_path):
+    (tmp_path / "config.json").write_text("{")
+    (tmp_path / "gan.pt").touch()
+    assert find_run(tmp_path / "gan.pt") is None
+    assert made_by(tmp_path / "gan.pt") == {}
+    with pytest.raises(UserError, match=r"config\.json cannot be read as JSON"):
+        find_run(tmp_path)
+    Run(options(tmp_path), Accelerator(cpu=True)).close()
+    Run(options(tmp_path, resume=True), Accelerator(cpu=True)).close()
+    assert find_run(tmp_path / "run" / CHECKPOINT) == tmp_path / "run"
+
+
+@pytest.mark.parametrize(("name", "value"), [
+    ("held_out", "0.1"), ("held_out", None), ("given", None), ("dataset", "digits"), ("dataset", {"classes": 3}),
+    ("classes", ["a"]), ("commands", ["a"]), ("data", 3), ("image_size", "8"), ("plugin", "a.py")])
+def test_a_value_that_no_run_writes_is_named(command, fails, tmp_path, name, value):
+    (tmp_path / "gan").mkdir()
+    config = {"commands": [], "data": "digits", "held_out": 0.1, "given": {}, "dataset": {"classes": ["0"]}, "data_dir": None}
+    (tmp_path / "gan" / "config.json").write_text(json.dumps(config | {name: value}))
+    error = fails(2, gen_condense, "--output-dir", tmp_path, "--resume")
+    assert f"config.json: '{name}' is " in error
+    assert error.count("\n") == 1
+    args = argparse.Namespace(data=None, held_out=None, classes=None, image_size=None, data_dir=None)
+    with pytest.raises(UserError, match=f"'{name}' is "):
+        inherit_data(args, tmp_path / "gan")
+
+
+def test_a_data_set_that_no_run_writes_is_another(tmp_path):
+    Run(options(tmp_path), Accelerator(cpu=True), dataset={"name": "pets", "mean": None}).close()
+    facts = {"name": "pets", "classes": ("cat", "dog"), "channels": 1, "size": 8, "mean": (0.5,), "std": (0.2,)}
+    with pytest.raises(UserError, match="the images of pets are no longer those"):
+        Run(options(tmp_path, resume=True), Accelerator(cpu=True), dataset=facts)
 
 
 def test_a_file_that_cannot_be_used_is_one_line(capsys, monkeypatch):

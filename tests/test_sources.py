@@ -1,19 +1,26 @@
 """Sources and the sets that are drawn from them."""
 
+import json
+import shutil
+
 import pytest
 import torch
 from prototypes import Prototypes
+from safetensors.torch import load_file, save_file
 
 from gendistil.common.errors import UserError
 from gendistil.data import Split, to_signed
 from gendistil.sources import (
     DistilledDataset,
     LatentSet,
+    PixelSet,
     RealImages,
     balanced_labels,
     draw,
     draw_set,
+    load_source,
 )
+from generators.dim import DiMGenerator
 
 
 @pytest.mark.parametrize("ipc", [1, 3, 137])
@@ -102,3 +109,57 @@ def test_distilled_dataset_holds_the_set_of_its_seed():
     assert batch.shape == (8, 1, 8, 8)
     plain = DistilledDataset(Prototypes(), ipc=3, seed=4, transform=lambda image: image)
     assert torch.equal(plain[29][0], images[29])
+
+
+def edited(folder, config=None, weights=None):
+    """The model in a folder, of which its config.json or its weights are changed by hand."""
+    path = folder / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | (config or {})))
+    if weights:
+        path = folder / "diffusion_pytorch_model.safetensors"
+        tensors = load_file(path)
+        weights(tensors)
+        save_file(tensors, path, metadata={"format": "pt"})
+    return folder
+
+
+@pytest.mark.parametrize(("weights", "said"), [
+    (lambda tensors: tensors.pop("linear.weight"), "linear.weight is missing"),
+    (lambda tensors: tensors.update(more=torch.zeros(1)), "more is none of its weights"),
+    (lambda tensors: tensors["linear.bias"].fill_(torch.nan), "linear.bias is NaN or infinite"),
+])
+def test_a_generator_with_other_weights_than_its_own_is_damaged(gan, tmp_path, capfd, weights, said):
+    folder = edited(shutil.copytree(gan, tmp_path / "gan"), weights=weights)
+    with pytest.raises(UserError) as raised:
+        load_source(folder)
+    assert str(raised.value) == f"{folder} holds a damaged generator ({said}): save it again"
+    assert not capfd.readouterr().err
+
+
+@pytest.mark.parametrize("config", [
+    {"factor": 0}, {"factor": "2"}, {"decoder": "cut"}, {"step_size": -0.1}, {"step_size": "0.1"}, {"step_size": [0.1, None]},
+    {"quantization_config": 3}, {"_class_name": ["PixelSet"]}])
+def test_stored_images_with_a_config_that_nothing_writes_are_damaged(tmp_path, config):
+    PixelSet(8, 1, 10, ipc=2, step_size=0.5).save_pretrained(tmp_path)
+    assert load_source(tmp_path).step_size == 0.5
+    with pytest.raises(UserError, match="holds no saved generator" if "_class_name" in config else "holds a damaged generator"):
+        load_source(edited(tmp_path, config))
+
+
+def test_an_index_of_shards_that_names_none_is_damaged(gan, tmp_path):
+    folder = shutil.copytree(gan, tmp_path / "gan")
+    (folder / "diffusion_pytorch_model.safetensors").rename(folder / "diffusion_pytorch_model.safetensors.index.json")
+    (folder / "diffusion_pytorch_model.safetensors.index.json").write_text("{}")
+    with pytest.raises(UserError, match=r"holds a damaged generator \(KeyError\)"):
+        load_source(folder)
+
+
+def test_a_published_checkpoint_of_no_numbers_is_damaged(tmp_path):
+    generator = DiMGenerator(size=8, channels=1, num_classes=10, dim_noise=12, width=8)
+    state = {"generator": generator.state_dict(), "discriminator": {"linear": torch.zeros(10)}}
+    torch.save(state, tmp_path / "dim.pt")
+    load_source(tmp_path / "dim.pt")
+    state["generator"]["linear.weight"][0, 0] = torch.inf
+    torch.save(state, tmp_path / "dim.pt")
+    with pytest.raises(UserError, match=r"dim\.pt holds a damaged generator \(linear\.weight is NaN or infinite\)"):
+        load_source(tmp_path / "dim.pt")

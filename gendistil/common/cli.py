@@ -37,6 +37,7 @@ class Parser(argparse.ArgumentParser):
     def __init__(self, **kwargs):
         super().__init__(formatter_class=_Help, allow_abbrev=False, **kwargs)
         self.register("action", None, Once)
+        self.register("type", Path, path)  # of every flag that takes one
         self.add_argument("--plugin", type=Path, action="append", metavar="FILE",
                           help="Python file that is run first: it may add rows to the tables of networks, objectives, ...")
 
@@ -74,9 +75,9 @@ def number(kind, low=None, high=None, *, open_low=False, why=""):
     return parse
 
 
-COUNT = number(int, 1)
+COUNT = number(int, 1, 2**31 - 1)
 """A whole number, at least 1."""
-NATURAL = number(int, 0)
+NATURAL = number(int, 0, 2**31 - 1)
 """A whole number, at least 0."""
 POSITIVE = number(float, 0, 1e6, open_low=True)
 """A number above 0."""
@@ -88,12 +89,26 @@ SEED = number(int, 0, 2**31 - 1)
 """A seed: a whole number between 0 and 2^31 - 1."""
 
 
+def path(text):
+    """An argparse type: a path, in which a ~ at the start is the home folder, wherever a shell has left it there."""
+    return Path(data_name(text))
+
+
+def data_name(text):
+    """The same for what may be the name of a data set too, as text."""
+    if not text:
+        raise argparse.ArgumentTypeError("it is empty: leave it out, or name something")
+    return os.path.expanduser(text)
+
+
 def tag(text):
     """An argparse type: the name of a run, which becomes one folder."""
     if not text or text in (".", "..") or any(c in text for c in "/\\\0"):
         raise argparse.ArgumentTypeError(f"'{text}' must be the name of one folder, without slashes")
     if text.lower() == "pools":  # which some systems take for one name
         raise argparse.ArgumentTypeError(f"'{text}' is the folder that classifiers are kept in: choose another name")
+    if any("\ud800" <= c <= "\udfff" for c in text):  # bytes that are no UTF-8
+        raise argparse.ArgumentTypeError(f"{text!a} is no text: choose another name")
     if len(os.fsencode(text)) > LONGEST:
         raise argparse.ArgumentTypeError(f"a name of more than {LONGEST} bytes makes no folder")
     return text
@@ -117,7 +132,7 @@ def add_run_arguments(parser, default_tag):
 def add_data_arguments(parser, whiten=False):
     """The flags that choose the real images, and with `whiten` how classifiers see them."""
     group = parser.add_argument_group("data")
-    group.add_argument("--data", "-d", default=None, metavar="NAME|PATH",
+    group.add_argument("--data", "-d", type=data_name, default=None, metavar="NAME|PATH",
                        help="a data set's name, or a folder with train/ and test/ (or val/) in ImageFolder layout "
                             "(default: that of the run that is continued or judged, else digits)")
     group.add_argument("--data-dir", type=Path, default=None,
@@ -141,16 +156,21 @@ def add_data_arguments(parser, whiten=False):
 def _run_plugins(words):
     """Run the files that --plugin names: before the flags are made, whose choices are the tables' keys."""
     joined = (word.partition("=")[::2] for word in words)
-    for path in (Path(path) for flag, path in (*zip(words, words[1:]), *joined) if flag == "--plugin" and path):
-        if not path.is_file():
-            raise UserError(f"--plugin {path}: there is no such file")
-        name = f"plugin {path.resolve()}"
+    for file in (path(word) for flag, word in (*zip(words, words[1:]), *joined) if flag == "--plugin" and word):
+        if not file.is_file():
+            raise UserError(f"--plugin {file}: there is no such file")
+        name = f"plugin {file.resolve()}"
         if name not in sys.modules:
-            if path.suffix != ".py":
-                raise UserError(f"--plugin {path}: name a file that ends in .py")
-            spec = importlib.util.spec_from_file_location(name, path)
+            if file.suffix != ".py":
+                raise UserError(f"--plugin {file}: name a file that ends in .py")
+            spec = importlib.util.spec_from_file_location(name, file)
             module = sys.modules[name] = importlib.util.module_from_spec(spec)
-            spec.loader.exec_module(module)
+            try:
+                spec.loader.exec_module(module)
+            except Exception:  # whose traceback its author wants
+                del sys.modules[name]
+                say(f"--plugin {file} ends in an error:")
+                raise
 
 
 _NO_MEMORY = ("out of memory", "can't allocate memory", "DefaultCPUAllocator", "STATUS_ALLOC_FAILED")
@@ -164,7 +184,7 @@ def first_line(error):
 
 def run_script(main):
     """Call `main()`; a UserError, or one of files, folders or memory, becomes one line on standard error and exit code 2,
-    Ctrl-C exit code 130."""
+    Ctrl-C exit code 130. Where nobody reads on what is printed, as behind `| head`, that ends it without a word."""
     warnings.filterwarnings("ignore", module="torch.utils.tensorboard")
     logging.getLogger("torch.distributed").setLevel(logging.ERROR)
     name = Path(sys.argv[0]).name
@@ -173,6 +193,8 @@ def run_script(main):
     try:
         _run_plugins(sys.argv)
         main()
+    except BrokenPipeError:
+        sys.exit(1)
     except UserError as error:
         say(f"{name}: error: {' '.join(str(error).split())}", everyone=True)  # others may not have failed
         sys.exit(2)
@@ -193,3 +215,14 @@ def run_script(main):
     except KeyboardInterrupt:
         say(f"{name}: interrupted")
         sys.exit(130)
+    finally:
+        _flush()
+
+
+def _flush():
+    """Write out what was printed, so that Python need not when it ends, and complain where nobody reads it."""
+    for stream in filter(None, (sys.stdout, sys.stderr)):
+        try:
+            stream.flush()
+        except BrokenPipeError:
+            os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())

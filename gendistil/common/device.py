@@ -6,6 +6,7 @@ import functools
 import math
 import os
 import platform
+import tempfile
 from datetime import timedelta
 from pathlib import Path
 
@@ -37,8 +38,10 @@ def keep_freed_memory():
 
 
 def user_cache():
-    """The folder of this suite in the user's cache."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "dataset-distillation"
+    """The folder of this suite in the user's cache; in that of temporary files for a user who has no home."""
+    home = os.path.expanduser("~")
+    usual = os.path.join(home, ".cache") if home != "~" else tempfile.gettempdir()
+    return Path(os.environ.get("XDG_CACHE_HOME") or usual) / "dataset-distillation"
 
 
 def native_bf16(device):
@@ -53,8 +56,12 @@ def native_bf16(device):
 def make_accelerator(precision="auto"):
     """An `Accelerator` for `precision` (see `common.cli.PRECISIONS`), with memory and kernels set up for training."""
     keep_freed_memory()
+    try:
+        cpu = parse_flag_from_env("ACCELERATE_USE_CPU")
+    except ValueError:
+        raise UserError(f"ACCELERATE_USE_CPU is '{os.environ['ACCELERATE_USE_CPU']}': set it to 1 or 0") from None
     # The other processes wait for hours, not minutes, while the main one pretrains a pool or scores a generator.
-    state = PartialState(cpu=parse_flag_from_env("ACCELERATE_USE_CPU"), timeout=timedelta(hours=12))
+    state = PartialState(cpu=cpu, timeout=timedelta(hours=12))
     if state.num_processes < int(os.environ.get("WORLD_SIZE", 1)):
         raise UserError("the processes of this launch would each train alone: without GPUs, set ACCELERATE_USE_CPU=1")
     if state.backend == "gloo":

@@ -43,7 +43,8 @@ _PIPELINE = ["model_index.json", "class_map.json", "*/config.json", "*/scheduler
              "*/diffusion_pytorch_model.safetensors", "*/diffusion_pytorch_model-*-of-*.safetensors",
              "*/diffusion_pytorch_model.safetensors.index.json"]
 
-def _is(kind):
+def is_a(kind):
+    """Whether a value is of this kind, as a function of it."""
     return lambda value: isinstance(value, kind)
 
 
@@ -51,15 +52,14 @@ def _list_of(kind):
     return lambda value: isinstance(value, list) and all(isinstance(entry, kind) for entry in value)
 
 
-_INHERITED = {"commands": lambda value: isinstance(value, list) and all(map(_list_of(str), value)), "method": _is(str),
-              "data": lambda value: isinstance(value, str) and not Path(value).is_absolute() and ".." not in Path(value).parts,
+INHERITED = {"commands": lambda value: isinstance(value, list) and all(map(_list_of(str), value)), "method": is_a(str),
               "image_size": lambda value: isinstance(value, int) and 8 <= value <= LARGEST,
               "classes": lambda value: _list_of(int)(value) and value and min(value) >= 0,
-              "held_out": lambda value: isinstance(value, float) and 0 < value < 1, "whiten": _is(str),
+              "held_out": lambda value: isinstance(value, float) and 0 < value < 1, "whiten": is_a(str),
               "dataset": lambda value: isinstance(value, dict) and _list_of(str)(value.get("classes")) and value.get("name"),
-              "versions": _is(dict), "commit": _is(str), "kind": _is(str)}
+              "versions": is_a(dict), "commit": is_a(str), "kind": is_a(str)}
 """What is uploaded beside a model, by the names that a run's config.json has for it, and whether a value may be one: never a
-folder of this machine."""
+folder of this machine. `gendistil.data` adds the names of data sets."""
 
 
 def is_hub(path):
@@ -143,7 +143,7 @@ def read_facts(path):
         except (OSError, ValueError):
             continue
         if isinstance(facts, dict) and (name == FACTS or "commands" in facts):
-            return {key: facts[key] for key, fits in _INHERITED.items() if key in facts and fits(facts[key])}
+            return {key: facts[key] for key, fits in INHERITED.items() if key in facts and fits(facts[key])}
     return {}
 
 

@@ -6,10 +6,10 @@ import sys
 from dataclasses import fields, replace
 from pathlib import Path
 
-from gendistil.common.cli import say
+from gendistil.common.cli import path, say
 from gendistil.common.errors import UserError
 from gendistil.common.flags import flag_of
-from gendistil.common.run import CHECKPOINT, CONFIG, check_folder, made_by, read_json, training_state
+from gendistil.common.run import CHECKPOINT, CONFIG, check_folder, made_by, read_config, training_state
 
 _NAMED = 20  # classes that a message names
 
@@ -52,7 +52,7 @@ def _given_before(parser, words, either):
     Raises UserError where `words` leave out a --plugin by which the run was started.
     """
     first = argparse.ArgumentParser(add_help=False, allow_abbrev=False, argument_default=argparse.SUPPRESS, exit_on_error=False)
-    for flag, kind in (("--tag", str), ("--output-dir", Path)):
+    for flag, kind in (("--tag", str), ("--output-dir", path)):
         first.add_argument(flag, type=kind, default=parser.get_default(flag[2:].replace("-", "_")))
     first.add_argument("--resume", action="store_true", default=False)
     first.add_argument("--plugin", action="append", default=[])
@@ -74,7 +74,7 @@ def check_options(options, may_change=_MAY_CHANGE):
     """Raise UserError if a flag, other than those of `may_change` and those that any command may be given anew, is not what
     the run that --resume continues began with."""
     folder = check_folder(options)
-    config = read_json(folder / CONFIG)
+    config = read_config(folder)
     now = json.loads(json.dumps(options, default=str))
     for name in (name for name in now if name not in {*_ANYWHERE, *may_change}):
         paths = (config.get(name), now[name])
@@ -122,10 +122,14 @@ def inherit_data(args, weight=None, *others):
     """Fill --data, --data-dir, --image-size, --classes, --held-out and --whiten where they were not given, from the run of
     `weight`.
 
-    Raises UserError where no flag says whether images are whitened and the runs of `weight` and `others` differ in that.
+    Raises UserError for a model on a hub that has learned a folder of pictures, and where no flag says whether images are
+    whitened and the runs of `weight` and `others` differ in that.
     """
     config = made_by(weight)
     if args.data is None:
+        name = (config.get("dataset") or {}).get("name")
+        if name and not config.get("data"):
+            raise UserError(f"{weight} learned {name}, a folder of whoever made it: give --data, that of its pictures here")
         args.data = config.get("data") or "digits"
         if args.image_size is None:
             args.image_size = config.get("image_size")

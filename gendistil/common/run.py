@@ -22,7 +22,8 @@ from torchvision.utils import save_image
 from gendistil.common.cli import LONGEST
 from gendistil.common.errors import UserError
 from gendistil.common.flags import flag_of
-from gendistil.common.hub import read_facts
+from gendistil.common.hub import INHERITED, is_a, read_facts
+from gendistil.common.lock import check_free, hold, release
 
 CONFIG, CHECKPOINT, METRICS, SAMPLES = "config.json", "checkpoint.pt", "metrics.jsonl", "samples"
 FORMAT = 1
@@ -55,9 +56,16 @@ def replacing(path):
     partial = path.with_name(f".{path.stem}.{os.getpid()}.partial{path.suffix}")
     try:
         yield partial
+        _settle(partial)
         os.replace(partial, path)
     finally:
         partial.unlink(missing_ok=True)
+
+
+def _settle(path):
+    """Wait until a file is on the disk: else a machine that goes down may leave its new name with nothing in it."""
+    with open(path, "rb+") as file:
+        os.fsync(file.fileno())
 
 
 @contextlib.contextmanager
@@ -125,6 +133,8 @@ def save_model(model, folder):
     shutil.rmtree(draft, ignore_errors=True)
     with writing(folder):
         model.save_pretrained(draft)
+    for file in draft.iterdir():
+        _settle(file)
     if folder.exists():
         for file in draft.iterdir():
             os.replace(file, folder / file.name)
@@ -144,12 +154,14 @@ def check_folder(options):
         for name in ("data", "data_dir", "plugin"):
             for path in _several(options.get(name)):
                 if name != "data" or os.sep in str(path):  # without one it may be a data set's name
-                    _check_outside(folder, flag_of(name), Path(path).expanduser())
+                    _check_outside(folder, flag_of(name), Path(os.path.expanduser(path)))
     if resumed and options["overwrite"]:
         raise UserError("--resume goes on with a run, and --overwrite replaces it: give one of them")
     parent = next((path for path in (folder, *folder.parents) if path.exists()), folder)
     if not parent.is_dir():
         raise UserError(f"--output-dir: {parent} is a file: choose another --output-dir or --tag")
+    if folder.is_dir():
+        check_free(folder)
     if resumed and not started:
         raise UserError(f"--resume: {folder} holds no run: check --tag and --output-dir")
     if not started and folder.is_dir() and not all(map(_is_remnant, folder.iterdir())):
@@ -177,8 +189,8 @@ def _empty(folder):
 class Run:
     """`<output-dir>/<tag>/`: config.json, metrics.jsonl, TensorBoard events, samples/*.png, checkpoint.pt and the model.
 
-    Every process makes one; only the main process writes to it. An existing run is never overwritten unless
-    `--overwrite` asks for it; with `--resume` it is continued.
+    Every process makes one; only the main process writes to it, and keeps other commands out until `close`. An existing run is
+    never overwritten unless `--overwrite` asks for it; with `--resume` it is continued.
 
     Args: options, the flags by their names, and all that resuming must find the same; accelerator; step, the one that the run
     continues from (what its files say of later steps is forgotten: they are taken again); facts, what config.json also holds.
@@ -189,11 +201,12 @@ class Run:
         self.accelerator, self.is_main, self.step = accelerator, accelerator.is_main_process, step
         resumed, self.commands = options.get("resume", False), [[Path(sys.argv[0]).name, *sys.argv[1:]]]
         if resumed:
-            _check_images(read_json(self.dir / CONFIG).get("dataset"), facts.get("dataset"))
+            _check_images(read_config(self.dir).get("dataset"), facts.get("dataset"))
         accelerator.wait_for_everyone()  # every process has looked before the first one writes
         if self.is_main:
             try:
                 (self.dir / SAMPLES).mkdir(parents=True, exist_ok=True)
+                self._lock = hold(self.dir)
                 if not resumed:
                     _empty(self.dir)
             except OSError as error:
@@ -249,6 +262,8 @@ class Run:
     def close(self):
         if "_events" in vars(self):
             self._events.close()
+        if self.is_main:
+            release(self._lock)
 
 
 def sample_path(folder, name, step):
@@ -266,8 +281,11 @@ def short(name):
 def _check_images(before, now):
     """Raise UserError where the facts of a data set say that a run would go on with other images than it began with."""
     if before and now:
-        alike = all(math.isclose(*pair, rel_tol=1e-5) for key in ("mean", "std") for pair in zip(before[key], now[key]))
-        if not alike or any(before[key] != json.loads(json.dumps(now[key])) for key in ("classes", "channels", "size")):
+        try:
+            alike = all(math.isclose(*pair, rel_tol=1e-5) for key in ("mean", "std") for pair in zip(before[key], now[key]))
+        except (KeyError, TypeError):  # as no run writes it
+            alike = False
+        if not alike or any(before.get(key) != json.loads(json.dumps(now[key])) for key in ("classes", "channels", "size")):
             raise UserError(f"--resume: the images of {now['name']} are no longer those that the run was started with: give "
                             "another --tag")
 
@@ -301,15 +319,40 @@ def device_name(device):
 
 def find_run(path):
     """The folder of the run that `path` belongs to (a run's folder, or a folder or file inside one), or None."""
-    path, keys = Path(path), {"commands", "command"}  # the second is of the oldest runs
-    return next((folder for folder in (path, path.parent) if (folder / CONFIG).exists() and
-                 keys & read_json(folder / CONFIG).keys()), None)
+    path = Path(path)
+    for folder in (path, path.parent):
+        try:
+            # The second key is of the oldest runs.
+            if (folder / CONFIG).exists() and {"commands", "command"} & read_json(folder / CONFIG).keys():
+                return folder
+        except UserError:
+            if folder == path:  # and not the file of whatever else lies there
+                raise
+    return None
 
 
 def made_by(path):
     """How the model at `path` was made: its run's config, or what was uploaded beside it to a hub; a dict, empty if neither."""
     folder = find_run(path) if path else None
-    return read_json(folder / CONFIG) if folder else read_facts(path)
+    return read_config(folder) if folder else read_facts(path)
+
+
+_FITS = {name: INHERITED[name] for name in ("commands", "image_size", "classes", "held_out", "whiten")} | {
+    "given": is_a(dict), "plugin": is_a(list), "data": is_a(str), "data_dir": is_a(str), "recipe_values": is_a(dict),
+    "method_values": is_a(dict), "refinement": is_a(dict), "pool_folder": is_a(str),
+    "dataset": lambda value: isinstance(value, dict) and isinstance(value.get("classes", []), list)}
+_NEVER_NULL = ("commands", "given", "held_out")
+
+
+def read_config(folder):
+    """The config.json of a run. Raises UserError for a value that no run writes."""
+    config = read_json(folder / CONFIG)
+    for name, fits in _FITS.items():
+        missing = name not in config or (config[name] is None and name not in _NEVER_NULL)
+        if not missing and not fits(config[name]):
+            raise UserError(f"{folder / CONFIG}: '{name}' is {json.dumps(config[name])[:40]}, which no run writes: repair it, "
+                            "or make the run again")
+    return config
 
 
 def beside(folder, path):

@@ -16,6 +16,7 @@ import torch
 from gendistil.common.cli import LARGEST
 from gendistil.common.device import free_bytes, send, user_cache
 from gendistil.common.errors import UserError
+from gendistil.common.hub import INHERITED
 from gendistil.common.rng import stream
 from gendistil.data.folders import load_folder, make_folder
 from gendistil.data.images import HostImages, join, moments, resize, take
@@ -183,6 +184,8 @@ DATASETS = {
 }
 """Every data set by the name that --data knows, besides folders."""
 
+INHERITED["data"] = lambda value: isinstance(value, str) and value in DATASETS
+
 
 def original(name):
     """The data set of `DATASETS` that a folder called `name` holds in another form, as cifar10-jpeg does; else `name`.
@@ -195,7 +198,7 @@ def original(name):
 def default_data_dir():
     """$DATA_DIR, else a folder in the user's cache."""
     if os.environ.get("DATA_DIR"):
-        return Path(os.environ["DATA_DIR"])
+        return Path(os.path.expanduser(os.environ["DATA_DIR"]))
     return user_cache()
 
 
@@ -210,13 +213,13 @@ def load_dataset(name="digits", data_dir=None, image_size=None, held_out=0.1, cl
     Returns a `Dataset`. Raises UserError for whatever is missing, damaged or unusable.
     """
     name = str(name)
-    data_dir = Path(data_dir).expanduser() if data_dir else default_data_dir()
+    data_dir = Path(os.path.expanduser(data_dir)) if data_dir else default_data_dir()
     if data_dir.exists() and not data_dir.is_dir():
         raise UserError(f"--data-dir {data_dir}: is a file: name a folder")
-    folder = Path(name).expanduser()
+    folder = Path(os.path.expanduser(name))
     if name in DATASETS:
         row = DATASETS[name]
-    elif folder.is_dir():
+    elif name and folder.is_dir():
         name = folder.resolve().name
         known = DATASETS.get(original(name), DataRow(None, flip=True))
         row = replace(known, load=lambda data_dir, size: load_folder(folder, size, data_dir))

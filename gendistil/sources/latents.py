@@ -8,7 +8,7 @@ from torch import nn
 from gendistil.common.errors import UserError
 from gendistil.common.rng import stream
 from gendistil.common.source import index_within_class
-from gendistil.sources.stored import StoredSource
+from gendistil.sources.stored import StoredSource, check_rates
 from generators import NETWORKS
 from generators.base import SAMPLE_BATCH
 
@@ -33,7 +33,9 @@ class LatentSet(StoredSource, ModelMixin, ConfigMixin):
         self.generator = NETWORKS[network][0](**options).requires_grad_(False).eval()
         self.size, self.channels, self.num_classes = (getattr(self.generator, name)
                                                       for name in ("size", "channels", "num_classes"))
-        self.max_ipc, self.space, self.step_size = ipc, space, step_size
+        self.max_ipc, self.space, self.step_size = ipc, space, check_rates(step_size)
+        if space not in LATENT_SPACES:
+            raise ValueError(f"latents of the space {space!r}")
         noise = torch.zeros(1, self.generator.dim_noise)
         with torch.no_grad():
             one = noise if space == "noise" else self.generator.lift(noise, torch.zeros(1, dtype=torch.int64))

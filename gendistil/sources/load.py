@@ -1,11 +1,12 @@
 """Sources from where they are kept: a run, a saved model, a checkpoint of the published code, a model on a hub."""
 
+import contextlib
 import hashlib
 import json
+import logging
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError
 
 from gendistil.common.errors import UserError
 from gendistil.common.hub import is_hub, local_copy
@@ -33,7 +34,9 @@ def load_source(path, device="cpu"):
     """
     path, place = Path(path), local_copy(path)
     if place.is_file():
-        return load_published(load_checkpoint(place), place).to(device)
+        source = load_published(load_checkpoint(place), place)
+        _check_weights(source, place)
+        return source.to(device)
     if (place / INDEX).exists():
         return PipelineSource.load(place, device, use_safetensors=is_hub(path) or None)
     folder = _model_folder(place)
@@ -42,24 +45,52 @@ def load_source(path, device="cpu"):
     kinds = STORED_SOURCES | {network.__name__: network for network, _ in NETWORKS.values()}
     try:
         name = json.loads((folder / "config.json").read_text())["_class_name"]
+        if not isinstance(name, str):
+            raise TypeError
     except (TypeError, KeyError, ValueError):
         raise UserError(f"{path} holds no saved generator: name a run of gen_condense.py or pool_match.py "
                         "that has reached its first checkpoint") from None
     if name not in kinds:
         raise UserError(f"{path} holds a model of the class {name}, which is not here: name the file that it is in by --plugin")
-    kind = kinds[name]
+    kind, name = kinds[name], path if is_hub(path) else folder
     try:
-        # Pickles of a stranger are never read, should another program have left some among the downloaded files.
-        source = kind.from_pretrained(folder, local_files_only=True, low_cpu_mem_usage=False,
-                                      use_safetensors=is_hub(path) or None)
-    except (OSError, ValueError, TypeError, RuntimeError, SafetensorError) as error:
-        name = path if is_hub(path) else folder
-        raise UserError(f"{name} holds a damaged generator ({type(error).__name__}): save it again") from None
+        with _quiet():
+            # Pickles of a stranger are never read, should another program have left some among the downloaded files.
+            source, found = kind.from_pretrained(folder, local_files_only=True, low_cpu_mem_usage=False,
+                                                 use_safetensors=is_hub(path) or None, output_loading_info=True)
+    except (UserError, MemoryError, torch.OutOfMemoryError):
+        raise
+    except Exception as error:  # diffusers raises many kinds for damaged files
+        raise _damaged(name, type(error).__name__) from None
+    _check_weights(source, name, found["missing_keys"], found["unexpected_keys"])
     for module in source.modules():
         if getattr(module, "channels_last", False):  # loading forgets the format, and with it the last bits of an image
             module.to(memory_format=torch.channels_last)
     source.rows = Rows.load(folder, source, device)
     return source.eval().to(device)
+
+
+@contextlib.contextmanager
+def _quiet():
+    """diffusers keeps for itself which weights it misses: they are asked for and named here."""
+    log = logging.getLogger("diffusers.models.modeling_utils")
+    log.disabled = True
+    try:
+        yield
+    finally:
+        log.disabled = False
+
+
+def _damaged(name, reason):
+    return UserError(f"{name} holds a damaged generator ({reason}): save it again")
+
+
+def _check_weights(source, name, missing=(), unexpected=()):
+    """Raise UserError where weights of the source called `name` are missing, are none of its own, or are no numbers."""
+    odd = [key for key, value in source.state_dict().items() if value.is_floating_point() and not value.isfinite().all()]
+    for keys, words in ((missing, "is missing"), (unexpected, "is none of its weights"), (odd, "is NaN or infinite")):
+        if keys:
+            raise _damaged(name, f"{min(keys)} {words}")
 
 
 def _model_folder(place):

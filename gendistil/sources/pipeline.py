@@ -45,8 +45,9 @@ class PipelineSource(Source):
         """The pipeline in `folder`, without pickles if `use_safetensors`. Raises UserError for one that draws no images of a
         class, and for a damaged one."""
         try:
-            name = str(json.loads((folder / INDEX).read_text())["_class_name"])
-            # No code that lies in the folder is run.
+            index = json.loads((folder / INDEX).read_text())
+            name = str(index["_class_name"])
+            # No code that lies in the folder is run, neither as the pipeline nor, below, as one of its parts.
             kind = FlowPipeline if name == FlowPipeline.__name__ else getattr(diffusers, name)
             asked = inspect.signature(kind.__call__).parameters
         except (OSError, ValueError, KeyError, TypeError, AttributeError):
@@ -54,11 +55,15 @@ class PipelineSource(Source):
         if "class_labels" not in asked:
             raise UserError(f"{folder} holds a {name}, which draws no images of a class: name a DiTPipeline, a "
                             "ConsistencyModelPipeline or a flow that sample.py --format pipeline wrote")
+        for part, value in index.items():
+            if isinstance(value, list) and value and isinstance(value[0], str) and value[0] != "diffusers":
+                raise UserError(f"{folder / INDEX}: '{part}' is of {value[0]}, and only parts of diffusers are loaded: name "
+                                "another pipeline")
         try:
             pipeline = kind.from_pretrained(folder, local_files_only=True, use_safetensors=use_safetensors).to(device)
         except torch.OutOfMemoryError:
             raise
-        except (OSError, ValueError, TypeError, RuntimeError, AttributeError) as error:
+        except (OSError, ValueError, TypeError, RuntimeError, AttributeError, ImportError) as error:
             raise UserError(f"{folder} holds a damaged {name} ({type(error).__name__}): save it again") from None
         pipeline.set_progress_bar_config(disable=True)
         source = cls._of(pipeline, folder)

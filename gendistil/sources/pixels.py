@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 from gendistil.common.errors import UserError
 from gendistil.common.source import index_within_class
-from gendistil.sources.stored import StoredSource
+from gendistil.sources.stored import StoredSource, check_rates
 
 
 def zoom(images, factor):
@@ -81,7 +81,9 @@ class PixelSet(StoredSource, ModelMixin, ConfigMixin):
     def __init__(self, size, channels, num_classes, ipc, factor=1, decoder="single", bound=128, step_size=None):
         super().__init__()
         self.size, self.channels, self.num_classes, self.max_ipc = size, channels, num_classes, ipc
-        self.step_size = step_size
+        self.step_size = check_rates(step_size)
+        if not isinstance(factor, int) or factor < 1 or decoder not in DECODERS:
+            raise ValueError(f"images cut {decoder!r} by {factor!r}")
         self.scales = scales(ipc, factor, decoder, bound)
         for used in sorted({factor for factors in self.scales for factor in factors}):
             if (used - 1) * math.ceil(size / used) >= size:

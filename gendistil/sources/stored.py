@@ -1,8 +1,18 @@
 """What is stored image by image, perhaps with labels and a step size that were learned with the images."""
 
+import math
+
 import torch
 
 from gendistil.common.source import Source
+
+
+def check_rates(step_size):
+    """A step size as a config.json has it, or ValueError: a positive number, one for each step, or None."""
+    for rate in step_size if isinstance(step_size, list) else [] if step_size is None else [step_size]:
+        if not isinstance(rate, (int, float)) or not 0 < rate < math.inf:
+            raise ValueError(f"a step size of {rate!r}")
+    return step_size
 
 
 class StoredSource(Source):
