@@ -242,6 +242,11 @@ def test_flags_that_do_something_are_not(tmp_path, words):
     pool_match.parse_args(["--output-dir", str(tmp_path), *words.split()])
 
 
+def test_steps_in_an_order_take_every_image(fails, tmp_path):
+    words = ("--output-dir", tmp_path, "--method", "dd", "--ipc", 3, "--unroll", 2)
+    assert "--unroll 2: each step takes another image of a class, and there are 3: raise it" in fails(2, pool_match, *words)
+
+
 def test_a_coreset_keeps_the_labels_that_a_training_would_start_from(command, tmp_path):
     command(pool_match, "--output-dir", tmp_path, "--method", "random", "--ipc", 2, "--match", "outcome", "--label-lr", 1,
             "--pool-training", "pretrained", *SMALL_POOL, *SCORED)

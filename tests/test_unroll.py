@@ -378,7 +378,6 @@ def test_gradients_are_shortened_to_a_multiple_of_their_running_mean(digits):
     (["--method", "bptt", "--expert-epochs", 3], "--expert-epochs is not for networks of --pool-training random"),
     (["--method", "dm", "--unroll", 3], "--unroll is not for --match mean"),
     (["--method", "dd", "--syn-batch", 1], "leave out --syn-batch"),
-    (["--method", "dd", "--ipc", 3, "--unroll", 2], "--unroll 2: each step takes another image of a class, and there are 3"),
     (["--method", "bptt", "--label-lr", 1], "add --pool-training expert or pretrained"),
     (["--method", "itgan", "--weight", "gan", "--match", "outcome"], "or --paired-weight 0"),
     (["--method", "ncfm", "--pool-training", "random", "--calibrate", 1], "--calibrate is not for networks of --pool-training"),

@@ -78,7 +78,8 @@ def test_a_table_names_the_flags_that_changed_a_protocol(call, gan, tmp_path):
 
 
 def test_a_student_that_diverges_is_named(call, fails, gan, tmp_path):
-    error = fails(2, validate, "--output-dir", tmp_path, "--pretrain-weight", gan, "--ipc", 1, *QUICK, "--lr", 1e6, "--min-steps", 60)
+    words = ("--output-dir", tmp_path, "--pretrain-weight", gan, "--ipc", 1, *QUICK, "--lr", 1e6, "--min-steps", 60)
+    error = fails(2, validate, *words)
     assert "students of gan (convnet, fresh, hard labels): the loss of a classifier is" in error
     assert "lower its --lr" in error
 
