@@ -1,5 +1,7 @@
 """What a command with --resume need not be told again."""
 
+import dataclasses
+
 import pytest
 from checkpoints import assert_same_weights
 from conftest import SMALL_POOL
@@ -8,6 +10,7 @@ import continual
 import gen_condense
 import pool_match
 import validate
+from gendistil.common.inherit import check_held_out, name_other_data
 from gendistil.common.loop import Interruptible
 from gendistil.common.run import read_json, write_json
 from gendistil.evaluation.rows import read_report
@@ -146,3 +149,13 @@ def test_what_the_flags_say_goes_first_and_what_decides_is_still_checked(call, t
     with pytest.raises(SystemExit):
         call(gen_condense, "--resume", "--tag")
     assert "--tag: expected one argument" in capsys.readouterr().err
+
+
+def test_images_that_may_have_been_learned_from_are_told(digits, tmp_path, capsys):
+    for mean, said in ((digits.spec.mean, False), ([digits.spec.mean[0] + 0.01], True)):
+        write_json(tmp_path / "config.json", {"commands": [], "held_out": 0.1, "dataset": {**dataclasses.asdict(digits.spec), "mean": mean}})
+        name_other_data(tmp_path, "--weight", digits.spec)
+        check_held_out(tmp_path, "--weight", 0.1)
+        assert ("learned other images of these classes than are here" in capsys.readouterr().err) == said
+    check_held_out(tmp_path / "published.pt", "--weight", 0.1)
+    assert "does not say which images it has learned from" in capsys.readouterr().err

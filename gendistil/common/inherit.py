@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import math
 import sys
 from dataclasses import fields, replace
 from pathlib import Path
@@ -149,12 +150,15 @@ def inherit_data(args, weight=None, *others):
 
 
 def check_held_out(path, flag, held_out):
-    """Raise UserError if the model at `path`, of `flag`, has learned from images that the fraction `held_out` holds out.
+    """Raise UserError if the model at `path`, of `flag`, has learned from images that the fraction `held_out` holds out, and
+    say so if nobody knows.
 
     The smaller of two fractions holds out a part of what the larger one does.
     """
-    known = made_by(path).get("held_out", held_out)
-    if known < held_out:
+    known = made_by(path).get("held_out")
+    if known is None:
+        say(f"{flag} {path} does not say which images it has learned from: held-out ones may be among them")
+    elif known < held_out:
         raise UserError(f"{flag} {path} has learned from images that --held-out {held_out:g} holds out: give --held-out "
                         f"{known:g}")
 
@@ -169,10 +173,17 @@ def check_classes(path, flag, spec, remedy):
 
 
 def name_other_data(path, flag, spec):
-    """Say so where the run at `path` has learned another data set than that of `spec`, with other classes that it fits."""
+    """Say so where the run at `path` has learned another data set than that of `spec`, with other classes that it fits, or
+    other images of the same classes."""
     made = made_by(path).get("dataset") or {}
-    if made.get("name", spec.name) != spec.name and [*map(str, made.get("classes", ()))] != [*map(str, spec.classes)]:
-        say(f"{flag} {path} learned {made['name']}, and this is {spec.name}: give --data if that is not meant")
+    if [*map(str, made.get("classes", ()))] != [*map(str, spec.classes)]:
+        if made.get("name", spec.name) != spec.name:
+            say(f"{flag} {path} learned {made['name']}, and this is {spec.name}: give --data if that is not meant")
+        return
+    pairs = (pair for key in ("mean", "std") for pair in zip(made.get(key, ()), getattr(spec, key)))
+    if made.get("size") == spec.size and not all(math.isclose(*pair, rel_tol=1e-6) for pair in pairs):
+        say(f"{flag} {path} learned other images of these classes than are here, by their mean and std: those that are held "
+            "out here may be among them")
 
 
 def _some(names):
