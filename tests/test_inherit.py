@@ -153,9 +153,10 @@ def test_what_the_flags_say_goes_first_and_what_decides_is_still_checked(call, t
 
 def test_images_that_may_have_been_learned_from_are_told(digits, tmp_path, capsys):
     for mean, said in ((digits.spec.mean, False), ([digits.spec.mean[0] + 0.01], True)):
-        write_json(tmp_path / "config.json", {"commands": [], "held_out": 0.1, "dataset": {**dataclasses.asdict(digits.spec), "mean": mean}})
+        made = {**dataclasses.asdict(digits.spec), "mean": mean}
+        write_json(tmp_path / "config.json", {"commands": [], "held_out": 0.1, "dataset": made})
         name_other_data(tmp_path, "--weight", digits.spec)
         check_held_out(tmp_path, "--weight", 0.1)
         assert ("learned other images of these classes than are here" in capsys.readouterr().err) == said
-    check_held_out(tmp_path / "published.pt", "--weight", 0.1)
+    check_held_out(tmp_path / "elsewhere" / "published.pt", "--weight", 0.1)
     assert "does not say which images it has learned from" in capsys.readouterr().err
