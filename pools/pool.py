@@ -164,7 +164,12 @@ class ClassifierPool(Pool):
             return self._embed(network, images, rows)
         path = self.dir / f"{self._rows[index]['digest']}-{self._engine.precision}.npy"
         self._looks[index] += len(rows)
-        if not path.exists():
+        if index not in self._seen and path.exists():
+            try:
+                self._seen[index] = np.load(path, mmap_mode="r")
+            except (OSError, ValueError, EOFError):  # it was cut off
+                path.unlink(missing_ok=True)
+        if index not in self._seen:
             if self._looks[index] < (0 if whole else len(images)):
                 return self._embed(network, images, rows)
             try:
@@ -173,7 +178,6 @@ class ClassifierPool(Pool):
             except OSError:  # no room: they are not kept then
                 self._looks[index] = -math.inf
                 return self._embed(network, images, rows)
-        if index not in self._seen:
             self._seen[index] = np.load(path, mmap_mode="r")
         return send(torch.from_numpy(self._seen[index][rows.cpu().numpy()]), self.device).float()
 

@@ -51,6 +51,41 @@ def test_folder_of_many_kinds_of_files(tmp_path, cache):
     assert sorted(levels) == [40] * 7 + [100, 200, 255]
 
 
+def test_files_that_are_not_read_are_counted_once(tmp_path, cache, capsys):
+    folder = write_folder(tmp_path / "pets", mode="RGB")
+    ant = folder / "train" / "ant"
+    Image.new("RGB", (9, 9), (40, 0, 255)).save(ant / "old.jfif", "JPEG")
+    Image.new("RGB", (9, 9), (40, 0, 255)).save(ant / "moving.GIF", save_all=True, append_images=[Image.new("RGB", (9, 9))])
+    assert load_dataset(folder, cache).full_train.labels.bincount().tolist() == [8, 6, 6]
+    assert not capsys.readouterr().err
+    (folder / "test" / "bee" / "below").mkdir()
+    for name in ("train/ant/a.AVIF", "train/ant/.DS_Store", "test/bee/below/b.jp2", "test/bee/notes", "train/ant/b.avif"):
+        (folder / name).touch()
+    Image.new("RGB", (9, 9), (40, 0, 255)).save(ant / "new.png")
+    for said in (f"{folder}: 4 of 31 files are not read (.avif, .jp2, without an extension)\n", ""):
+        load_dataset(folder, cache)
+        assert capsys.readouterr().err == said
+
+
+@pytest.mark.parametrize("kind", ["png", "gif"])
+def test_what_hides_behind_transparency_is_shown(tmp_path, cache, recwarn, kind):
+    folder = write_folder(tmp_path / "pets", mode="RGB", size=(8, 8))
+    picture = Image.new("P", (8, 8), 1)
+    picture.putpalette([9, 9, 9, 10, 200, 30])
+    picture.save(folder / "test" / "ant" / f"a.{kind}", transparency=b"\x00\x00" if kind == "png" else 1)
+    data = load_dataset(folder, cache, image_size=8)
+    assert data.test.images[2, :, 4, 4].tolist() == [10, 200, 30]
+    assert not recwarn.list
+
+
+def test_a_folder_whose_name_is_no_text_is_kept_elsewhere_too(tmp_path, cache, monkeypatch):
+    folder = write_folder(tmp_path / os.fsdecode(b"caf\xe9"))
+    access = os.access
+    monkeypatch.setattr(os, "access", lambda path, mode: Path(path) != folder and access(path, mode))
+    load_dataset(folder, cache)
+    assert len(list(cache.iterdir())) == 1
+
+
 def test_pictures_are_turned_upright(tmp_path, cache):
     folder = write_folder(tmp_path / "phone", size=(16, 16))
     picture = np.zeros((16, 16), np.uint8)

@@ -284,6 +284,23 @@ def test_a_member_that_has_looked_at_enough_images_looks_at_all_and_what_it_saw_
     assert not list(fresh.dir.glob("*.partial*"))
 
 
+@pytest.mark.parametrize("left", [0, 7, 200])  # bytes: none, a part of the header, a part of the numbers
+def test_what_a_member_saw_is_seen_anew_where_the_file_is_cut_off(digits, folder, pool, left):
+    rows = torch.arange(5)
+    try:
+        fresh = ClassifierPool(digits, folder, cpu(), **SETTINGS)
+        before = fresh.embed(fresh[0], rows, whole=True)
+        path, = fresh.dir.glob("*.npy")
+        size = path.stat().st_size
+        path.write_bytes(path.read_bytes()[:left])
+        again = ClassifierPool(digits, folder, cpu(), **SETTINGS)
+        assert torch.equal(again.embed(again[0], rows, whole=True), before)
+        assert path.stat().st_size == size
+    finally:
+        for path in fresh.dir.glob("*.npy"):
+            path.unlink()
+
+
 def test_what_a_member_saw_is_not_kept_where_there_is_no_room(digits, folder, pool, monkeypatch):
     def full(file, array):
         file.write(b"some")

@@ -83,6 +83,11 @@ def test_a_representative_image_is_nearer_to_its_class_mean(digits):
     assert distance("representative") < 0.7 * distance("fixed")
 
 
+def test_a_choice_that_is_none_is_named():
+    with pytest.raises(UserError, match="a set is chosen by one of fixed, representative, and not by 'representive'"):
+        DistilledDataset(Prototypes(), ipc=1, choice="representive")
+
+
 def test_real_images_depend_on_seed_label_and_index_alone(digits):
     real = RealImages(digits.train, 10)
     labels = torch.tensor([4, 4, 0, 9, 4])

@@ -1,7 +1,7 @@
 """Images that networks see whitened, and distilled sets that stay pictures."""
 
 import json
-from dataclasses import asdict
+from dataclasses import asdict, replace
 
 import numpy as np
 import pytest
@@ -14,7 +14,7 @@ import pool_match
 import sample
 import validate
 from gendistil.common.errors import UserError
-from gendistil.data import Spec, Whitened, load_dataset, spec_of, standardise, to_signed
+from gendistil.data import Spec, Whitened, load_dataset, restandardise, spec_of, standardise, to_signed
 from gendistil.matching.learners import PixelLearner
 from gendistil.sources import PixelSet
 
@@ -43,6 +43,19 @@ def test_whitened_images_are_those_of_the_formula(whitened):
     assert seen.flatten(1).numpy() == pytest.approx(expected, abs=1e-5)
     with torch.autocast("cpu", torch.bfloat16):
         assert torch.equal(standardise(to_signed(images), whitened.spec), seen)
+
+
+def test_whitened_images_are_those_that_were_whitened(whitened):
+    plain, signed = load_dataset("digits", whiten="none").spec, to_signed(whitened.test.images[:9])
+    assert type(plain) is Spec
+    other = replace(plain, mean=(0.1,), std=(0.2,))
+    seen, bare, odd = (standardise(signed, spec) for spec in (whitened.spec, plain, other))
+    for batch, spec, wanted, to in ((seen, whitened.spec, bare, plain), (bare, plain, seen, whitened.spec),
+                                    (seen, whitened.spec, odd, other), (odd, other, seen, whitened.spec)):
+        torch.testing.assert_close(restandardise(batch, spec, to), wanted, rtol=1e-4, atol=1e-4)
+    assert restandardise(seen, whitened.spec, whitened.spec) is seen
+    with pytest.raises(UserError, match="give one of None, 'none', 'zca'"):
+        load_dataset("digits", whiten="pca")
 
 
 def test_a_data_set_is_described_as_before_unless_it_is_whitened(whitened):

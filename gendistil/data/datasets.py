@@ -22,6 +22,9 @@ from gendistil.data.folders import load_folder, make_folder
 from gendistil.data.images import HostImages, join, moments, resize, take
 from gendistil.data.spec import Spec, Whitened
 
+WHITENINGS = (None, "none", "zca")
+"""What networks may see of a data set: its images standardised by channel, or whitened."""
+
 _SHARE = 0.5  # of a device's free memory that images may take: networks and what they remember need the rest
 
 
@@ -208,10 +211,12 @@ def load_dataset(name="digits", data_dir=None, image_size=None, held_out=0.1, cl
     Args: data_dir, where downloads and caches go (default: `default_data_dir()`); image_size, the side in pixels (default: the
     data set's own, of a folder see `load_folder`); held_out, the fraction of each class's training images that are held out, at
     least one image and at most all but one. The split depends on the labels alone: runs with other seeds select by the same
-    images; classes, the labels of those that are wanted, in their new order, see `Dataset.of` (default: all); whiten, "zca" for
-    networks that see whitened images, see `Whitened`.
+    images; classes, the labels of those that are wanted, in their new order, see `Dataset.of` (default: all); whiten, one of
+    `WHITENINGS`: "zca" for networks that see whitened images, see `Whitened`.
     Returns a `Dataset`. Raises UserError for whatever is missing, damaged or unusable.
     """
+    if whiten not in WHITENINGS:
+        raise UserError(f"load_dataset(whiten={whiten!r}): give one of {', '.join(map(repr, WHITENINGS))}")
     name = str(name)
     data_dir = Path(os.path.expanduser(data_dir)) if data_dir else default_data_dir()
     if data_dir.exists() and not data_dir.is_dir():
@@ -238,7 +243,7 @@ def load_dataset(name="digits", data_dir=None, image_size=None, held_out=0.1, cl
     whole = Split(images, labels)
     dataset = Dataset(spec, whole[~selected], whole[selected], test)
     dataset = dataset.of(classes) if classes else dataset
-    if whiten:
+    if whiten == "zca":
         dataset = replace(dataset, spec=Whitened.of(dataset.spec, dataset.full_train.images))
     return dataset.to(device)
 

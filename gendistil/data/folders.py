@@ -5,6 +5,7 @@ import hashlib
 import json
 import os
 import sys
+from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -17,7 +18,7 @@ from gendistil.common.cli import LARGEST
 from gendistil.common.errors import UserError
 from gendistil.common.run import replacing
 
-EXTENSIONS = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".ppm", ".pgm")
+EXTENSIONS = (".jpg", ".jpeg", ".jfif", ".png", ".gif", ".bmp", ".webp", ".tif", ".tiff", ".ppm", ".pgm")
 _CHUNK = 256  # images that one thread decodes at a time
 _FORMAT = 2  # of the cache: raise it when the decoding changes
 _LIST = "val_annotations.txt"  # of TinyImageNet as it is published: a picture of images/ and its class in every line
@@ -31,21 +32,23 @@ def load_folder(folder, size, data_dir, usual=32):
     skipped. Images are uint8 `[N, C, size, size]` (bilinear, antialiased, aspect ratio not kept; None is the `usual` size,
     or that of the pictures where the first of every class are squares of one larger size), turned upright by their EXIF tag;
     labels are int64 `[N]`, the index of the class in the sorted names. C is 1 if all pictures are grey, else 3: where some are
-    grey and some are colour, a line says so.
+    grey and some are colour, a line says so. Of a picture that moves it is the first, and what hides behind transparency is
+    shown. Files of other `EXTENSIONS` are not read, and when the others are decoded a line says how many there are.
     The cache lies in `folder`, or in `data_dir` if that is read-only; it is rebuilt when a file's name, size or time changes.
     Raises UserError, naming the file, for a layout or a picture that cannot be used, and for one that is larger than the
     networks' images where no size is given: the first picture of every class is looked at.
     """
     folder = Path(folder)
+    others = Counter()
     try:
-        classes, splits = _list(folder)
+        classes, splits = _list(folder, others)
     except OSError as error:
         raise UserError(f"{error.filename or folder}: cannot be read ({error.strerror}): repair or remove it")
     if size is None:
         size = max(usual, _own_size(splits))
     names = [[path for group in split for path, *_ in group] for split in splits]
     labels = [torch.arange(len(classes)).repeat_interleave(torch.tensor([len(group) for group in split])) for split in splits]
-    images = _cached(folder, size, data_dir, splits, lambda: _decode_all(folder, names, size))
+    images = _cached(folder, size, data_dir, splits, lambda: _decode_all(folder, names, size, others))
     return classes, *((torch.from_numpy(part), label) for part, label in zip(images, labels))
 
 
@@ -75,29 +78,29 @@ def make_folder(data_dir):
         raise UserError(f"--data-dir {data_dir}: cannot be written to: name another folder")
 
 
-def _list(folder):
+def _list(folder, others):
     """The sorted names of the classes, and for the training and the test set a list per class of its `_pictures`."""
     train, test = _split_folders(folder)
     classes = _classes(train)
     if len(classes) < 2:
         raise UserError(f"{train}: holds {len(classes)} class folders and at least 2 are needed: put each class into its own")
     apart = set(classes).isdisjoint(_classes(test))  # and not sorted into folders already
-    listed = _listed(test) if apart and (test / _LIST).is_file() else None
+    listed = _listed(test, others) if apart and (test / _LIST).is_file() else None
     if difference := set(classes) ^ set(_classes(test) if listed is None else listed):
         odd = min(difference)
         problem = "has no folder of" if odd in classes else f"has, and {train.name}/ has not, a folder of"
         raise UserError(f"{test}: {problem} class '{odd}': {train.name}/ and {test.name}/ need the same class folders")
-    own = [_pictures(test / name) if listed is None else listed[name] for name in classes]
-    return classes, [[_pictures(train / name) for name in classes], own]
+    own = [_pictures(test / name, others) if listed is None else listed[name] for name in classes]
+    return classes, [[_pictures(train / name, others) for name in classes], own]
 
 
-def _listed(folder):
+def _listed(folder, others):
     """The `_pictures` of every class of TinyImageNet's val/, where they lie together and a list says what they show."""
     groups = {}
     try:
         lines = (folder / _LIST).read_text(encoding="utf-8").splitlines()
         shows = dict(line.split("\t")[:2] for line in lines)
-        for picture in _pictures(folder / "images"):
+        for picture in _pictures(folder / "images", others):
             groups.setdefault(shows[os.path.basename(picture[0])], []).append(picture)
     except (KeyError, ValueError) as error:
         raise UserError(f"{folder / _LIST}: does not say the class of every picture of images/ ({error}): unpack both anew")
@@ -120,23 +123,28 @@ def _classes(folder):
     return tuple(sorted(entry.name for entry in os.scandir(folder) if entry.is_dir() and not entry.name.startswith(".")))
 
 
-def _pictures(folder):
-    """(path, bytes, time in ns) of every picture in a class's folder and below it, in the order of their names."""
-    pictures = list(_walk(folder))
+def _pictures(folder, others):
+    """(path, bytes, time in ns) of every picture in a class's folder and below it, in the order of their names.
+
+    `others` counts the files that are not read, by their extensions.
+    """
+    pictures = list(_walk(folder, others))
     if not pictures:
         raise UserError(f"{folder}: holds no images ({', '.join(EXTENSIONS)}): add some or remove the class")
     return pictures
 
 
-def _walk(folder):
+def _walk(folder, others):
     for entry in sorted(os.scandir(folder), key=lambda entry: entry.name):
         if entry.name.startswith("."):
             continue
         if entry.is_dir():
-            yield from _walk(entry.path)
+            yield from _walk(entry.path, others)
         elif entry.name.lower().endswith(EXTENSIONS):
             stat = entry.stat()
             yield entry.path, stat.st_size, stat.st_mtime_ns
+        else:
+            others[os.path.splitext(entry.name)[1].lower() or "without an extension"] += 1
 
 
 def _cached(folder, size, data_dir, splits, decode):
@@ -148,7 +156,7 @@ def _cached(folder, size, data_dir, splits, decode):
         path = folder / f".cache-{size}.npz"
     else:
         make_folder(data_dir)
-        place = hashlib.sha256(str(folder.resolve()).encode()).hexdigest()[:12]
+        place = hashlib.sha256(os.fsencode(folder.resolve())).hexdigest()[:12]
         path = Path(data_dir) / f"{folder.resolve().name}-{place}-{size}.npz"
     with contextlib.suppress(Exception), np.load(path, allow_pickle=False) as file:  # whatever is wrong with it: decode again
         if file["key"].item() == key:
@@ -166,8 +174,11 @@ class _Colour(Exception):
     """A colour picture among grey ones."""
 
 
-def _decode_all(folder, names, size):
-    """Decode two lists of paths into two uint8 arrays `[N, C, size, size]`."""
+def _decode_all(folder, names, size, others):
+    """Decode two lists of paths into two uint8 arrays `[N, C, size, size]`. Say of how many `others` nothing is read."""
+    if others:
+        left, kinds = others.total(), ", ".join(sorted(others))
+        print(f"{folder}: {left} of {left + sum(map(len, names))} files are not read ({kinds})", file=sys.stderr)
     try:
         return _decode_as(folder, names, size, len(_decode(names[0][0], size)))
     except _Colour:
@@ -216,6 +227,8 @@ def _decode(path, size):
                 raise ValueError("32-bit pixels" if wide else "floating-point pixels")
             if image.mode.startswith("I"):  # 16 bits, which Pillow's convert would clip instead of scale
                 image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
+            if image.mode == "P" and "transparency" in image.info:
+                image = image.convert("RGBA")  # which Pillow asks for
             depth = 1 if image.mode in ("1", "L", "LA") else 3
             image = image.convert("L" if depth == 1 else "RGB")
             if image.size != (size, size):

@@ -84,9 +84,12 @@ def standardise(signed, spec):
 
 
 def restandardise(batch, spec, other):
-    """A batch [B, C, H, W] that `spec` standardised as `other` would have: itself where their mean and std agree."""
-    if (spec.mean, spec.std) == (other.mean, other.std):
+    """A batch [B, C, H, W] that `spec` standardised, or whitened, as `other` would have: itself where they agree."""
+    whitened = hasattr(spec, "whiten")
+    if (whitened, spec.mean, spec.std) == (hasattr(other, "whiten"), other.mean, other.std):
         return batch
+    if whitened:
+        return standardise(spec.unwhiten(batch), other)
     scale, shift = _affine(spec.mean, spec.std, batch.device)
     return standardise((batch - shift) / scale, other)
 

@@ -93,6 +93,12 @@ class Whitened(Spec):
         with torch.autocast(signed.device.type, enabled=False):
             return torch.addmm(shift, signed.float().flatten(1), matrix).view(signed.shape)
 
+    def unwhiten(self, batch):
+        """The inverse of `whiten`."""
+        matrix, shift, inverse = self._map(batch.device)
+        with torch.autocast(batch.device.type, enabled=False):
+            return ((batch.float().flatten(1) - shift) @ inverse @ matrix).view(batch.shape)
+
     def steepest(self, gradient):
         """By a gradient of signed images [..., C, H, W], the way that they move when they descend as whitened ones."""
         _, _, inverse = self._map(gradient.device)

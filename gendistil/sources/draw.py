@@ -34,7 +34,10 @@ def draw_set(source, ipc, seed, device="cpu", choice="fixed"):
     rounding to 256 levels included, on the same kind of device. (Those of fresh sets are drawn in the precision of their run.)
     Targets are int64 labels, or soft ones where the source has them. `choice` is one of `CHOICES`; a representative set is
     chosen among the first images of the same seed, 20 for each wanted one and at least 500 of a class, where there are so many.
+    Raises UserError for another choice.
     """
+    if choice not in CHOICES:
+        raise UserError(f"a set is chosen by one of {', '.join(CHOICES)}, and not by {choice!r}")
     if choice == "representative":
         return _representatives(source, ipc, seed, device)
     labels = balanced_labels(source.num_classes, source.decoded(ipc), device)
