@@ -25,6 +25,7 @@ import gen_condense
 import pool_match
 import sample
 import validate
+from gendistil.common.errors import UserError
 from gendistil.common.flags import override
 from gendistil.common.loop import Interruptible
 from gendistil.common.run import load_checkpoint, read_json
@@ -287,12 +288,16 @@ def test_the_published_commands_need_no_further_flag(results):
 
 def test_paths_and_names_may_hold_equals_signs(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", str(tmp_path))
     for folder in ("a/lr=0.1", "b/lr=0.1"):
         Path(folder).mkdir(parents=True)
     for words, found in ((["a/lr=0.1"], {"lr=0.1": "a/lr=0.1"}), (["x=hub:a/b"], {"x": "hub:a/b"}), (["x=y=z"], {"x=y": "z"}),
+                         (["x=~/a"], {"x": tmp_path / "a"}),
                          (["x=a/lr=0.1", "y=1=b/lr=0.1"], {"x": "a/lr=0.1", "y=1": "b/lr=0.1"})):
         args = validate.parse_args(["--pretrain-weight", *words])
         assert validate.named_paths(args) == {name: Path(path) for name, path in found.items()}
+    with pytest.raises(UserError, match="names no path"):
+        validate.named_paths(validate.parse_args(["--pretrain-weight", ""]))
 
 
 @pytest.fixture

@@ -20,7 +20,7 @@ class Protocol:
 
     epochs: int = option("passes over the --ipc images of every class", 300, type=COUNT, group=GROUP)
     min_steps: int = option("steps that a student takes at least, in more --epochs if need be", 300, type=NATURAL, group=GROUP)
-    batch_size: int = option("images a step", 64, type=number(int, 2), group=GROUP)
+    batch_size: int = option("images a step", 64, type=number(int, 2, 2**31 - 1), group=GROUP)
     optimizer: str = option("what takes the steps (--lr suits one of them)", "sgd", choices=OPTIMIZERS, group=GROUP)
     lr: float = option("learning rate of the first epoch", 0.05, type=POSITIVE, group=GROUP)
     schedule: str = option("how the learning rate falls; half: to a tenth after half of the epochs; step: to a fifth after two "

@@ -2,6 +2,7 @@
 
 import functools
 import math
+import os
 import re
 from dataclasses import replace
 from pathlib import Path
@@ -14,7 +15,7 @@ from gendistil.common.flags import fields, flag_of, from_flags, given, override,
 from gendistil.common.hub import is_hub
 from gendistil.common.inherit import check_classes, check_held_out, check_options, name_other_data, same_place
 from gendistil.common.rng import stream
-from gendistil.common.run import CONFIG, check_outside, device_name, made_by, read_json
+from gendistil.common.run import check_outside, device_name, made_by, read_config
 from gendistil.data import DATASETS, original
 from gendistil.evaluation.protocols import IDLE, PROTOCOLS, flags_that_changed, protocol_for
 from gendistil.evaluation.rows import OWN_LABELS, PLAIN, REPORT, SCORED, read_report, row_key, unique
@@ -44,7 +45,7 @@ def resumed(args, paths, may_change=_MAY_CHANGE, stored=()):
     if not args.resume:
         return {}, paths
     folder = args.output_dir / args.tag
-    config = read_json(folder / CONFIG)
+    config = read_config(folder)
     rows = read_report(folder / REPORT) if (folder / REPORT).exists() else []
     if not any(row.get("teacher") for row in rows) and config.get("keep_above") is None:  # no teacher yet
         may_change = may_change | {field.name for field in fields(Labels) if field.name != "own"}
@@ -87,6 +88,9 @@ def named_paths(args):
     paths = {}
     for text in args.pretrain_weight:
         splits = [("", text), *((text[:place], text[place + 1:]) for place, letter in enumerate(text) if letter == "=")]
+        splits = [(name, os.path.expanduser(path)) for name, path in splits if path]
+        if not splits:
+            raise UserError(f"--pretrain-weight '{text}' names no path")
         name, path = next((pair for pair in splits if Path(pair[1]).exists() or is_hub(pair[1])), splits[-1])
         path = Path(path)
         name = (name or path.resolve().name).encode("utf-8", "backslashreplace").decode()  # of a file: any bytes

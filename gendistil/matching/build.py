@@ -10,7 +10,7 @@ from pathlib import Path
 from gendistil.common.device import process_first
 from gendistil.common.errors import UserError
 from gendistil.common.inherit import check_classes, name_other_data
-from gendistil.common.run import CHECKPOINT, CONFIG, find_run, read_json, training_state
+from gendistil.common.run import CHECKPOINT, find_run, read_config, training_state
 from gendistil.matching import initial
 from gendistil.matching.drawing import DrawingLearner, modes_of
 from gendistil.matching.learners import GeneratorLearner, LatentLearner, PixelLearner
@@ -219,6 +219,6 @@ def count_pixels(control_of, method, learner, dataset):
     """About how many pixels of real images the run shows to networks, the training of a pool left out: a control's are as many
     as make it run as the one does whose control it is."""
     if control_of:
-        return math.inf if read_json(control_of / CONFIG).get("compiled") else 0
+        return math.inf if read_config(control_of).get("compiled") else 0
     images = (method.match_classes or dataset.spec.num_classes) * method.match_batch
     return count_steps(method, learner, dataset) * images * dataset.spec.size**2

@@ -55,7 +55,7 @@ class Method:
     metric: str = _method("distance of gradients, for --match grad", "l1", choices=METRICS)
     match_weight: float | None = _method("weight of matching (a generator's default: the objective's)", None, type=WEIGHT)
     match_classes: int = _method("classes compared in one step, 0 for all", 0, type=NATURAL)
-    match_batch: int = _method("real images of each class (and generated ones)", 64, type=number(int, 2))
+    match_batch: int = _method("real images of each class (and generated ones)", 64, type=number(int, 2, 2**31 - 1))
     match_real: int = _method("instead, so many real images of each class, or all, by the embeddings that the pool keeps: of "
                               "images as they are, so give --no-match-aug; 0 for none", 0, type=NATURAL)
     calibrate: float = _method("weight of the pool's cross-entropy on synthetic images, beside that of their embeddings", 0.0,
@@ -105,7 +105,7 @@ class Method:
     lr_critic: float | None = _of_generator("learning rate of the critic (default: the method's, else the recipe's)", None,
                                             type=POSITIVE)
     batch_size: int | None = _of_generator("images of the generator's own step (default: the method's, else the recipe's)",
-                                           None, type=number(int, 2))
+                                           None, type=number(int, 2, 2**31 - 1))
     ema: float | None = _of_generator("decay of its averaged weights, 0 for none (default: the recipe's)", None, type=FRACTION)
     sample_steps: int | None = _of_generator("Euler steps of a flow, through which it is matched and which it keeps (default: "
                                              "its own, at most 4)", None, type=number(int, 1, 1000))
@@ -147,7 +147,7 @@ class Method:
     pool_images: int = _pool("real images in each pass that trains the online network", 500, type=COUNT)
     pool_warmup: int = _pool("passes over all real images that a new online network learns from first (DREAM+)", 0,
                              type=NATURAL)
-    pool_batch: int | None = _pool("images a step of its training, or of the pretraining", None, type=number(int, 2))
+    pool_batch: int | None = _pool("images a step of its training, or of the pretraining", None, type=number(int, 2, 2**31 - 1))
     pool_lr: float | None = _pool("learning rate of its training, or of the pretraining (SGD)", None, type=POSITIVE)
     pool_momentum: float = _pool("momentum of its training", 0.0, type=number(float, 0, 0.999))
     pool_decay: float = _pool("weight decay of its training", 0.0, type=WEIGHT)
