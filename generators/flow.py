@@ -76,22 +76,22 @@ class FlowTrainer(Trainer):
 
     def step(self, images, labels, global_step, term=None):
         """One update of the field, see `Trainer.step`."""
-        *shown, target = self.lesson(self.mirrored(images, global_step), labels, global_step)
+        *shown, target = self.examples(self.mirrored(images, global_step), labels, global_step)
         loss = (self.engine(self.generator, *shown).float() - target).square().mean()
         return self.update(loss, {"flow": loss}, global_step, term)
 
-    def lesson(self, images, labels, step):
+    def examples(self, images, labels, step):
         """What the field is asked, (x [B, C, H, W], labels [B], times [B]), and the velocity that it is to answer."""
         total = len(labels) * self.accelerator.num_processes
-        lead = self.noise((total,), "flow", step).view_as(images) - images
+        velocity = self.noise((total,), "flow", step).view_as(images) - images
         time = self.shard(TIMES[self.recipe.times](total, self.stream("times", step)))
         hidden = self.shard(torch.rand(total, generator=self.stream("dropout", step)) < self.recipe.label_dropout)
-        return along(images, lead, time), labels.masked_fill(hidden, self.spec.num_classes), time, lead
+        return moved(images, velocity, time), labels.masked_fill(hidden, self.spec.num_classes), time, velocity
 
 
-def along(images, lead, time):
-    """The points [B, C, H, W] at the times [B] of the ways that start at `images` in the direction `lead`."""
-    return torch.addcmul(images, lead, time.view(-1, 1, 1, 1))
+def moved(images, velocity, time):
+    """`images` [B, C, H, W] after the times [B] at this velocity."""
+    return torch.addcmul(images, velocity, time.view(-1, 1, 1, 1))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -116,9 +116,9 @@ class ShortcutTrainer(FlowTrainer):
     def network_options(self):
         return {"shortcut": True}
 
-    def lesson(self, images, labels, step):
-        """As `FlowTrainer.lesson`, with the spans [B] before the velocity."""
-        x, shown, time, lead = super().lesson(images, labels, step)
+    def examples(self, images, labels, step):
+        """As `FlowTrainer.examples`, with the spans [B] before the velocity."""
+        x, shown, time, velocity = super().examples(images, labels, step)
         total, draws = len(labels) * self.accelerator.num_processes, self.stream("long steps", step)
         longer = torch.randperm(total, generator=draws) < self.recipe.long_steps * total
         span = torch.randint(FINEST, (total,), generator=draws).masked_fill(~longer, FINEST)
@@ -126,10 +126,10 @@ class ShortcutTrainer(FlowTrainer):
         rows = send(own_rows(self.accelerator, longer).nonzero()[:, 0], images.device)
         longer, span, place = self.shard(longer), self.shard(span), self.shard(place)
         time, shown = torch.where(longer, place, time), torch.where(longer, labels, shown)
-        x = along(images, lead, time)
+        x = moved(images, velocity, time)
         if len(rows):
-            lead[rows] = self.two_steps(x[rows], labels[rows], time[rows], span[rows] + 1)
-        return x, shown, time, span, lead
+            velocity[rows] = self.two_steps(x[rows], labels[rows], time[rows], span[rows] + 1)
+        return x, shown, time, span, velocity
 
     @torch.no_grad()
     def two_steps(self, x, labels, time, span):
@@ -138,5 +138,5 @@ class ShortcutTrainer(FlowTrainer):
         guidance = torch.where(span == FINEST, self.recipe.guidance, 1.0).view(-1, 1, 1, 1)
         field = lambda x, time: self.engine(self.source, x, labels, time, guidance, span, view="guided").float()
         first = field(x, time)
-        second = field(along(x, first, -length).clamp(-_BOUND, _BOUND), time - length)
+        second = field(moved(x, first, -length).clamp(-_BOUND, _BOUND), time - length)
         return ((first + second) / 2).clamp(-_BOUND, _BOUND)

@@ -110,8 +110,8 @@ class FlowGenerator(ConditionalGenerator):
         """The noise as an image, which is the coarsest grid that there is: [B, C, H, W]."""
         return noise.view(len(noise), self.channels, self.size, self.size)
 
-    def lead(self, x, labels, time, steps, guidance=None):
-        """Where the way through x [B, C, H, W] leads at `time`, a number, when it is gone in so many steps: float [B, C, H, W].
+    def step_velocity(self, x, labels, time, steps, guidance=None):
+        """The `velocity` at x [B, C, H, W] and `time`, a number, of one of so many steps, under guidance: float [B, C, H, W].
 
         guidance, None for the generator's own.
         """
@@ -123,5 +123,5 @@ class FlowGenerator(ConditionalGenerator):
     def paint(self, x, labels, sample_steps=None, guidance=None):
         steps = sample_steps or self.sample_steps
         for step in range(steps):
-            x = x - self.lead(x, labels, 1 - step / steps, steps, guidance) / steps
+            x = x - self.step_velocity(x, labels, 1 - step / steps, steps, guidance) / steps
         return x.detach().clamp(-1, 1) + (x - x.detach())  # bounds that let gradients through

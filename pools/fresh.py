@@ -67,7 +67,7 @@ class OnlinePool(RandomPool):
             if self.warmup:
                 self._train(self.warmup, ("warm", round_), lambda generator: (real.images, real.labels))
         elif position:
-            self._train(self.inner, (step,), self._lessons(learner))
+            self._train(self.inner, (step,), self._shown(learner))
             if self.teacher == "synthetic":  # whose batches are few images: batch norms take real ones, as DC's do
                 self._model = calibrated(self._model, real, self.dataset.spec, stream(self.seed, "online norms", step)).eval()
 
@@ -76,7 +76,7 @@ class OnlinePool(RandomPool):
         self._optimizer = torch.optim.SGD(self._model.parameters(), **self.settings)
         self._scaler = self.engine.loss_scaler(self.dataset.train.images.device)
 
-    def _lessons(self, learner):
+    def _shown(self, learner):
         """What gives the images of one pass between two steps of matching, and their targets, by the draws of a generator."""
         if self.teacher == "synthetic":
             learned = learner.training_set()  # the same for all passes

@@ -116,9 +116,9 @@ def test_a_representative_set_of_a_flow_is_chosen_among_its_own_images(monkeypat
 
 
 @pytest.mark.parametrize("times", TIMES)
-def test_a_lesson_lies_on_the_way_from_image_to_noise(digits, batch, times):
+def test_an_example_lies_on_the_way_from_image_to_noise(digits, batch, times):
     images, labels = batch
-    x, shown, time, lead = trainer(digits.spec, "flow", times=times, label_dropout=0.3).lesson(images, labels, 3)
+    x, shown, time, lead = trainer(digits.spec, "flow", times=times, label_dropout=0.3).examples(images, labels, 3)
     torch.testing.assert_close(x - time.view(-1, 1, 1, 1) * lead, images)
     assert 0.8 < (images + lead).std() < 1.2
     hidden = shown == 10
@@ -141,7 +141,7 @@ def test_a_shortcut_learns_its_long_steps_from_two_short_ones(digits, batch, mon
 
     monkeypatch.setattr(learner.source, "guided", guided)
     monkeypatch.setattr(type(learner.source), "guided", lambda self, *args: guided(*args))
-    x, shown, time, span, lead = learner.lesson(images, labels, 0)
+    x, shown, time, span, lead = learner.examples(images, labels, 0)
     long = span < FINEST
     assert long.sum() == 16
     assert torch.equal(shown, labels)
@@ -160,13 +160,13 @@ def test_a_shortcut_learns_its_long_steps_from_two_short_ones(digits, batch, mon
 
 
 @pytest.mark.parametrize("recipe", TINY)
-def test_two_processes_share_a_lesson(digits, batch, recipe):
+def test_two_processes_share_examples(digits, batch, recipe):
     images, labels = batch
     learner = trainer(digits.spec, recipe)
-    whole, parts = learner.lesson(images, labels, 1), []
+    whole, parts = learner.examples(images, labels, 1), []
     for index in (0, 1):
         learner.accelerator = SimpleNamespace(process_index=index, num_processes=2, device=torch.device("cpu"))
-        parts.append(learner.lesson(images[index::2], labels[index::2], 1))
+        parts.append(learner.examples(images[index::2], labels[index::2], 1))
     for value, *halves in zip(whole, *parts):
         torch.testing.assert_close(torch.stack(halves, 1).flatten(0, 1), value)
 
@@ -190,8 +190,8 @@ def test_the_rate_rises_first(digits):
 
 def test_a_mirrored_image_is_learned_where_it_keeps_its_class(digits, batch, monkeypatch):
     learner, seen = trainer(replace(digits.spec, flip=True), "flow", flip=True), []
-    monkeypatch.setattr(learner, "lesson", lambda images, labels, step, lesson=learner.lesson: (
-        seen.append(images), lesson(images, labels, step))[1])
+    monkeypatch.setattr(learner, "examples", lambda images, labels, step, examples=learner.examples: (
+        seen.append(images), examples(images, labels, step))[1])
     learner.step(*batch, 0)
     mirrored = (seen[0] == batch[0].flip(3)).flatten(1).all(1)
     assert 0 < mirrored.sum() < 32

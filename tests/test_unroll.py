@@ -22,7 +22,7 @@ from gendistil.data import standardise, to_signed
 from gendistil.evaluation import PROTOCOLS, evaluate
 from gendistil.matching import PixelLearner, initial, objectives
 from gendistil.matching.trained import Lesson, TrainingMatcher
-from gendistil.matching.unroll import SGD, Adam, Known, unroll
+from gendistil.matching.unroll import SGD, Adam, WithGradients, unroll
 from gendistil.sources import PixelSet, Taught, Teacher, draw_set, load_source
 from pools import ClassifierPool, RandomPool, accuracy, build_classifier
 
@@ -131,7 +131,7 @@ def test_the_precision_is_that_of_the_tensors_under_autocast():
 
 def test_known_gradients_reach_what_made_the_images():
     start, gradient = torch.ones(3, requires_grad=True), torch.tensor([1.0, 2.0, 3.0])
-    loss = 2 * Known.apply(torch.tensor(5.0), [gradient], start * 4)
+    loss = 2 * WithGradients.apply(torch.tensor(5.0), [gradient], start * 4)
     loss.backward()
     assert float(loss.detach()) == 10
     assert torch.equal(start.grad, 8 * gradient)

@@ -64,7 +64,7 @@ class DrawingLearner(PixelLearner):
     def predict(self, time):
         """Where the ways end as the flow sees it at a time between 1 (noise) and 0: [K, ipc, C, H, W]."""
         parts = zip(self.place.flatten(0, 1).split(SAMPLE_BATCH), self.labels.split(SAMPLE_BATCH))
-        ends = [x - time * self.flow.lead(x, labels, time, self.steps, self.guidance) for x, labels in parts]
+        ends = [x - time * self.flow.step_velocity(x, labels, time, self.steps, self.guidance) for x, labels in parts]
         return torch.cat(ends).view_as(self.place)
 
     def step(self, step, matching):

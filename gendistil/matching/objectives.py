@@ -15,7 +15,7 @@ from torch.nn import functional as F
 from gendistil.common.device import process_mean, send, twice_differentiable
 from gendistil.common.engine import EAGER, has_batch_norm, norms_in_float32
 from gendistil.common.errors import UserError
-from gendistil.matching.unroll import Known
+from gendistil.matching.unroll import WithGradients
 
 _ENOUGH = 512  # real embeddings of a class that tell how far apart they are
 _PIECE = 256  # real images that a network sees at once where no gradient is asked for
@@ -257,7 +257,7 @@ def outcome(lesson, weights):
         loss = F.cross_entropy(lesson.answer(weights, images), labels, reduction="sum") / len(lesson.real)
         torch._foreach_add_(gradients, torch.autograd.grad(loss, weights, materialize_grads=True))
         value = value + loss.detach()
-    return Known.apply(value, gradients, *weights)
+    return WithGradients.apply(value, gradients, *weights)
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,7 @@ from gendistil.common.errors import UserError
 from gendistil.common.rng import Shuffle
 from gendistil.data import standardise, to_signed
 from gendistil.matching.matcher import Matcher
-from gendistil.matching.unroll import UNROLLED, Known, unroll
+from gendistil.matching.unroll import UNROLLED, WithGradients, unroll
 from gendistil.sources import Rows, Teacher, balanced_labels, draw_set
 from gendistil.sources.stored import StoredSource
 
@@ -158,7 +158,7 @@ class TrainingMatcher(Matcher):
         gradients = self._within(gradients)
         self._learn(*gradients[1:])
         of_own = own_rows(learner.accelerator, gradients[0].unflatten(0, (self.classes, -1))).flatten(0, 1)
-        yield self.weight * Known.apply(value, [of_own * learner.accelerator.num_processes], own)
+        yield self.weight * WithGradients.apply(value, [of_own * learner.accelerator.num_processes], own)
 
     def _of_all(self, own):
         """The images of all classes, [K * m, C, H, W], in every process; `own` are those of its classes."""

@@ -130,8 +130,8 @@ def _leaves(tensors):
     return [x.detach().requires_grad_() for x in tensors]
 
 
-class Known(torch.autograd.Function):
-    """`Known.apply(loss, gradients, *inputs)`: a 0-dim loss without a graph whose gradients, a list, are known already."""
+class WithGradients(torch.autograd.Function):
+    """`WithGradients.apply(loss, gradients, *inputs)`: a 0-dim loss without a graph, whose gradients are known: a list."""
 
     @staticmethod
     def forward(ctx, loss, gradients, *inputs):
