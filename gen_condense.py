@@ -10,7 +10,7 @@ from gendistil.common.cli import COUNT, Parser, add_data_arguments, add_run_argu
 from gendistil.common.device import make_accelerator, own_rows
 from gendistil.common.engine import Engine, compiles
 from gendistil.common.errors import UserError
-from gendistil.common.flags import add_flags, add_listing, columns, from_flags, override, refuse, refuse_idle
+from gendistil.common.flags import LENGTH_GROUP, add_flags, add_listing, columns, from_flags, override, refuse, refuse_idle
 from gendistil.common.inherit import LENGTH, as_begun, inherit_data, parse_flags, resume_state
 from gendistil.common.loop import Loop
 from gendistil.common.rng import Shuffle
@@ -20,7 +20,7 @@ from gendistil.evaluation.selection import Stopping, StoppingJudge
 from gendistil.matching import GeneratorLearner
 from gendistil.sources import MODEL_FOLDER
 from generators import RECIPES, TRAINERS, make_trainer
-from generators.trainer import GROUP, LENGTH_GROUP
+from generators.trainer import GROUP
 from pools import check_classifiers
 
 

@@ -13,7 +13,7 @@ from gendistil.common.cli import COUNT, Parser, add_data_arguments, add_run_argu
 from gendistil.common.device import make_accelerator
 from gendistil.common.engine import Engine
 from gendistil.common.errors import UserError
-from gendistil.common.flags import add_flags, add_listing, fields, from_flags
+from gendistil.common.flags import LENGTH_GROUP, add_flags, add_listing, fields, from_flags
 from gendistil.common.inherit import LENGTH, inherit_data, parse_flags, resume_state
 from gendistil.common.loop import Loop
 from gendistil.common.run import CHECKPOINT, CONFIG, Run, check_folder, write_json
@@ -26,7 +26,6 @@ from gendistil.matching.methods import DEFAULT_IPC, DRAWN, GENERATOR, PIXELS
 from gendistil.matching.networks import make_pool
 from gendistil.matching.origin import SUMMARY, Start
 from gendistil.sources import ROWS, Teacher
-from generators.trainer import LENGTH_GROUP
 from pools import check_classifiers
 
 

@@ -12,7 +12,7 @@ from gendistil.common.cli import COUNT, FRACTION, POSITIVE, number
 from gendistil.common.device import own_rows, process_sums, send
 from gendistil.common.engine import Engine, resume_optimizer
 from gendistil.common.errors import UserError
-from gendistil.common.flags import option
+from gendistil.common.flags import LENGTH_GROUP, option
 from gendistil.common.rng import stream
 from gendistil.data import Augment
 from generators.networks import NETWORKS
@@ -21,7 +21,6 @@ TUNED = {"all": (nn.Module,), "norms": (nn.Embedding, nn.GroupNorm, nn.LayerNorm
 """Which of a generator's weights are learned: those of modules of these kinds."""
 
 GROUP = "recipe (a flag that is not given takes the recipe's value)"
-LENGTH_GROUP = "length and reports"
 
 DECAYS = {
     "none": lambda late: 1.0,

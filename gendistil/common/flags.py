@@ -6,6 +6,9 @@ from collections.abc import Callable
 
 from gendistil.common.errors import UserError
 
+LENGTH_GROUP = "length and reports"
+"""A heading of flags that several dataclasses and scripts share."""
+
 
 def option(help, default=dataclasses.MISSING, **facts):
     """A field that is a flag too: `--` and its name, with dashes.

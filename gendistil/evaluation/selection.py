@@ -5,14 +5,12 @@ from dataclasses import dataclass, replace
 
 from gendistil.common.cli import COUNT, say
 from gendistil.common.errors import Diverged
-from gendistil.common.flags import option
+from gendistil.common.flags import LENGTH_GROUP, option
 from gendistil.common.loop import any_process
 from gendistil.common.rng import stream
 from gendistil.evaluation.protocols import protocol_for
 from gendistil.evaluation.students import evaluate
 from pools import one_classifier, usual_classifier
-
-_GROUP = "length and reports"
 
 
 @dataclass(frozen=True)
@@ -20,12 +18,12 @@ class Judging:
     """How often, and by what student, a run is scored while it learns."""
 
     eval_interval: int = option("steps between held-out scores, and of stage 2 between checkpoints", 250, type=COUNT,
-                                group=_GROUP)
+                                group=LENGTH_GROUP)
     eval_model: str | None = option("student that is scored, named, and by default, as of validate.py --eval-model", None,
-                                    type=one_classifier, metavar="NAME", group=_GROUP)
+                                    type=one_classifier, metavar="NAME", group=LENGTH_GROUP)
     eval_ipc: int | None = option("fresh images of each class in an epoch of that student (default: 10, or all stored pixels)",
-                                  None, type=COUNT, group=_GROUP)
-    eval_epochs: int = option("epochs of that student", 60, type=COUNT, group=_GROUP)
+                                  None, type=COUNT, group=LENGTH_GROUP)
+    eval_epochs: int = option("epochs of that student", 60, type=COUNT, group=LENGTH_GROUP)
 
     def student(self, spec):
         """The kind of that student for images of a `Spec`."""
@@ -37,9 +35,9 @@ class Stopping(Judging):
     """The same for a run that ends by its scores."""
 
     auto_stop: bool = option("keep the generator with the best held-out score, and end when scores no longer rise", False,
-                             group=_GROUP)
+                             group=LENGTH_GROUP)
     patience: int = option("scores in a row without a rise above the best, after which --auto-stop ends the run", 3, type=COUNT,
-                           group=_GROUP)
+                           group=LENGTH_GROUP)
 
 
 class Judge:

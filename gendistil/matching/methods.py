@@ -5,7 +5,7 @@ from functools import partial
 from typing import NamedTuple
 
 from gendistil.common.cli import COUNT, FRACTION, NATURAL, POSITIVE, WEIGHT, number
-from gendistil.common.flags import Flattened, option
+from gendistil.common.flags import LENGTH_GROUP, Flattened, option
 from gendistil.data import original
 from gendistil.data.augment import augmentations
 from gendistil.matching import initial
@@ -17,7 +17,7 @@ from gendistil.matching.selectors import SELECTORS
 from gendistil.matching.trained import ORDERS
 from gendistil.matching.unroll import UNROLLED
 from gendistil.sources import DECODERS, LATENT_SPACES
-from generators.trainer import LENGTH_GROUP, TUNED
+from generators.trainer import TUNED
 from pools import some_classifiers, usual_classifier
 
 GENERATOR, PIXELS, LATENTS, DRAWN = "generator", "pixels", "latents", "drawn"
