@@ -38,7 +38,7 @@ class Teacher:
 
     @classmethod
     def of(cls, pool, indices=None, engine=EAGER):
-        """The members of a `ClassifierPool` at the end of their training, or those at `indices`."""
+        """The members of `KeptClassifiers` at the end of their training, or those at `indices`."""
         indices, table = pool.finished() if indices is None else indices, pool.table()
         alike = [(row["name"], row["step"]) for row in table]
         taken = [alike[index] for index in indices]
