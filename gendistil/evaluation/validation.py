@@ -17,9 +17,9 @@ from gendistil.common.inherit import check_classes, check_held_out, check_option
 from gendistil.common.rng import stream
 from gendistil.common.run import check_outside, device_name, made_by, read_config
 from gendistil.data import DATASETS, original
-from gendistil.evaluation.protocols import IDLE, PROTOCOLS, flags_that_changed, protocol_for
+from gendistil.evaluation.protocols import IDLE, flags_that_changed, protocol_for
 from gendistil.evaluation.rows import OWN_LABELS, PLAIN, REPORT, SCORED, read_report, row_key, unique
-from gendistil.evaluation.students import Result, rate_of, replayed, steps_per_epoch
+from gendistil.evaluation.students import Result, lessons_of, settled, steps_per_epoch
 from gendistil.evaluation.teachers import Labels, Teachers, fits, named_teachers, open_pool
 from gendistil.sources import RealImages, Refined, Refinement, check_fits, load_source, refine, weights_digest
 from pools import check_classifiers, usual_classifier
@@ -155,7 +155,7 @@ def _check_source(args, path, source, spec):
     name_other_data(path, "--pretrain-weight", spec)
     if args.scored_on == "held_out" or args.teacher_snapshots == "auto":
         check_held_out(path, "--pretrain-weight", args.held_out)
-    if source.max_ipc is not None and PROTOCOLS[args.protocol].random_labels:
+    if source.max_ipc is not None and "fixed" not in lessons_of(args.protocol).samplings:
         raise UserError(f"--protocol {args.protocol} draws new images at every step, and those of --pretrain-weight {path} "
                         "are stored: use another")
     if args.push_to_hub and not hasattr(source, "save_pretrained"):
@@ -172,9 +172,8 @@ def _as_judged(args, name, path, source, dataset):
         source.rows = None
     if not args.own or args.lr is not None:
         source.step_size = None
-    for ipc in args.ipc if PROTOCOLS[args.protocol].replay else ():
-        replayed(source, ipc, PROTOCOLS[args.protocol])
-    rate_of(source, protocol_of(args, dataset.spec.name), f"--pretrain-weight {path}")
+    for ipc in args.ipc:
+        settled(source, ipc, protocol_of(args, dataset.spec.name), f"--pretrain-weight {path}")
     source = refine(source, path, args, functools.partial(_open_outside, args, dataset), dataset.train.images.device)
     name += f", {source.refinement.words}" if isinstance(source, Refined) else ""
     if args.ranking and (source.soft or source.step_size is not None):
@@ -217,7 +216,7 @@ def load_sources(args, paths, dataset, real):
 
 def _usual_comparison(args, paths, sources):
     """What --compare is where no flag says it: labels of a teacher help any images, so random ones stand beside."""
-    if args.labels == ("hard",) or PROTOCOLS[args.protocol].replay:
+    if args.labels == ("hard",) or lessons_of(args.protocol).settle:
         return []
     asked = "teacher" in args.labels or args.teacher or any(source.rows is None for source in sources.values())
     if asked or any(Path(folder).is_dir() for folder in named_teachers(paths.values())[:1]):
@@ -288,12 +287,12 @@ def full_protocol(args, protocol, spec, real, plan, sources, earlier=None):
     largest set of `plan`, the rows of `list_rows`, takes."""
     shown = max((sources[row["source"]].decoded(row["ipc"]) for row in plan if row["ipc"]), default=args.ipc[-1])
     steps = max(protocol.epochs * steps_per_epoch(spec.num_classes * shown, protocol), protocol.min_steps)
-    once = steps_per_epoch(len(real), replace(protocol, random_labels=False))
+    once = steps_per_epoch(len(real), replace(protocol, lessons="set"))
     epochs = earlier["epochs"] if earlier else args.full_epochs or math.ceil(steps / once)
     if epochs < _FEW and not args.full_epochs and protocol.schedule != "constant":
         say(f"the students of all real images take {epochs} epoch(s), as many steps as those of a set, which is too few for "
             f"--schedule {protocol.schedule} to fall as it does for a set: --full-epochs {_FEW} or more trains them better")
-    return replace(protocol, random_labels=False, epochs=epochs, min_steps=0)
+    return replace(protocol, lessons="set", epochs=epochs, min_steps=0)
 
 
 def count_pixels(args, plan, protocols, spec):
@@ -348,7 +347,7 @@ def list_rows(args, sources):
     def samplings(name, kind):
         # Stored images are one set. Fresh real ones are the whole training set, no match for a generator and its teacher: a
         # fixed set stands in.
-        taught = name == REAL and kind != "hard" and not PROTOCOLS[args.protocol].random_labels
+        taught = name == REAL and kind != "hard" and "fixed" in lessons_of(args.protocol).samplings
         fixed = taught or not sources[name].varies
         return dict.fromkeys("fixed" if fixed and sampling == "fresh" else sampling for sampling in args.sampling
                              if fits(kind, sampling))
