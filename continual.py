@@ -37,7 +37,7 @@ from gendistil.evaluation.rows import REPORT, row_key
 from gendistil.evaluation.students import lessons_of, side_by_side
 from gendistil.evaluation.tables import markdown
 from gendistil.evaluation.validation import add_scored_on, facts_of_all, first_seed, protocol_of, resumed, with_more_students
-from gendistil.sources import load_source
+from gendistil.sources import forget, load_source
 from pools import check_classifiers, one_classifier, usual_classifier
 
 SCRIPTS = {"pool_match.py": pool_match, "gen_condense.py": gen_condense}
@@ -126,8 +126,7 @@ def main():
                 scored = dataset.of(seen).to(device)
             folder = memory.folder(args, name)
             parts.append(load_source(folder, device))
-            if parts[-1].soft:
-                parts[-1].rows = None  # --labels says whose answers students learn
+            forget(parts[-1])  # --labels says whose answers students learn
             if needs_pools(args.labels):
                 pools.append(open_teacher(beside(made_by(folder)["pool_folder"], folder), device, engine))
             for row in missing:

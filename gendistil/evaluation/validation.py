@@ -21,7 +21,7 @@ from gendistil.evaluation.protocols import IDLE, flags_that_changed, protocol_fo
 from gendistil.evaluation.rows import OWN_LABELS, PLAIN, REPORT, SCORED, read_report, row_key, unique
 from gendistil.evaluation.students import Result, lessons_of, settled, steps_per_epoch
 from gendistil.evaluation.teachers import Labels, Teachers, fits, named_teachers, open_pool
-from gendistil.sources import RealImages, Refined, Refinement, check_fits, load_source, refine, weights_digest
+from gendistil.sources import RealImages, Refined, Refinement, check_fits, forget, load_source, refine, weights_digest
 from pools import check_classifiers, usual_classifier
 
 _FEW = 10  # epochs
@@ -168,10 +168,7 @@ def _as_judged(args, name, path, source, dataset):
     Raises UserError where that does not go with the other flags.
     """
     name += f", {source.remark}" if source.remark else ""
-    if not args.own and source.soft:
-        source.rows = None
-    if not args.own or args.lr is not None:
-        source.step_size = None
+    forget(source, labels=not args.own, step_size=not args.own or args.lr is not None)
     for ipc in args.ipc:
         settled(source, ipc, protocol_of(args, dataset.spec.name), f"--pretrain-weight {path}")
     source = refine(source, path, args, functools.partial(_open_outside, args, dataset), dataset.train.images.device)
