@@ -23,13 +23,11 @@ from gendistil.evaluation.page import draw_sheets, find_sheets
 from gendistil.evaluation.protocols import GROUP
 from gendistil.evaluation.ranking import complete
 from gendistil.evaluation.report import controls, write_report
-from gendistil.evaluation.rows import PLAIN, REPORT, curve_of, row_key
+from gendistil.evaluation.rows import PLAIN, REAL, REPORT, WHOLE, curve_of, row_key
 from gendistil.evaluation.students import lessons_of, settled, side_by_side
 from gendistil.evaluation.tables import markdown
 from gendistil.evaluation.teachers import Labels, distilled_from, keep_student, labels_of, student_name
 from gendistil.evaluation.validation import (
-    REAL,
-    WHOLE,
     add_scored_on,
     check_students,
     compared,

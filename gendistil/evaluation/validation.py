@@ -18,16 +18,13 @@ from gendistil.common.rng import stream
 from gendistil.common.run import check_outside, device_name, made_by, read_config
 from gendistil.data import DATASETS, original
 from gendistil.evaluation.protocols import IDLE, flags_that_changed, protocol_for
-from gendistil.evaluation.rows import OWN_LABELS, PLAIN, REPORT, SCORED, read_report, row_key, unique
+from gendistil.evaluation.rows import OWN_LABELS, PLAIN, REAL, REPORT, SCORED, TRAIN, WHOLE, read_report, row_key, unique
 from gendistil.evaluation.students import Result, lessons_of, settled, steps_per_epoch
 from gendistil.evaluation.teachers import Labels, Teachers, fits, named_teachers, open_pool
 from gendistil.sources import RealImages, Refined, Refinement, check_fits, forget, load_source, refine, weights_digest
 from pools import check_classifiers, usual_classifier
 
 _FEW = 10  # epochs
-
-REAL, WHOLE, TRAIN = "random real images", "whole training set", "training set without its held-out images"
-
 
 # What --resume may be given anew: rows that are there stay, and others and more students are added.
 _MAY_CHANGE = {"pretrain_weight", "compare", "ipc", "sampling", "labels", "eval_model", "num_eval", "together", "push_to_hub",
