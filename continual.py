@@ -34,9 +34,9 @@ from gendistil.evaluation.continual import (
 from gendistil.evaluation.protocols import GROUP
 from gendistil.evaluation.report import write_report
 from gendistil.evaluation.rows import REPORT, row_key
+from gendistil.evaluation.settings import add_scored_on, facts_of_all, first_seed, protocol_of, resumed, with_more_students
 from gendistil.evaluation.students import lessons_of, side_by_side
 from gendistil.evaluation.tables import markdown
-from gendistil.evaluation.validation import add_scored_on, facts_of_all, first_seed, protocol_of, resumed, with_more_students
 from gendistil.sources import forget, load_source
 from pools import check_classifiers, one_classifier, usual_classifier
 

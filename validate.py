@@ -24,27 +24,29 @@ from gendistil.evaluation.protocols import GROUP
 from gendistil.evaluation.ranking import complete
 from gendistil.evaluation.report import controls, write_report
 from gendistil.evaluation.rows import PLAIN, REAL, REPORT, WHOLE, curve_of, row_key
-from gendistil.evaluation.students import lessons_of, settled, side_by_side
-from gendistil.evaluation.tables import markdown
-from gendistil.evaluation.teachers import Labels, distilled_from, keep_student, labels_of, student_name
-from gendistil.evaluation.validation import (
+from gendistil.evaluation.settings import (
     add_scored_on,
     check_students,
-    compared,
     count_pixels,
     facts_of_all,
     first_seed,
     full_protocol,
+    names_its_row,
+    resumed,
+    with_more_students,
+)
+from gendistil.evaluation.students import lessons_of, settled, side_by_side
+from gendistil.evaluation.tables import markdown
+from gendistil.evaluation.teachers import Labels, distilled_from, keep_student, labels_of, student_name
+from gendistil.evaluation.validation import (
+    compared,
     kept_bytes,
     list_rows,
     load_sources,
     made_as,
     make_teachers,
     named_paths,
-    names_its_row,
     real_images,
-    resumed,
-    with_more_students,
 )
 from gendistil.sources import Refinement, diversity, load_source
 from pools import CLASSIFIERS, SETS, some_classifiers

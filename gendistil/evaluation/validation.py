@@ -3,81 +3,19 @@
 import functools
 import math
 import os
-import re
-from dataclasses import replace
 from pathlib import Path
 
-import torch
-
 from gendistil.common.cli import say
-from gendistil.common.errors import Diverged, UserError
-from gendistil.common.flags import fields, flag_of, from_flags, given, override, refuse_idle
+from gendistil.common.errors import UserError
+from gendistil.common.flags import flag_of, from_flags, given
 from gendistil.common.hub import is_hub
-from gendistil.common.inherit import check_classes, check_held_out, check_options, name_other_data, same_place
-from gendistil.common.rng import stream
-from gendistil.common.run import check_outside, device_name, made_by, read_config
-from gendistil.data import DATASETS, original
-from gendistil.evaluation.protocols import IDLE, flags_that_changed, protocol_for
-from gendistil.evaluation.rows import OWN_LABELS, PLAIN, REAL, REPORT, SCORED, TRAIN, WHOLE, read_report, row_key, unique
-from gendistil.evaluation.students import Result, lessons_of, settled, steps_per_epoch
+from gendistil.common.inherit import check_classes, check_held_out, name_other_data
+from gendistil.common.run import check_outside, made_by
+from gendistil.evaluation.rows import OWN_LABELS, PLAIN, REAL, TRAIN, WHOLE
+from gendistil.evaluation.settings import protocol_of
+from gendistil.evaluation.students import lessons_of, settled
 from gendistil.evaluation.teachers import Labels, Teachers, fits, named_teachers, open_pool
 from gendistil.sources import RealImages, Refined, Refinement, check_fits, forget, load_source, refine, weights_digest
-from pools import check_classifiers, usual_classifier
-
-_FEW = 10  # epochs
-
-# What --resume may be given anew: rows that are there stay, and others and more students are added.
-_MAY_CHANGE = {"pretrain_weight", "compare", "ipc", "sampling", "labels", "eval_model", "num_eval", "together", "push_to_hub",
-               "ranking"}
-
-
-def resumed(args, paths, may_change=_MAY_CHANGE, stored=()):
-    """The rows that the evaluation of --resume has already, by their `row_key`, and the paths of all its sources by name.
-
-    Without that flag no row is there. `paths` are those that are given now, `may_change` the flags that may be given anew,
-    `stored` the names of sources whose images are one set, which earlier reports called fresh all the same.
-    Raises UserError for flags that do not fit what is there.
-    """
-    paths = {name: str(path) for name, path in paths.items()}
-    if not args.resume:
-        return {}, paths
-    folder = args.output_dir / args.tag
-    config = read_config(folder)
-    rows = read_report(folder / REPORT) if (folder / REPORT).exists() else []
-    if not any(row.get("teacher") for row in rows) and config.get("keep_above") is None:  # no teacher yet
-        may_change = may_change | {field.name for field in fields(Labels) if field.name != "own"}
-    if not any(row["sampling"] == "all" for row in rows):
-        may_change = may_change | {"full_epochs"}
-    check_options(vars(args), may_change)
-    known = config.get("sources", {})
-    for name, path in paths.items():
-        if not same_place(known.get(name, path), path):
-            raise UserError(f"--resume: '{name}' was {known[name]} when the evaluation was started: give {path} another name")
-    rows = [{**row, "sampling": "fixed"} if row["source"] in stored and row["sampling"] == "fresh" else row for row in rows]
-    return {row_key(row): row for row in rows}, {**known, **paths}
-
-
-def with_more_students(earlier, row):
-    """The row of a report for the students of `earlier`, None for none, and those of `row`, who have the next seeds.
-
-    Raises UserError where they were trained in another way.
-    """
-    if earlier is None:
-        return row
-    if _unscored(earlier) == _unscored(row) is not None:  # another precision or machine scores another decimal
-        row = {**row, "teacher": earlier["teacher"]}
-    for fact in ("epochs", "steps", "lr", "teacher", "seed", "flags"):
-        if earlier.get(fact, row.get(fact)) != row.get(fact):
-            raise UserError(f"--resume: students of {row['source']} that are there have {fact} {earlier[fact]}, and new ones "
-                            f"{row.get(fact)}: give another --tag, or the flags from when they were trained")
-    both = {fact: "; ".join(unique([*earlier[fact].split("; "), row[fact]])) for fact in ("device", "torch", "precision")
-            if fact in earlier and fact in row}
-    return {**earlier, **row, **Result.of_rows(earlier, row).row(), **both}
-
-
-def _unscored(row):
-    """What a row says of its teacher, but for how much that knows; None where there is none."""
-    return re.sub(r"[\d.]+ % of the held-out", "", str(row["teacher"])) if row.get("teacher") else None
 
 
 def named_paths(args):
@@ -100,49 +38,34 @@ def named_paths(args):
     return paths
 
 
-def _open_outside(args, dataset, folder):
-    """As `open_pool`; UserError also for a folder that --overwrite would empty before it answers."""
-    check_outside(args, "--teacher", Path(folder))
-    return open_pool(folder, dataset)
+def load_sources(args, paths, dataset, real):
+    """The sources of the report and the paths of the distilled ones, by their names; that of a refined one says how.
 
-
-def make_teachers(args, paths, sources, dataset, engine):
-    """The `Teachers` of --labels, by the runs at `paths`, or None where all labels are hard. Raises UserError as they do."""
-    if args.labels == ("hard",):
-        return None
-    protocol = protocol_of(args, dataset.spec.name)
-    begun = made_by(args.output_dir / args.tag) if args.resume else {}
-    teachers = Teachers(from_flags(Labels, args), paths, sources, dataset, engine=engine, protocol=protocol, seed=args.seed,
-                        chosen=begun.get("teachers_chosen"))
-    if teachers.pool:
-        check_outside(args, "--teacher", teachers.pool.dir)
-        if args.scored_on == "held_out" and args.teacher_snapshots == "auto":
-            say("--teacher-snapshots auto chooses by the images that --scored-on held_out scores on: scores are a little high")
-    return teachers
-
-
-def protocol_of(args, data, kind="convnet"):
-    """The protocol of the flags for students of a kind on the data set called `data`.
-
-    Raises UserError for a flag that does nothing in it.
+    Fills in `args.compare` where no flag does. Args: paths, by the names that they were given; real, which gives the `Split` of
+    --compare. Raises UserError for a source that does not fit the data set or its flags.
     """
-    protocol = override(protocol_for(args.protocol, data, kind), args)
-    if not args.resume:  # whose flags are those of its start
-        refuse_idle(args, protocol, IDLE)
-    return protocol
-
-
-def check_students(args, spec):
-    """The protocols of the students that validate.py trains, by their kinds, --eval-model, which this fills in.
-
-    Raises UserError for kinds that do not suit the images of `spec`, and for --ranking where students see images as they are.
-    """
-    args.eval_model = args.eval_model or [usual_classifier(spec.size)]
-    protocols = {kind: protocol_of(args, spec.name, kind) for kind in args.eval_model}
-    check_classifiers(args.eval_model, spec, "--eval-model")
-    if args.ranking and any(protocol.aug_type == PLAIN and not protocol.cutmix for protocol in protocols.values()):
-        raise UserError("--ranking compares students with and without augmentation, and these have none: give --aug-type")
-    return protocols
+    for flag in given(Refinement, args) if not paths else ():
+        raise UserError(f"{flag_of(flag)} is for generators, not for real images: give --pretrain-weight")
+    device, sources, named, learned = dataset.train.images.device, {}, {}, False
+    for name, path in paths.items():
+        source = load_source(path, device).fitted(dataset.spec)
+        _check_source(args, path, source, dataset.spec)
+        learned = learned or source.soft or source.step_size is not None
+        name, source = _as_judged(args, name, path, source, dataset)
+        sources[name], named[name] = source, path
+    if not args.own and not learned and not args.resume:
+        raise UserError("--no-own: no run of --pretrain-weight has learned labels or a step size of its own: leave it out")
+    if args.compare is None:
+        args.compare = _usual_comparison(args, paths, sources)
+    if "random" in args.compare:
+        sources[REAL] = images = RealImages(real(), dataset.spec.num_classes)
+        if not paths and "whole" not in args.compare and args.ipc[0] > images.max_ipc:
+            raise UserError(f"--ipc {args.ipc[0]}: the smallest class has {images.max_ipc} images: lower it")
+    for name, source in sources.items():
+        if args.ipc[-1] > (source.max_ipc or math.inf):
+            say(f"no row of {name} above --ipc {source.max_ipc}: "
+                f"{'the smallest class has' if name == REAL else 'it keeps'} no more")
+    return sources, named
 
 
 def _check_source(args, path, source, spec):
@@ -178,34 +101,35 @@ def _as_judged(args, name, path, source, dataset):
     return name, source
 
 
-def load_sources(args, paths, dataset, real):
-    """The sources of the report and the paths of the distilled ones, by their names; that of a refined one says how.
+def _open_outside(args, dataset, folder):
+    """As `open_pool`; UserError also for a folder that --overwrite would empty before it answers."""
+    check_outside(args, "--teacher", Path(folder))
+    return open_pool(folder, dataset)
 
-    Fills in `args.compare` where no flag does. Args: paths, by the names that they were given; real, which gives the `Split` of
-    --compare. Raises UserError for a source that does not fit the data set or its flags.
-    """
-    for flag in given(Refinement, args) if not paths else ():
-        raise UserError(f"{flag_of(flag)} is for generators, not for real images: give --pretrain-weight")
-    device, sources, named, learned = dataset.train.images.device, {}, {}, False
-    for name, path in paths.items():
-        source = load_source(path, device).fitted(dataset.spec)
-        _check_source(args, path, source, dataset.spec)
-        learned = learned or source.soft or source.step_size is not None
-        name, source = _as_judged(args, name, path, source, dataset)
-        sources[name], named[name] = source, path
-    if not args.own and not learned and not args.resume:
-        raise UserError("--no-own: no run of --pretrain-weight has learned labels or a step size of its own: leave it out")
-    if args.compare is None:
-        args.compare = _usual_comparison(args, paths, sources)
-    if "random" in args.compare:
-        sources[REAL] = images = RealImages(real(), dataset.spec.num_classes)
-        if not paths and "whole" not in args.compare and args.ipc[0] > images.max_ipc:
-            raise UserError(f"--ipc {args.ipc[0]}: the smallest class has {images.max_ipc} images: lower it")
-    for name, source in sources.items():
-        if args.ipc[-1] > (source.max_ipc or math.inf):
-            say(f"no row of {name} above --ipc {source.max_ipc}: "
-                f"{'the smallest class has' if name == REAL else 'it keeps'} no more")
-    return sources, named
+
+def make_teachers(args, paths, sources, dataset, engine):
+    """The `Teachers` of --labels, by the runs at `paths`, or None where all labels are hard. Raises UserError as they do."""
+    if args.labels == ("hard",):
+        return None
+    protocol = protocol_of(args, dataset.spec.name)
+    begun = made_by(args.output_dir / args.tag) if args.resume else {}
+    teachers = Teachers(from_flags(Labels, args), paths, sources, dataset, engine=engine, protocol=protocol, seed=args.seed,
+                        chosen=begun.get("teachers_chosen"))
+    if teachers.pool:
+        check_outside(args, "--teacher", teachers.pool.dir)
+        if args.scored_on == "held_out" and args.teacher_snapshots == "auto":
+            say("--teacher-snapshots auto chooses by the images that --scored-on held_out scores on: scores are a little high")
+    return teachers
+
+
+def compared(args):
+    """What --compare stands for: a list, or None where the labels decide."""
+    names = ["random", "whole"] if args.compare == [] else args.compare
+    if "none" in (names or ()) and len(names) > 1:
+        raise UserError(f"--compare {' '.join(names)}: none goes with no other")
+    if args.full_epochs and "whole" not in (names or ()):
+        raise UserError("--full-epochs is for all real images: add --compare whole")
+    return [] if names == ["none"] else names
 
 
 def _usual_comparison(args, paths, sources):
@@ -220,53 +144,6 @@ def _usual_comparison(args, paths, sources):
     return []
 
 
-def compared(args):
-    """What --compare stands for: a list, or None where the labels decide."""
-    names = ["random", "whole"] if args.compare == [] else args.compare
-    if "none" in (names or ()) and len(names) > 1:
-        raise UserError(f"--compare {' '.join(names)}: none goes with no other")
-    if args.full_epochs and "whole" not in (names or ()):
-        raise UserError("--full-epochs is for all real images: add --compare whole")
-    return [] if names == ["none"] else names
-
-
-def data_words(args, spec):
-    """What a report calls the data set that `spec` describes, with the size that --image-size gave one of another or of unknown
-    size, and the classes that --classes gave it."""
-    row = DATASETS.get(original(spec.name))
-    size = f", {spec.size} pixels" if args.image_size and (row is None or spec.size != row.size) else ""
-    return spec.title + size + (f", classes {' '.join(map(str, args.classes))}" if args.classes else "")
-
-
-def facts_of_all(args, spec, kind, engine):
-    """What all rows of a report say, whose students, among them of this kind, an `Engine` runs on images of `spec`: a dict."""
-    changed = flags_that_changed(protocol_of(args, spec.name, kind), protocol_for(args.protocol, spec.name, kind))
-    return {"data": data_words(args, spec), "protocol": args.protocol, "scored_on": args.scored_on, "flags": changed,
-            "device": device_name(engine.accelerator.device), "torch": torch.__version__, "precision": engine.precision}
-
-
-def first_seed(seed, scored_on):
-    """That of the first student: `seed`, but of students that choose settings another, so that none of them is reported."""
-    return seed if scored_on == "test" else stream(seed, "held out").initial_seed() % 2**31
-
-
-def names_its_row(judge):
-    """`judge(row, ...)` with an error of a training that diverges which says whose students these are."""
-    @functools.wraps(judge)
-    def named(row, *args):
-        try:
-            return judge(row, *args)
-        except Diverged as error:
-            raise UserError(f"students of {row['source']} ({row['model']}, {row['sampling']}, {row['labels']} labels): {error}")
-    return named
-
-
-def add_scored_on(parser):
-    """Add --scored-on to a parser or a group of one."""
-    parser.add_argument("--scored-on", choices=SCORED, default="test", help="real images that students are scored on; "
-                        "held_out: to choose settings by, so that the test set is looked at once; students see none of them")
-
-
 def real_images(args, dataset):
     """The `Split` of --compare: without the held-out images where they score students, or a student is kept as a teacher."""
     return dataset.train if _spare_held_out(args) else dataset.full_train
@@ -274,56 +151,6 @@ def real_images(args, dataset):
 
 def _spare_held_out(args):
     return args.keep_students or args.scored_on == "held_out"
-
-
-def full_protocol(args, protocol, spec, real, plan, sources, earlier=None):
-    """The protocol of all real images: that of the students of an `earlier` row, or --full-epochs, else as many steps as the
-    largest set of `plan`, the rows of `list_rows`, takes."""
-    shown = max((sources[row["source"]].decoded(row["ipc"]) for row in plan if row["ipc"]), default=args.ipc[-1])
-    steps = max(protocol.epochs * steps_per_epoch(spec.num_classes * shown, protocol), protocol.min_steps)
-    once = steps_per_epoch(len(real), replace(protocol, lessons="set"))
-    epochs = earlier["epochs"] if earlier else args.full_epochs or math.ceil(steps / once)
-    if epochs < _FEW and not args.full_epochs and protocol.schedule != "constant":
-        say(f"the students of all real images take {epochs} epoch(s), as many steps as those of a set, which is too few for "
-            f"--schedule {protocol.schedule} to fall as it does for a set: --full-epochs {_FEW} or more trains them better")
-    return replace(protocol, lessons="set", epochs=epochs, min_steps=0)
-
-
-def count_pixels(args, plan, protocols, spec):
-    """About how many pixels are shown to students, the whole training set left out."""
-    images = 0
-    for row in plan:
-        protocol = protocols[row["model"]]
-        steps = protocol.epochs * steps_per_epoch(spec.num_classes * (row["ipc"] or 0), protocol)
-        images += protocol.batch_size * max(steps, protocol.min_steps)
-    return args.num_eval * images * spec.size**2
-
-
-def made_as(paths, rows):
-    """What rows say of how the runs at `paths`, a dict, were made, and of real images: dicts by the names of the sources.
-
-    They have `weights`, a name of these; `kin`, see `KEYS`; and `learned_with`, the classifiers in whose eyes the images were
-    matched or chosen, a list that is empty where there were none.
-
-    Raises UserError where a row that is there, of `rows`, is of other weights.
-    """
-    found = {REAL: {"kin": REAL, "learned_with": []}}
-    for name, path in paths.items():
-        values, weights = made_by(path).get("method_values") or {}, weights_digest(path)
-        chosen = values.get("init", "real") not in ("noise", "real")
-        matched = values.get("match") != "none" and values.get("steps") != 0
-        found[name] = {"weights": weights, "kin": made_by(path).get("kin") or weights,
-                       "learned_with": list(values.get("pool", ())) if matched or chosen else []}
-        if any(row["source"] == name and row.get("weights", weights) != weights for row in rows):
-            raise UserError(f"--resume: {path} holds another model than '{name}' was when the evaluation was started: give it "
-                            "another name, NAME=PATH, or another --tag")
-    return found
-
-
-def kept_bytes(row, source):
-    """The bytes of a row: those that the images of `source` take. Fresh real images have none, because they are the whole
-    training set."""
-    return {} if (row["source"], row["sampling"]) == (REAL, "fresh") else {"bytes": source.stored_bytes(row["ipc"])}
 
 
 def list_rows(args, sources):
@@ -357,3 +184,30 @@ def list_rows(args, sources):
         rows += [{"source": name, "sampling": "all", "ipc": None, "model": model, "labels": "hard"}
                  for model in args.eval_model]
     return rows
+
+
+def made_as(paths, rows):
+    """What rows say of how the runs at `paths`, a dict, were made, and of real images: dicts by the names of the sources.
+
+    They have `weights`, a name of these; `kin`, see `KEYS`; and `learned_with`, the classifiers in whose eyes the images were
+    matched or chosen, a list that is empty where there were none.
+
+    Raises UserError where a row that is there, of `rows`, is of other weights.
+    """
+    found = {REAL: {"kin": REAL, "learned_with": []}}
+    for name, path in paths.items():
+        values, weights = made_by(path).get("method_values") or {}, weights_digest(path)
+        chosen = values.get("init", "real") not in ("noise", "real")
+        matched = values.get("match") != "none" and values.get("steps") != 0
+        found[name] = {"weights": weights, "kin": made_by(path).get("kin") or weights,
+                       "learned_with": list(values.get("pool", ())) if matched or chosen else []}
+        if any(row["source"] == name and row.get("weights", weights) != weights for row in rows):
+            raise UserError(f"--resume: {path} holds another model than '{name}' was when the evaluation was started: give it "
+                            "another name, NAME=PATH, or another --tag")
+    return found
+
+
+def kept_bytes(row, source):
+    """The bytes of a row: those that the images of `source` take. Fresh real images have none, because they are the whole
+    training set."""
+    return {} if (row["source"], row["sampling"]) == (REAL, "fresh") else {"bytes": source.stored_bytes(row["ipc"])}
