@@ -34,10 +34,10 @@ from gendistil.evaluation.continual import (
 from gendistil.evaluation.protocols import GROUP
 from gendistil.evaluation.report import write_report
 from gendistil.evaluation.rows import REPORT, row_key
-from gendistil.evaluation.students import side_by_side
+from gendistil.evaluation.settings import add_scored_on, facts_of_all, first_seed, protocol_of, resumed, with_more_students
+from gendistil.evaluation.students import lessons_of, side_by_side
 from gendistil.evaluation.tables import markdown
-from gendistil.evaluation.validation import add_scored_on, facts_of_all, first_seed, protocol_of, resumed, with_more_students
-from gendistil.sources import load_source
+from gendistil.sources import forget, load_source
 from pools import check_classifiers, one_classifier, usual_classifier
 
 SCRIPTS = {"pool_match.py": pool_match, "gen_condense.py": gen_condense}
@@ -65,7 +65,7 @@ def parse_args(argv=None):
                           help="kind of the students, named as for validate.py --eval-model")
     students.add_argument("--num-eval", type=COUNT, default=3, help="students at every step, which differ in their seed")
     students.add_argument("--together", type=COUNT, help="students trained side by side (default: all on a GPU, one elsewhere)")
-    usual = [name for name, row in PROTOCOLS.items() if row.looks == 1 and not row.replay]
+    usual = [name for name, row in PROTOCOLS.items() if row.looks == 1 and not lessons_of(name).settle]
     students.add_argument("--protocol", choices=usual, default="default", help="how they are trained; dsa: as DM published it")
     add_flags(parser, Protocol)
     args = parse_flags(parser, argv, but=("scored_on",))
@@ -126,8 +126,7 @@ def main():
                 scored = dataset.of(seen).to(device)
             folder = memory.folder(args, name)
             parts.append(load_source(folder, device))
-            if parts[-1].soft:
-                parts[-1].rows = None  # --labels says whose answers students learn
+            forget(parts[-1])  # --labels says whose answers students learn
             if needs_pools(args.labels):
                 pools.append(open_teacher(beside(made_by(folder)["pool_folder"], folder), device, engine))
             for row in missing:

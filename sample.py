@@ -37,7 +37,7 @@ from gendistil.sources import (
     load_source,
     refine,
 )
-from pools import ClassifierPool
+from pools import KeptClassifiers
 
 DDRANKING, PIPELINE = "ddranking", "pipeline"
 _SET, _SHEET = "set.safetensors", "sheet.png"
@@ -79,7 +79,7 @@ def open_teacher(weight, facts, folder):
 
     Raises UserError for one of other images, or of images that are not known.
     """
-    pool = ClassifierPool.open(folder)
+    pool = KeptClassifiers.open(folder)
     spec = pool.spec
     if pool.definition["images"] is None:
         raise UserError(f"--teacher {folder} was a student of images that are not known: name a pool, or another student")

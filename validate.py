@@ -23,30 +23,30 @@ from gendistil.evaluation.page import draw_sheets, find_sheets
 from gendistil.evaluation.protocols import GROUP
 from gendistil.evaluation.ranking import complete
 from gendistil.evaluation.report import controls, write_report
-from gendistil.evaluation.rows import PLAIN, REPORT, curve_of, row_key
-from gendistil.evaluation.students import rate_of, side_by_side
-from gendistil.evaluation.tables import markdown
-from gendistil.evaluation.teachers import Labels, distilled_from, keep_student, labels_of, student_name
-from gendistil.evaluation.validation import (
-    REAL,
-    WHOLE,
+from gendistil.evaluation.rows import PLAIN, REAL, REPORT, WHOLE, curve_of, row_key
+from gendistil.evaluation.settings import (
     add_scored_on,
     check_students,
-    compared,
     count_pixels,
     facts_of_all,
     first_seed,
     full_protocol,
+    names_its_row,
+    resumed,
+    with_more_students,
+)
+from gendistil.evaluation.students import lessons_of, settled, side_by_side
+from gendistil.evaluation.tables import markdown
+from gendistil.evaluation.teachers import Labels, distilled_from, keep_student, labels_of, student_name
+from gendistil.evaluation.validation import (
+    compared,
     kept_bytes,
     list_rows,
     load_sources,
     made_as,
     make_teachers,
     named_paths,
-    names_its_row,
     real_images,
-    resumed,
-    with_more_students,
 )
 from gendistil.sources import Refinement, diversity, load_source
 from pools import CLASSIFIERS, SETS, some_classifiers
@@ -99,11 +99,9 @@ def parse_args(argv=None):
         parser.error("nothing to judge: give --pretrain-weight PATH, or --compare for real images alone")
     if args.push_to_hub and len(args.pretrain_weight) != 1:
         parser.error(f"--push-to-hub uploads one model: give one --pretrain-weight, not {len(args.pretrain_weight)}")
-    if PROTOCOLS[args.protocol].replay and (args.sampling != ["fixed"] or args.compare or given(Protocol, args)):
-        parser.error(f"--protocol {args.protocol} repeats the steps that images were learned for: use --sampling fixed, "
-                     "without --compare and without flags of how students are trained")
-    if PROTOCOLS[args.protocol].random_labels and args.sampling != ["fresh"]:
-        parser.error(f"--protocol {args.protocol} draws new images at every step: use --sampling fresh")
+    lessons = lessons_of(args.protocol)
+    if not {*args.sampling} <= {*lessons.samplings} or (lessons.settle and (args.compare or given(Protocol, args))):
+        parser.error(f"--protocol {args.protocol} {lessons.words}")
     return args
 
 
@@ -153,7 +151,7 @@ def main():
         result = evaluate(taught, dataset, row["model"], ipc, row["sampling"], protocol=protocol, **settings)
         words = {} if taught is source else {"teacher": teachers.describe(taught)}
         return {**result.row(), **kept(row, first, result), **words, **kept_bytes(row, taught),
-                "lr": rate_of(source, protocol), "diversity": spread(row["source"], ipc),
+                "lr": settled(source, ipc, protocol).lr, "diversity": spread(row["source"], ipc),
                 **made[row["source"]]}
 
     def kept(row, first, result):

@@ -13,7 +13,8 @@ from pools.classifiers import (
     usual_classifier,
 )
 from pools.fresh import OnlinePool, RandomPool
-from pools.pool import ClassifierPool, keep_classifier
+from pools.kept import KeptClassifiers, keep_classifier
+from pools.pool import ClassifierPool
 from pools.together import SideBySide
 from pools.training import OPTIMIZERS, SCHEDULES, accuracy, embed_images, epoch_batches, train_classifier
 
@@ -23,6 +24,7 @@ __all__ = [
     "SCHEDULES",
     "SETS",
     "ClassifierPool",
+    "KeptClassifiers",
     "OnlinePool",
     "Pool",
     "RandomPool",

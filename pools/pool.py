@@ -1,7 +1,6 @@
 """The pool: classifiers pretrained on the real images and kept, from early to late in their training, on disk."""
 
 import copy
-import hashlib
 import json
 import math
 import re
@@ -10,34 +9,25 @@ from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
-import safetensors.torch
 import torch
-from safetensors import SafetensorError
 from tqdm.auto import tqdm
 
 from gendistil.common.device import send
 from gendistil.common.engine import Engine
 from gendistil.common.errors import UserError
 from gendistil.common.rng import stream
-from gendistil.common.run import read_json, replacing, write_json
-from gendistil.data import Augment, spec_of
+from gendistil.common.run import replacing, write_json
+from gendistil.data import Augment
 from pools.base import Pool
-from pools.classifiers import build_classifier
+from pools.kept import FORMAT, POOL, KeptClassifiers, OtherFormat, digest_of, fingerprint, read_record, write_weights
 from pools.training import accuracy, calibrated, count_batches, embed_images, epoch_batches, train_classifier
 
-_FORMAT = 1  # raise it when the same definition comes to mean other weights
-_POOL, _STUDENT = "pool.json", "student.json"
-_IN_MEMORY = 64  # networks: an expert pool has thousands
 _FIRST_SNAPSHOT = 1 / 16  # of the training steps
 _USUAL = {"momentum": 0.9, "weight_decay": 5e-4, "schedule": "cosine", "aug_single": False, "initial": False}
 
 
-class _OtherFormat(UserError):
-    """A pool of another version: sound, but not to be read."""
-
-
-class ClassifierPool(Pool):
-    """Snapshots of pretrained classifiers, `len(pool)` in all; `pool[i]` is one of them, on the device, frozen, in eval mode.
+class ClassifierPool(KeptClassifiers, Pool):
+    """Snapshots of pretrained classifiers as `KeptClassifiers`, which are trained where they are not there yet.
 
     Args:
         dataset: a `Dataset`; members learn from `train` and are scored on `held_out`.
@@ -61,23 +51,21 @@ class ClassifierPool(Pool):
     Raises UserError for bad options and a folder that cannot be written.
     """
 
-    mix = False
-
     def __init__(self, dataset, folder, accelerator, *, names=("convnet",), members=4, epochs=20, snapshots=5, batch_size=64,
                  lr=0.01, aug_type="color_crop_cutout_flip_scale_rotate", seed=0, options=None, mix=False,
                  engine=None, known=None, **training):
-        self.mix = mix
-        self._dataset, self._engine = dataset, engine or Engine(accelerator)
+        self.mix, self._dataset, self._engine = mix, dataset, engine or Engine(accelerator)
+        self._mixed, self._looks, self._seen = {}, Counter(), {}
         definition = {
-            "format": _FORMAT, "data": asdict(dataset.spec), "images": _fingerprint(dataset.train), "names": list(names),
+            "format": FORMAT, "data": asdict(dataset.spec), "images": fingerprint(dataset.train), "names": list(names),
             "members": members, "epochs": epochs, "snapshots": snapshots, "batch_size": batch_size, "lr": lr,
             "aug_type": aug_type, "seed": seed, "options": options or {},
             **{name: value for name, value in training.items() if value != _USUAL[name]},
             **_precision(self._engine),
         }
         definition = _as_known(definition, known) if known else definition
-        self._describe(definition, Path(folder) / _digest(json.dumps(definition, sort_keys=True).encode()), dataset.spec,
-                       accelerator.device)
+        name = digest_of(json.dumps(definition, sort_keys=True).encode())
+        super().__init__(Path(folder) / name, definition, dataset.spec, accelerator.device)
         steps_per_epoch = count_batches(len(dataset.train), batch_size)
         self._steps = ([epoch * steps_per_epoch for epoch in range(epochs + 1)] if snapshots == "epochs"
                        else [0] * training.get("initial", False) + snapshot_steps(epochs * steps_per_epoch, snapshots))
@@ -90,55 +78,7 @@ class ClassifierPool(Pool):
             except OSError as error:
                 raise UserError(f"the classifier pool {self.dir} cannot be written ({error.strerror}): choose another folder")
         accelerator.wait_for_everyone()
-        self._rows = self._complete(self._record())
-
-    @classmethod
-    def open(cls, folder, device="cpu"):
-        """The pool that lies in `folder`, as it is: without the images that it learned from, so it cannot `embed` them. A
-        student that `keep_classifier` kept there is a pool of one.
-
-        Raises UserError where there is neither, and for a pool of which members are still to be trained.
-        """
-        pool = cls.__new__(cls)
-        pool.dir = Path(folder)
-        if not pool._file().exists():
-            raise UserError(f"{folder} holds no pool of classifiers: give --teacher, the folder of one (results/pools/...)")
-        record = pool._record()
-        try:
-            pool._describe(record, pool.dir, spec_of(record["data"]), torch.device(device))
-            pool._rows = pool._complete(record)
-        except (KeyError, TypeError, AttributeError):
-            raise UserError(f"{pool._file()} does not describe a pool: name a folder inside results/pools") from None
-        return pool
-
-    def _describe(self, definition, folder, spec, device):
-        self.definition, self.dir, self.spec, self.device = definition, folder, spec, device
-        self._members = [name for name in definition["names"] for _ in range(definition["members"])]
-        self._models, self._mixed, self._looks, self._seen = {}, {}, Counter(), {}
-
-    def __len__(self):
-        return len(self._rows)
-
-    def __getitem__(self, index):
-        model = self._models.pop(index) if index in self._models else self._load(index)
-        self._models[index] = model  # behind those that were asked for before it
-        if len(self._models) > _IN_MEMORY:
-            del self._models[next(iter(self._models))]
-        return model
-
-    def _load(self, index):
-        row = self._rows[index]
-        model = self._build(row["member"])
-        try:
-            data = (self.dir / row["file"]).read_bytes()
-            model.load_state_dict(safetensors.torch.load(data))
-        except (OSError, SafetensorError, RuntimeError) as error:
-            raise UserError(f"{self.dir / row['file']} holds no weights of a {row['name']} ({type(error).__name__}): name "
-                            "another folder of classifiers, or make this one again") from None
-        if _digest(data) != row["digest"]:
-            raise UserError(f"{self.dir / row['file']} was replaced since this command began, perhaps by another that makes "
-                            "the same pool: start again when that has ended")
-        return model.to(self.device).eval().requires_grad_(False)
+        self.take(read_record(self.dir))
 
     def segment(self, generator, starts, epochs):
         """A piece of a member's trajectory, by the next draws of `generator`: networks `epochs` epochs apart.
@@ -149,7 +89,7 @@ class ClassifierPool(Pool):
         member, place = (int(torch.randint(count, (), generator=generator, device=generator.device))
                          for count in (len(self._members), len(starts)))
         index = member * (self.definition["epochs"] + 1) + starts[place]
-        return self._load(index), self._load(index + epochs)  # not kept: there are thousands
+        return self.load(index), self.load(index + epochs)  # not kept: there are thousands
 
     def embed(self, network, rows, whole=False):
         """Embeddings of the training images `rows` (int64 [n]) as `network`, a member, sees them: [n, D], float16 as float32.
@@ -189,15 +129,6 @@ class ClassifierPool(Pool):
         finished = self.finished()
         return self[finished[int(torch.randint(len(finished), (), generator=generator, device=generator.device))]]
 
-    def learned_from(self, split):
-        """Whether it was trained on just the images and labels of a `Split`."""
-        return self.definition["images"] == _fingerprint(split)
-
-    def finished(self):
-        """The indices of the members at the end of their training."""
-        last = max(row["step"] for row in self._rows)
-        return [index for index, row in enumerate(self._rows) if row["step"] == last]
-
     def draw(self, generator):
         """A member and snapshot, all equally likely, or with `mix` any network between one and the member's next, by the next
         draws of `generator`."""
@@ -210,20 +141,10 @@ class ClassifierPool(Pool):
         member = self._rows[index]["member"]
         share = float(torch.rand((), generator=generator, device=generator.device))
         if member not in self._mixed:
-            self._mixed[member] = self._build(member).to(self.device).eval().requires_grad_(False)
+            self._mixed[member] = self.build(member).to(self.device).eval().requires_grad_(False)
         for mixed, start, end in zip(*(x.state_dict().values() for x in (self._mixed[member], self[index], self[later]))):
             mixed.copy_(torch.lerp(start, end, share) if mixed.is_floating_point() else end)
         return self._mixed[member]
-
-    def table(self):
-        """One dict per snapshot, in index order: member, name, step, held_out_accuracy (per cent), file and its digest."""
-        return [dict(row) for row in self._rows]
-
-    def _build(self, member):
-        name, spec = self._members[member], self.spec
-        return build_classifier(name, spec.channels, spec.size, spec.num_classes,
-                                generator=stream(self.definition["seed"], "pool", member, "weights"),
-                                **self.definition["options"].get(name, {}))
 
     def _pretrain(self, dataset):
         """Train the members that lack a sound snapshot, and record each as soon as it is done.
@@ -246,7 +167,7 @@ class ClassifierPool(Pool):
                 rows = [row for row in rows if row["member"] != member] + self._train_member(member, dataset, progress)
                 rows += self._of_others(rows, before)
                 rows.sort(key=lambda row: (row["member"], row["step"]))
-                write_json(self.dir / _POOL, {**self.definition, "snapshots": rows})
+                write_json(self.dir / POOL, {**self.definition, "snapshots": rows})
 
     def _is_whole(self, member, rows):
         """Whether the rows have all the snapshots of a member."""
@@ -260,7 +181,7 @@ class ClassifierPool(Pool):
     def _train_member(self, member, dataset, progress):
         """Train one member, write its snapshots and return their rows."""
         settings, spec = {**_USUAL, **self.definition}, self.spec
-        model = self._build(member).to(self.device)
+        model = self.build(member).to(self.device)
         augment = Augment(settings["aug_type"], spec, settings["aug_single"])
         rows = []
 
@@ -276,7 +197,7 @@ class ClassifierPool(Pool):
                                                       stream(settings["seed"], "pool", member, "calibration"))
                 scored = accuracy(shown, dataset.held_out.images, dataset.held_out.labels, spec, engine=self._engine)
                 rows.append({"member": member, "name": self._members[member], "step": step, "held_out_accuracy": scored,
-                             "file": file, "digest": _write_weights(self.dir / file, shown)})
+                             "file": file, "digest": write_weights(self.dir / file, shown)})
 
         def on_step(step):
             progress.update()
@@ -287,23 +208,11 @@ class ClassifierPool(Pool):
                          **{name: settings[name] for name in ("lr", "momentum", "weight_decay", "schedule")})
         return [{**row, "held_out_accuracy": row["held_out_accuracy"].item()} for row in rows]
 
-    def _file(self):
-        """The file that describes it: pool.json, or the student.json of one that was a student."""
-        return self.dir / (_STUDENT if (self.dir / _STUDENT).exists() else _POOL)
-
-    def _record(self):
-        """What its file holds. UserError for one that another version wrote."""
-        record = read_json(self._file())
-        if record.get("format", _FORMAT) != _FORMAT:
-            raise _OtherFormat(f"the classifier pool {self.dir} has format {record['format']} and this version reads format "
-                               f"{_FORMAT}: remove the folder, and it is trained again")
-        return record
-
     def _recorded(self):
         """The rows of pool.json; none where there is no such file yet, or a damaged one."""
         try:
-            return [row for row in self._record()["snapshots"] if {"member", "step", "file", "digest"} <= row.keys()]
-        except _OtherFormat:
+            return [row for row in read_record(self.dir)["snapshots"] if {"member", "step", "file", "digest"} <= row.keys()]
+        except OtherFormat:
             raise
         except (UserError, KeyError, TypeError, AttributeError):
             return []
@@ -311,32 +220,7 @@ class ClassifierPool(Pool):
     def _sound_rows(self):
         """Those whose file is as it was written."""
         return [row for row in self._recorded() if (self.dir / row["file"]).is_file()
-                and _digest((self.dir / row["file"]).read_bytes()) == row["digest"]]
-
-    def _complete(self, record):
-        """The rows of a record. UserError unless every member has as many."""
-        rows = record["snapshots"]
-        counts = Counter(row["member"] for row in rows)
-        whole = sum(count == max(counts.values()) for count in counts.values())
-        if whole < len(self._members):
-            raise UserError(f"the pool {self.dir} is not complete: {whole} of its {len(self._members)} classifiers are there: "
-                            "run the command that makes it again, or wait until that has ended")
-        return rows
-
-
-def keep_classifier(folder, model, name, dataset, *, seed, step, held_out_accuracy, real=None, **facts):
-    """Keep a trained classifier in `folder`, as student.json and safetensors, so that `ClassifierPool.open` opens it.
-
-    Args: name, by which `build_classifier` made it; dataset, the `Dataset` of its classes; seed; step, how many it took;
-    held_out_accuracy, per cent; real, the `Split` that it, or the source of its images, learned from, None where
-    that is not known; facts, what student.json also says.
-    """
-    folder.mkdir(parents=True)
-    row = {"member": 0, "name": name, "step": step, "held_out_accuracy": held_out_accuracy, "file": "weights.safetensors",
-           "digest": _write_weights(folder / "weights.safetensors", model)}
-    write_json(folder / _STUDENT, {
-        "format": _FORMAT, "data": asdict(dataset.spec), "images": _fingerprint(real) if real else None, "names": [name],
-        "members": 1, "seed": seed, "options": {}, **facts, "snapshots": [row]})
+                and digest_of((self.dir / row["file"]).read_bytes()) == row["digest"]]
 
 
 def snapshot_steps(total, count):
@@ -363,7 +247,7 @@ def _precision(engine):
 def _as_known(definition, folder):
     """`definition` in the precision of the pool in `folder`, if that is alike in all else."""
     try:
-        found = json.loads((Path(folder) / _POOL).read_text())
+        found = json.loads((Path(folder) / POOL).read_text())
     except (OSError, ValueError):
         return definition
     plain = lambda facts: {name: value for name, value in facts.items() if name not in ("precision", "snapshots")}
@@ -371,23 +255,3 @@ def _as_known(definition, folder):
         return definition
     own = {"precision": found["precision"]} if "precision" in found else {}
     return {**{name: value for name, value in definition.items() if name != "precision"}, **own}
-
-
-def _digest(data):
-    return hashlib.blake2b(data, digest_size=16).hexdigest()
-
-
-def _fingerprint(split):
-    """A digest of the images and labels of a `Split`."""
-    digest = hashlib.blake2b(digest_size=16)
-    for values in (split.images, split.labels):
-        digest.update(values.cpu().contiguous().numpy())  # as it lies in memory: a copy of all images may be a gigabyte
-    return digest.hexdigest()
-
-
-def _write_weights(path, model):
-    """Write the weights so that a reader sees all of the file or nothing, and return the digest of its bytes."""
-    data = safetensors.torch.save({name: value.detach().cpu().contiguous() for name, value in model.state_dict().items()})
-    with replacing(path) as partial:
-        partial.write_bytes(data)
-    return _digest(data)

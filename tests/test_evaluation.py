@@ -125,7 +125,7 @@ def test_even_one_image_per_class_is_trained_on(digits, tiny):
     assert (result.epochs, result.steps) == (5, 5)
 
 
-@pytest.mark.parametrize("protocol", [QUICK, Protocol(epochs=2, min_steps=0, aug_type="none", looks=2, random_labels=True)])
+@pytest.mark.parametrize("protocol", [QUICK, Protocol(epochs=2, min_steps=0, aug_type="none", looks=2, lessons="random")])
 def test_students_are_scored_in_eval_mode(digits, tiny, protocol):
     evaluate(Prototypes(), digits, ipc=7, num_eval=1, protocol=protocol)
     scored = [size for training, size in TinyStudent.modes if not training]
@@ -165,7 +165,7 @@ def test_whole_training_set(digits, tiny):
 def test_published_protocol_takes_the_best_look(digits, tiny, monkeypatch):
     scores = iter([10.0, 30.0, 20.0])
     monkeypatch.setattr(students, "accuracy", lambda *_, **__: torch.tensor(next(scores)))
-    protocol = Protocol(epochs=3, min_steps=0, looks=3, random_labels=True, batch_size=16, aug_type="none")
+    protocol = Protocol(epochs=3, min_steps=0, looks=3, lessons="random", batch_size=16, aug_type="none")
     source = Prototypes()
     result = evaluate(source, digits, ipc=5, num_eval=1, protocol=protocol)
     assert result.accuracies == (30.0,)
@@ -175,21 +175,21 @@ def test_published_protocol_takes_the_best_look(digits, tiny, monkeypatch):
 
 PUBLISHED = {
     "dc": Protocol(epochs=301, min_steps=0, batch_size=256, optimizer="sgd", lr=0.01, schedule="half", momentum=0.9,
-                   weight_decay=5e-4, aug_type="none", aug_single=False, cutmix=0.0, looks=1, random_labels=False, source="DC"),
+                   weight_decay=5e-4, aug_type="none", aug_single=False, cutmix=0.0, looks=1, source="DC"),
     "dsa": Protocol(epochs=1001, min_steps=0, batch_size=256, optimizer="sgd", lr=0.01, schedule="half", momentum=0.9,
                     weight_decay=5e-4, aug_type="color_crop_cutout_flip_scale_rotate", aug_single=True, cutmix=0.0, looks=1,
-                    random_labels=False, source="DSA and DM"),
+                    source="DSA and DM"),
     "idc": Protocol(epochs=1000, min_steps=0, batch_size=64, optimizer="sgd", lr=0.01, schedule="step", momentum=0.9,
                     weight_decay=5e-4, aug_type="color_crop_flip_scale_rotate", aug_single=False, cutmix=0.5, looks=1,
-                    random_labels=False, source="IDC and DREAM"),
+                    source="IDC and DREAM"),
     "dim": Protocol(epochs=1000, min_steps=0, batch_size=128, optimizer="sgd", lr=0.01, schedule="constant", momentum=0.9,
-                    weight_decay=5e-4, aug_type="color_crop", aug_single=False, cutmix=0.0, looks=5, random_labels=True,
+                    weight_decay=5e-4, aug_type="color_crop", aug_single=False, cutmix=0.0, looks=5, lessons="random",
                     source="DiM"),
     "ncfm": Protocol(epochs=2000, min_steps=0, batch_size=128, optimizer="adamw", lr=0.001, schedule="fifths", momentum=0.0,
                      weight_decay=0.01, aug_type="color_crop_flip_scale_rotate", aug_single=False, cutmix=0.5, looks=1,
-                     random_labels=False, source="NCFM"),
+                     source="NCFM"),
     "bptt": Protocol(epochs=1, min_steps=3000, batch_size=100, optimizer="adam", lr=0.001, schedule="constant", momentum=0.0,
-                     weight_decay=0.0, aug_type="flip_rotate", aug_single=True, cutmix=0.0, looks=1, random_labels=False,
+                     weight_decay=0.0, aug_type="flip_rotate", aug_single=True, cutmix=0.0, looks=1,
                      source="RaT-BPTT"),
 }
 
@@ -275,7 +275,7 @@ def test_random_labels_have_the_targets_of_their_images(digits, tiny, monkeypatc
     real_batch = students.prepare_batch
     monkeypatch.setattr(students, "prepare_batch", lambda images, targets, *rest: (
         seen.append(targets), real_batch(images, targets, *rest))[1])
-    protocol = Protocol(epochs=2, min_steps=0, random_labels=True, batch_size=16, aug_type="none", cutmix=cutmix)
+    protocol = Protocol(epochs=2, min_steps=0, lessons="random", batch_size=16, aug_type="none", cutmix=cutmix)
     evaluate(source, digits, ipc=5, num_eval=1, protocol=protocol)
     assert len(seen) == len(source.asked) == 6
     assert all(torch.equal(targets, source.targets(*asked)) for targets, asked in zip(seen, source.asked))
@@ -284,8 +284,8 @@ def test_random_labels_have_the_targets_of_their_images(digits, tiny, monkeypatc
 def test_one_operation_at_a_time(digits, tiny, monkeypatch):
     made = []
     monkeypatch.setattr(students, "Augment", lambda *args: made.append(args) or Augment(*args))
-    for random_labels in (False, True):
-        protocol = Protocol(epochs=1, min_steps=0, aug_type="crop_scale_rotate", aug_single=True, random_labels=random_labels)
+    for lessons in ("set", "random"):
+        protocol = Protocol(epochs=1, min_steps=0, aug_type="crop_scale_rotate", aug_single=True, lessons=lessons)
         evaluate(Prototypes(), digits, ipc=2, num_eval=1, protocol=protocol)
     evaluate_full(digits, num_eval=1, protocol=protocol)
     assert made == [("crop_scale_rotate", digits.spec, True)] * 3

@@ -25,7 +25,7 @@ from gendistil.data import standardise, to_signed, to_uint8
 from gendistil.evaluation import PROTOCOLS, evaluate, student_batches, teachers, validation
 from gendistil.evaluation.teachers import Labels, Teachers
 from gendistil.sources import ROWS, PixelSet, RealImages, Rows, Taught, Teacher, draw_set, load_source
-from pools import ClassifierPool, build_classifier, train_classifier
+from pools import ClassifierPool, KeptClassifiers, build_classifier, train_classifier
 
 SETTINGS = {"members": 1, "epochs": 2, "snapshots": 2, "options": {"convnet": {"width": 8}}}
 
@@ -354,7 +354,7 @@ def test_stored_rows_need_no_teacher(command, taught_run, pool, monkeypatch, cap
     command(validate, *shared, "--tag", "with", "--teacher", pool.dir, "--compare", "random")
     command(validate, *shared, "--tag", "beside")  # its classifier is there, so random images are too
     beside = json.loads((taught_run.parent / "beside" / "report.json").read_text())
-    monkeypatch.setattr(ClassifierPool, "open", lambda *args: pytest.fail("the pool was opened"))
+    monkeypatch.setattr(KeptClassifiers, "open", lambda *args: pytest.fail("the pool was opened"))
     monkeypatch.setattr(validation, "named_teachers", lambda runs: ["gone"])
     command(validate, *shared, "--tag", "without")
     assert "no random real images beside" in capsys.readouterr().err

@@ -9,6 +9,7 @@ import pytest
 import torch
 from accelerate import Accelerator
 
+import pools.kept
 import pools.pool
 from gendistil.common.engine import Engine
 from gendistil.common.errors import UserError
@@ -54,7 +55,7 @@ def weights(model):
 
 
 def test_a_few_networks_stay_in_memory(digits, folder, pool, monkeypatch):
-    monkeypatch.setattr(pools.pool, "_IN_MEMORY", 2)
+    monkeypatch.setattr(pools.kept, "_IN_MEMORY", 2)
     again = ClassifierPool(digits, folder, cpu(), **SETTINGS)
     first = again[0]
     assert again[0] is first

@@ -15,9 +15,11 @@ from gendistil.sources import (
     LatentSet,
     PixelSet,
     RealImages,
+    Rows,
     balanced_labels,
     draw,
     draw_set,
+    forget,
     load_source,
 )
 from generators.dim import DiMGenerator
@@ -86,6 +88,16 @@ def test_a_representative_image_is_nearer_to_its_class_mean(digits):
 def test_a_choice_that_is_none_is_named():
     with pytest.raises(UserError, match="a set is chosen by one of fixed, representative, and not by 'representive'"):
         DistilledDataset(Prototypes(), ipc=1, choice="representive")
+
+
+def test_what_was_learned_with_the_images_is_left_out_and_the_rows_of_a_teacher_stay():
+    for learned in (True, False):
+        source = PixelSet(size=8, channels=1, num_classes=10, ipc=2, step_size=0.3)
+        source.rows = Rows(torch.zeros(10, 2, 10), "one", None, learned=learned)
+        forget(source, step_size=False)
+        assert (source.rows is None, source.step_size, source.soft) == (learned, 0.3, False)
+        forget(source)
+        assert source.step_size is None
 
 
 def test_real_images_depend_on_seed_label_and_index_alone(digits):

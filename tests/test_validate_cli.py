@@ -18,8 +18,8 @@ from gendistil.data import load_dataset
 from gendistil.evaluation import PROTOCOLS, Result, protocols
 from gendistil.evaluation.report import told_apart
 from gendistil.evaluation.rows import KEYS, read_report
+from gendistil.evaluation.settings import first_seed
 from gendistil.evaluation.tables import tables
-from gendistil.evaluation.validation import first_seed
 from gendistil.sources import CHOICES, MODEL_FOLDER, DistilledDataset, PixelSet
 from pools import ClassifierPool
 

@@ -15,7 +15,8 @@ from gendistil.common.run import amend, read_json
 from gendistil.data import Spec
 from gendistil.evaluation import Result, students
 from gendistil.evaluation.rows import read_report
-from gendistil.evaluation.validation import data_words, list_rows, with_more_students
+from gendistil.evaluation.settings import data_words, with_more_students
+from gendistil.evaluation.validation import list_rows
 from gendistil.sources import PixelSet
 
 QUICK = ("--epochs", 1, "--min-steps", 2, "--num-eval", 2, "--aug-type", "color_crop")

@@ -27,7 +27,7 @@ from gendistil.matching import METHODS, initial
 from gendistil.matching.build import kind_of
 from gendistil.matching.methods import DRAWN, GENERATOR, LATENTS, PIXELS
 from gendistil.sources import Joined, Taught, Teacher
-from pools import ClassifierPool
+from pools import KeptClassifiers
 
 _GROUP = "continual learning"
 
@@ -212,7 +212,7 @@ def _stores(options):
 
 def open_teacher(folder, device, engine):
     """The pool, or the student that `judge` kept, in a folder, as a `Teacher`."""
-    return Teacher.of(ClassifierPool.open(folder, device), engine=engine)
+    return Teacher.of(KeptClassifiers.open(folder, device), engine=engine)
 
 
 def judge(source, dataset, model_name, ipc, sampling, *, num_eval, seed, accelerator, engine, kept=None, **settings):

@@ -32,10 +32,9 @@ class Protocol:
                            type=augmentations, group=GROUP)
     aug_single: bool = option("only one of the named augmentations at a time, drawn for every batch", False, group=GROUP)
     cutmix: float = option("probability that a batch's images are mixed in pairs (CutMix)", 0.0, type=FRACTION, group=GROUP)
-    looks: int = 1               # how often the student is scored, evenly spaced; the best counts, so only 1 is honest
-    replay: bool = False         # the very training that the images were learned for, see `replayed`
-    random_labels: bool = False  # whole batches of random labels, as many as fit into IPC times classes, at least one
-    source: str = ""             # whose it is, as a heading calls them
+    looks: int = 1        # how often the student is scored, evenly spaced; the best counts, so only 1 is honest
+    lessons: str = "set"  # what an epoch shows the student, a key of `LESSONS` in students.py
+    source: str = ""      # whose it is, as a heading calls them
 
 
 IDLE = (
@@ -53,7 +52,7 @@ PROTOCOLS = {
     "default": Protocol(),
     # That of DiM's validate.py, but for scoring in eval mode and training at IPC so small that it takes no step at all.
     "dim": Protocol(source="DiM", epochs=1000, min_steps=0, batch_size=128, lr=0.01, schedule="constant", aug_type="color_crop",
-                    looks=5, random_labels=True),
+                    looks=5, lessons="random"),
     # Their loop runs one epoch more than the 300 or 1000 that it is told.
     "dc": replace(_VICO, source="DC", epochs=301, aug_type="none"),
     "dsa": replace(_VICO, source="DSA and DM", aug_type="color_crop_cutout_flip_scale_rotate", aug_single=True),
@@ -68,7 +67,7 @@ PROTOCOLS = {
                      schedule="constant", momentum=0.0, weight_decay=0.0, aug_type="flip_rotate", aug_single=True),
     # Of Dataset Distillation (2018): each step takes its own images at its own step size.
     "replay": Protocol(epochs=1, min_steps=0, momentum=0.0, weight_decay=0.0, aug_type="none", schedule="constant",
-                       replay=True),
+                       lessons="replay"),
 }
 """Every protocol by the name that --protocol knows."""
 

@@ -14,9 +14,8 @@ import torch
 from gendistil.common.errors import UserError
 from gendistil.data import original, standardise, to_signed
 from gendistil.evaluation.protocols import PROTOCOLS
-from gendistil.evaluation.rows import DEFAULT, PLAIN
+from gendistil.evaluation.rows import DEFAULT, PLAIN, REAL
 from gendistil.evaluation.students import rate_of
-from gendistil.evaluation.validation import REAL
 from gendistil.sources import CHOICES
 
 _SHARED = ("data", "model", "protocol", "scored_on", "flags")  # what the rows of one ranking have in common

@@ -31,6 +31,8 @@ PLAIN = "none"
 DEFAULT = {"protocol": "default", "scored_on": "test", "labels": "hard"}
 """What a row means that does not say so."""
 
+REAL, WHOLE, TRAIN = "random real images", "whole training set", "training set without its held-out images"
+"""What rows call the real images that stand beside what was distilled."""
 
 OWN_LABELS = "learned"
 """What a row calls the labels of a source that were learned with its images."""

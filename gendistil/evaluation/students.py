@@ -3,6 +3,7 @@
 import functools
 import math
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import torch
@@ -85,20 +86,11 @@ def evaluate(source, dataset, model_name="convnet", ipc=50, sampling="fresh", *,
     check_fits(source, spec, "the source")
     if sampling not in SAMPLINGS:
         raise UserError(f"sampling is {sampling}: choose one of {', '.join(SAMPLINGS)}")
-    if protocol.replay:
-        protocol = replayed(source, ipc, protocol)
-    protocol = replace(protocol, lr=rate_of(source, protocol))
-    images = spec.num_classes * source.decoded(ipc)
-    make_batches = _set_batches
-    if protocol.replay:
-        images, make_batches = spec.num_classes, _replayed_batches
-    elif protocol.random_labels:
-        images = protocol.batch_size * steps_per_epoch(spec.num_classes * ipc, protocol)
-        make_batches = _random_batches
-    batches_of = functools.partial(make_batches, source, ipc, sampling, spec, protocol, engine, device)
+    protocol, lessons = settled(source, ipc, protocol), LESSONS[protocol.lessons]
+    batches_of = functools.partial(lessons.batches, source, ipc, sampling, spec, protocol, engine, device)
     weights = "taught student's weights" if isinstance(source, Taught) else "student's weights"
-    return _evaluate(batches_of, images, dataset, model_name, protocol=protocol, engine=engine, weights=weights,
-                     temperature=source.temperature, **settings)
+    return _evaluate(batches_of, lessons.images(source, ipc, protocol), dataset, model_name, protocol=protocol, engine=engine,
+                     weights=weights, temperature=source.temperature, **settings)
 
 
 def _set_batches(source, ipc, sampling, spec, protocol, engine, device, seed):
@@ -150,7 +142,7 @@ def rate_of(source, protocol, name="the source"):
     if len(rates) == 1 and protocol.optimizer != "sgd":
         raise UserError(f"{name} has learned a step size for SGD, and students take steps by {protocol.optimizer}: give --lr "
                         "or --no-own")
-    return rates[0] if protocol.replay or len(rates) == 1 else protocol.lr
+    return rates[0] if len(rates) == 1 else protocol.lr
 
 
 def replayed(source, ipc, protocol):
@@ -163,8 +155,54 @@ def replayed(source, ipc, protocol):
         raise UserError("--protocol replay repeats the training that stored images were learned for, step by step: it takes "
                         "runs of --method dd, and as --ipc the number of images that they have")
     rates = rates.tolist()
-    return replace(protocol, epochs=len(rates), batch_size=source.num_classes,
+    return replace(protocol, epochs=len(rates), batch_size=source.num_classes, lr=rates[0],
                    schedule=lambda epoch, epochs: rates[epoch] / rates[0])
+
+
+def settled(source, ipc, protocol, name="the source"):
+    """The protocol as students of `ipc` images of every class of `source` are trained by it: see `replayed` and `rate_of`."""
+    settle = LESSONS[protocol.lessons].settle
+    protocol = settle(source, ipc, protocol) if settle else protocol
+    return replace(protocol, lr=rate_of(source, protocol, name))
+
+
+@dataclass(frozen=True)
+class Lessons:
+    """What an epoch shows a student.
+
+    `batches(source, ipc, sampling, spec, protocol, engine, device, seed)` makes those of one student, and
+    `images(source, ipc, protocol)` says how many images an epoch has, in whole batches alone if `whole`. `samplings` are the
+    values of --sampling that it takes. `settle(source, ipc, protocol)` is there where the source, and no flag, says how
+    students are trained. `words` are what a command that asks for something else is told.
+    """
+
+    batches: Callable
+    images: Callable
+    whole: bool = False
+    samplings: tuple = SAMPLINGS
+    settle: Callable | None = None
+    words: str = ""
+
+
+LESSONS = {
+    "set": Lessons(_set_batches, lambda source, ipc, protocol: source.num_classes * source.decoded(ipc)),
+    # As many batches as fit into IPC times classes, at least one.
+    "random": Lessons(
+        _random_batches,
+        lambda source, ipc, protocol: protocol.batch_size * steps_per_epoch(source.num_classes * ipc, protocol),
+        whole=True, samplings=("fresh",), words="draws new images at every step: use --sampling fresh"),
+    # The very training that the images were learned for.
+    "replay": Lessons(
+        _replayed_batches, lambda source, ipc, protocol: source.num_classes, samplings=("fixed",), settle=replayed,
+        words="repeats the steps that images were learned for: use --sampling fixed, without --compare and without flags of "
+              "how students are trained"),
+}
+"""What students are shown, by the names that protocols have for it."""
+
+
+def lessons_of(name):
+    """The `Lessons` of the protocol of this name."""
+    return LESSONS[PROTOCOLS[name].lessons]
 
 
 def evaluate_full(dataset, model_name="convnet", *, split=None, protocol=PROTOCOLS["default"], scored_on="test", **settings):
@@ -290,7 +328,7 @@ def _epoch_stream(seed, epoch):
 
 def steps_per_epoch(images, protocol):
     """Steps in which a student passes over so many images: at least one."""
-    if protocol.random_labels:
+    if LESSONS[protocol.lessons].whole:
         return max(1, images // protocol.batch_size)
     return count_batches(images, protocol.batch_size)
 

@@ -17,7 +17,7 @@ from gendistil.data import Whitened
 from gendistil.evaluation.rows import OWN_LABELS, unique
 from gendistil.evaluation.students import SAMPLINGS, evaluate
 from gendistil.sources import CHOICES, KINDS, RealImages, Rows, Taught, Teacher, draw_set, load_source
-from pools import ClassifierPool, accuracy, keep_classifier, usual_classifier
+from pools import KeptClassifiers, accuracy, keep_classifier, usual_classifier
 
 SNAPSHOTS = ("last", "auto")
 """last: the mean logits of a pool's members at the end of their training; auto: for each IPC and sampling the one snapshot
@@ -77,14 +77,14 @@ def open_pool(path, dataset):
     Raises UserError unless there is one that has learned from the training images alone. One that has also seen held-out images
     could not be chosen by them, nor choose by them.
     """
-    pool = ClassifierPool.open(path, dataset.train.images.device)
+    pool = KeptClassifiers.open(path, dataset.train.images.device, dataset.spec)
     if not pool.learned_from(dataset.train):
         raise UserError(f"--teacher {path} has not learned from the training images of {dataset.spec.name} with this "
                         "--held-out, and those alone: name a pool, or a student, that has")
-    if type(pool.spec) is not type(dataset.spec):
-        seen = "whitened images" if isinstance(pool.spec, Whitened) else "images that are not whitened"
+    whitened = "whitening" in pool.definition["data"]
+    if whitened != isinstance(dataset.spec, Whitened):
+        seen = "whitened images" if whitened else "images that are not whitened"
         raise UserError(f"--teacher {path} has learned from {seen}: give the same --whiten, or name another")
-    pool.spec = dataset.spec
     return pool
 
 

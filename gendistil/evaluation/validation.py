@@ -3,84 +3,19 @@
 import functools
 import math
 import os
-import re
-from dataclasses import replace
 from pathlib import Path
 
-import torch
-
 from gendistil.common.cli import say
-from gendistil.common.errors import Diverged, UserError
-from gendistil.common.flags import fields, flag_of, from_flags, given, override, refuse_idle
+from gendistil.common.errors import UserError
+from gendistil.common.flags import flag_of, from_flags, given
 from gendistil.common.hub import is_hub
-from gendistil.common.inherit import check_classes, check_held_out, check_options, name_other_data, same_place
-from gendistil.common.rng import stream
-from gendistil.common.run import check_outside, device_name, made_by, read_config
-from gendistil.data import DATASETS, original
-from gendistil.evaluation.protocols import IDLE, PROTOCOLS, flags_that_changed, protocol_for
-from gendistil.evaluation.rows import OWN_LABELS, PLAIN, REPORT, SCORED, read_report, row_key, unique
-from gendistil.evaluation.students import Result, rate_of, replayed, steps_per_epoch
+from gendistil.common.inherit import check_classes, check_held_out, name_other_data
+from gendistil.common.run import check_outside, made_by
+from gendistil.evaluation.rows import OWN_LABELS, PLAIN, REAL, TRAIN, WHOLE
+from gendistil.evaluation.settings import protocol_of
+from gendistil.evaluation.students import lessons_of, settled
 from gendistil.evaluation.teachers import Labels, Teachers, fits, named_teachers, open_pool
-from gendistil.sources import RealImages, Refined, Refinement, check_fits, load_source, refine, weights_digest
-from pools import check_classifiers, usual_classifier
-
-_FEW = 10  # epochs
-
-REAL, WHOLE, TRAIN = "random real images", "whole training set", "training set without its held-out images"
-
-
-# What --resume may be given anew: rows that are there stay, and others and more students are added.
-_MAY_CHANGE = {"pretrain_weight", "compare", "ipc", "sampling", "labels", "eval_model", "num_eval", "together", "push_to_hub",
-               "ranking"}
-
-
-def resumed(args, paths, may_change=_MAY_CHANGE, stored=()):
-    """The rows that the evaluation of --resume has already, by their `row_key`, and the paths of all its sources by name.
-
-    Without that flag no row is there. `paths` are those that are given now, `may_change` the flags that may be given anew,
-    `stored` the names of sources whose images are one set, which earlier reports called fresh all the same.
-    Raises UserError for flags that do not fit what is there.
-    """
-    paths = {name: str(path) for name, path in paths.items()}
-    if not args.resume:
-        return {}, paths
-    folder = args.output_dir / args.tag
-    config = read_config(folder)
-    rows = read_report(folder / REPORT) if (folder / REPORT).exists() else []
-    if not any(row.get("teacher") for row in rows) and config.get("keep_above") is None:  # no teacher yet
-        may_change = may_change | {field.name for field in fields(Labels) if field.name != "own"}
-    if not any(row["sampling"] == "all" for row in rows):
-        may_change = may_change | {"full_epochs"}
-    check_options(vars(args), may_change)
-    known = config.get("sources", {})
-    for name, path in paths.items():
-        if not same_place(known.get(name, path), path):
-            raise UserError(f"--resume: '{name}' was {known[name]} when the evaluation was started: give {path} another name")
-    rows = [{**row, "sampling": "fixed"} if row["source"] in stored and row["sampling"] == "fresh" else row for row in rows]
-    return {row_key(row): row for row in rows}, {**known, **paths}
-
-
-def with_more_students(earlier, row):
-    """The row of a report for the students of `earlier`, None for none, and those of `row`, who have the next seeds.
-
-    Raises UserError where they were trained in another way.
-    """
-    if earlier is None:
-        return row
-    if _unscored(earlier) == _unscored(row) is not None:  # another precision or machine scores another decimal
-        row = {**row, "teacher": earlier["teacher"]}
-    for fact in ("epochs", "steps", "lr", "teacher", "seed", "flags"):
-        if earlier.get(fact, row.get(fact)) != row.get(fact):
-            raise UserError(f"--resume: students of {row['source']} that are there have {fact} {earlier[fact]}, and new ones "
-                            f"{row.get(fact)}: give another --tag, or the flags from when they were trained")
-    both = {fact: "; ".join(unique([*earlier[fact].split("; "), row[fact]])) for fact in ("device", "torch", "precision")
-            if fact in earlier and fact in row}
-    return {**earlier, **row, **Result.of_rows(earlier, row).row(), **both}
-
-
-def _unscored(row):
-    """What a row says of its teacher, but for how much that knows; None where there is none."""
-    return re.sub(r"[\d.]+ % of the held-out", "", str(row["teacher"])) if row.get("teacher") else None
+from gendistil.sources import RealImages, Refined, Refinement, check_fits, forget, load_source, refine, weights_digest
 
 
 def named_paths(args):
@@ -101,88 +36,6 @@ def named_paths(args):
     if args.teacher:
         check_outside(args, "--teacher", args.teacher)
     return paths
-
-
-def _open_outside(args, dataset, folder):
-    """As `open_pool`; UserError also for a folder that --overwrite would empty before it answers."""
-    check_outside(args, "--teacher", Path(folder))
-    return open_pool(folder, dataset)
-
-
-def make_teachers(args, paths, sources, dataset, engine):
-    """The `Teachers` of --labels, by the runs at `paths`, or None where all labels are hard. Raises UserError as they do."""
-    if args.labels == ("hard",):
-        return None
-    protocol = protocol_of(args, dataset.spec.name)
-    begun = made_by(args.output_dir / args.tag) if args.resume else {}
-    teachers = Teachers(from_flags(Labels, args), paths, sources, dataset, engine=engine, protocol=protocol, seed=args.seed,
-                        chosen=begun.get("teachers_chosen"))
-    if teachers.pool:
-        check_outside(args, "--teacher", teachers.pool.dir)
-        if args.scored_on == "held_out" and args.teacher_snapshots == "auto":
-            say("--teacher-snapshots auto chooses by the images that --scored-on held_out scores on: scores are a little high")
-    return teachers
-
-
-def protocol_of(args, data, kind="convnet"):
-    """The protocol of the flags for students of a kind on the data set called `data`.
-
-    Raises UserError for a flag that does nothing in it.
-    """
-    protocol = override(protocol_for(args.protocol, data, kind), args)
-    if not args.resume:  # whose flags are those of its start
-        refuse_idle(args, protocol, IDLE)
-    return protocol
-
-
-def check_students(args, spec):
-    """The protocols of the students that validate.py trains, by their kinds, --eval-model, which this fills in.
-
-    Raises UserError for kinds that do not suit the images of `spec`, and for --ranking where students see images as they are.
-    """
-    args.eval_model = args.eval_model or [usual_classifier(spec.size)]
-    protocols = {kind: protocol_of(args, spec.name, kind) for kind in args.eval_model}
-    check_classifiers(args.eval_model, spec, "--eval-model")
-    if args.ranking and any(protocol.aug_type == PLAIN and not protocol.cutmix for protocol in protocols.values()):
-        raise UserError("--ranking compares students with and without augmentation, and these have none: give --aug-type")
-    return protocols
-
-
-def _check_source(args, path, source, spec):
-    """Raise UserError for a source that does not fit images of `spec`, or what the flags would do with it."""
-    check_fits(source, spec, f"--pretrain-weight {path}")
-    check_classes(path, "--pretrain-weight", spec, "judged: judge them apart")
-    name_other_data(path, "--pretrain-weight", spec)
-    if args.scored_on == "held_out" or args.teacher_snapshots == "auto":
-        check_held_out(path, "--pretrain-weight", args.held_out)
-    if source.max_ipc is not None and PROTOCOLS[args.protocol].random_labels:
-        raise UserError(f"--protocol {args.protocol} draws new images at every step, and those of --pretrain-weight {path} "
-                        "are stored: use another")
-    if args.push_to_hub and not hasattr(source, "save_pretrained"):
-        raise UserError(f"--push-to-hub uploads models of this suite, and --pretrain-weight {path} is a pipeline")
-
-
-def _as_judged(args, name, path, source, dataset):
-    """The name in the report and the source, with what it has learned beside its images and refined, as the flags say.
-
-    Raises UserError where that does not go with the other flags.
-    """
-    name += f", {source.remark}" if source.remark else ""
-    if not args.own and source.soft:
-        source.rows = None
-    if not args.own or args.lr is not None:
-        source.step_size = None
-    for ipc in args.ipc if PROTOCOLS[args.protocol].replay else ():
-        replayed(source, ipc, PROTOCOLS[args.protocol])
-    rate_of(source, protocol_of(args, dataset.spec.name), f"--pretrain-weight {path}")
-    source = refine(source, path, args, functools.partial(_open_outside, args, dataset), dataset.train.images.device)
-    name += f", {source.refinement.words}" if isinstance(source, Refined) else ""
-    if args.ranking and (source.soft or source.step_size is not None):
-        shared = "hard labels" if source.soft else "one learning rate"
-        raise UserError(f"--ranking compares sets by {shared}, and {name} has learned its own: add --no-own")
-    if args.ipc[0] > (source.max_ipc or math.inf):
-        raise UserError(f"--ipc {args.ipc[0]}: {name} has {source.max_ipc} images of a class: lower it")
-    return name, source
 
 
 def load_sources(args, paths, dataset, real):
@@ -215,16 +68,58 @@ def load_sources(args, paths, dataset, real):
     return sources, named
 
 
-def _usual_comparison(args, paths, sources):
-    """What --compare is where no flag says it: labels of a teacher help any images, so random ones stand beside."""
-    if args.labels == ("hard",) or PROTOCOLS[args.protocol].replay:
-        return []
-    asked = "teacher" in args.labels or args.teacher or any(source.rows is None for source in sources.values())
-    if asked or any(Path(folder).is_dir() for folder in named_teachers(paths.values())[:1]):
-        return ["random"]
-    say("no random real images beside: the sources keep their rows, and the classifier that answers for others is not here; "
-        "--teacher names it")
-    return []
+def _check_source(args, path, source, spec):
+    """Raise UserError for a source that does not fit images of `spec`, or what the flags would do with it."""
+    check_fits(source, spec, f"--pretrain-weight {path}")
+    check_classes(path, "--pretrain-weight", spec, "judged: judge them apart")
+    name_other_data(path, "--pretrain-weight", spec)
+    if args.scored_on == "held_out" or args.teacher_snapshots == "auto":
+        check_held_out(path, "--pretrain-weight", args.held_out)
+    if source.max_ipc is not None and "fixed" not in lessons_of(args.protocol).samplings:
+        raise UserError(f"--protocol {args.protocol} draws new images at every step, and those of --pretrain-weight {path} "
+                        "are stored: use another")
+    if args.push_to_hub and not hasattr(source, "save_pretrained"):
+        raise UserError(f"--push-to-hub uploads models of this suite, and --pretrain-weight {path} is a pipeline")
+
+
+def _as_judged(args, name, path, source, dataset):
+    """The name in the report and the source, with what it has learned beside its images and refined, as the flags say.
+
+    Raises UserError where that does not go with the other flags.
+    """
+    name += f", {source.remark}" if source.remark else ""
+    forget(source, labels=not args.own, step_size=not args.own or args.lr is not None)
+    for ipc in args.ipc:
+        settled(source, ipc, protocol_of(args, dataset.spec.name), f"--pretrain-weight {path}")
+    source = refine(source, path, args, functools.partial(_open_outside, args, dataset), dataset.train.images.device)
+    name += f", {source.refinement.words}" if isinstance(source, Refined) else ""
+    if args.ranking and (source.soft or source.step_size is not None):
+        shared = "hard labels" if source.soft else "one learning rate"
+        raise UserError(f"--ranking compares sets by {shared}, and {name} has learned its own: add --no-own")
+    if args.ipc[0] > (source.max_ipc or math.inf):
+        raise UserError(f"--ipc {args.ipc[0]}: {name} has {source.max_ipc} images of a class: lower it")
+    return name, source
+
+
+def _open_outside(args, dataset, folder):
+    """As `open_pool`; UserError also for a folder that --overwrite would empty before it answers."""
+    check_outside(args, "--teacher", Path(folder))
+    return open_pool(folder, dataset)
+
+
+def make_teachers(args, paths, sources, dataset, engine):
+    """The `Teachers` of --labels, by the runs at `paths`, or None where all labels are hard. Raises UserError as they do."""
+    if args.labels == ("hard",):
+        return None
+    protocol = protocol_of(args, dataset.spec.name)
+    begun = made_by(args.output_dir / args.tag) if args.resume else {}
+    teachers = Teachers(from_flags(Labels, args), paths, sources, dataset, engine=engine, protocol=protocol, seed=args.seed,
+                        chosen=begun.get("teachers_chosen"))
+    if teachers.pool:
+        check_outside(args, "--teacher", teachers.pool.dir)
+        if args.scored_on == "held_out" and args.teacher_snapshots == "auto":
+            say("--teacher-snapshots auto chooses by the images that --scored-on held_out scores on: scores are a little high")
+    return teachers
 
 
 def compared(args):
@@ -237,41 +132,16 @@ def compared(args):
     return [] if names == ["none"] else names
 
 
-def data_words(args, spec):
-    """What a report calls the data set that `spec` describes, with the size that --image-size gave one of another or of unknown
-    size, and the classes that --classes gave it."""
-    row = DATASETS.get(original(spec.name))
-    size = f", {spec.size} pixels" if args.image_size and (row is None or spec.size != row.size) else ""
-    return spec.title + size + (f", classes {' '.join(map(str, args.classes))}" if args.classes else "")
-
-
-def facts_of_all(args, spec, kind, engine):
-    """What all rows of a report say, whose students, among them of this kind, an `Engine` runs on images of `spec`: a dict."""
-    changed = flags_that_changed(protocol_of(args, spec.name, kind), protocol_for(args.protocol, spec.name, kind))
-    return {"data": data_words(args, spec), "protocol": args.protocol, "scored_on": args.scored_on, "flags": changed,
-            "device": device_name(engine.accelerator.device), "torch": torch.__version__, "precision": engine.precision}
-
-
-def first_seed(seed, scored_on):
-    """That of the first student: `seed`, but of students that choose settings another, so that none of them is reported."""
-    return seed if scored_on == "test" else stream(seed, "held out").initial_seed() % 2**31
-
-
-def names_its_row(judge):
-    """`judge(row, ...)` with an error of a training that diverges which says whose students these are."""
-    @functools.wraps(judge)
-    def named(row, *args):
-        try:
-            return judge(row, *args)
-        except Diverged as error:
-            raise UserError(f"students of {row['source']} ({row['model']}, {row['sampling']}, {row['labels']} labels): {error}")
-    return named
-
-
-def add_scored_on(parser):
-    """Add --scored-on to a parser or a group of one."""
-    parser.add_argument("--scored-on", choices=SCORED, default="test", help="real images that students are scored on; "
-                        "held_out: to choose settings by, so that the test set is looked at once; students see none of them")
+def _usual_comparison(args, paths, sources):
+    """What --compare is where no flag says it: labels of a teacher help any images, so random ones stand beside."""
+    if args.labels == ("hard",) or lessons_of(args.protocol).settle:
+        return []
+    asked = "teacher" in args.labels or args.teacher or any(source.rows is None for source in sources.values())
+    if asked or any(Path(folder).is_dir() for folder in named_teachers(paths.values())[:1]):
+        return ["random"]
+    say("no random real images beside: the sources keep their rows, and the classifier that answers for others is not here; "
+        "--teacher names it")
+    return []
 
 
 def real_images(args, dataset):
@@ -283,27 +153,37 @@ def _spare_held_out(args):
     return args.keep_students or args.scored_on == "held_out"
 
 
-def full_protocol(args, protocol, spec, real, plan, sources, earlier=None):
-    """The protocol of all real images: that of the students of an `earlier` row, or --full-epochs, else as many steps as the
-    largest set of `plan`, the rows of `list_rows`, takes."""
-    shown = max((sources[row["source"]].decoded(row["ipc"]) for row in plan if row["ipc"]), default=args.ipc[-1])
-    steps = max(protocol.epochs * steps_per_epoch(spec.num_classes * shown, protocol), protocol.min_steps)
-    once = steps_per_epoch(len(real), replace(protocol, random_labels=False))
-    epochs = earlier["epochs"] if earlier else args.full_epochs or math.ceil(steps / once)
-    if epochs < _FEW and not args.full_epochs and protocol.schedule != "constant":
-        say(f"the students of all real images take {epochs} epoch(s), as many steps as those of a set, which is too few for "
-            f"--schedule {protocol.schedule} to fall as it does for a set: --full-epochs {_FEW} or more trains them better")
-    return replace(protocol, random_labels=False, epochs=epochs, min_steps=0)
+def list_rows(args, sources):
+    """What the report will hold: dicts of source, sampling, ipc, model and labels, and of augmentation where there is none.
 
+    Raises UserError for a choice among stored images whose bytes nobody could tell.
+    """
+    for name, source in sources.items():
+        if "representative" in args.sampling and not source.even and min(args.ipc) < source.max_ipc:
+            raise UserError(f"--sampling representative: {name} has parts of several sizes (--decoder), of which some may take "
+                            f"any number of bytes: give --sampling fixed, or --ipc {source.max_ipc} alone")
+    refined = {name: {"refinement": source.refinement.words, **({"refined_by": source.teacher.name} if source.teacher else {})}
+               for name, source in sources.items() if isinstance(source, Refined)}
 
-def count_pixels(args, plan, protocols, spec):
-    """About how many pixels are shown to students, the whole training set left out."""
-    images = 0
-    for row in plan:
-        protocol = protocols[row["model"]]
-        steps = protocol.epochs * steps_per_epoch(spec.num_classes * (row["ipc"] or 0), protocol)
-        images += protocol.batch_size * max(steps, protocol.min_steps)
-    return args.num_eval * images * spec.size**2
+    def samplings(name, kind):
+        # Stored images are one set. Fresh real ones are the whole training set, no match for a generator and its teacher: a
+        # fixed set stands in.
+        taught = name == REAL and kind != "hard" and "fixed" in lessons_of(args.protocol).samplings
+        fixed = taught or not sources[name].varies
+        return dict.fromkeys("fixed" if fixed and sampling == "fresh" else sampling for sampling in args.sampling
+                             if fits(kind, sampling))
+
+    rows = [{"source": name, "sampling": sampling, "ipc": ipc, "model": model,
+             "labels": OWN_LABELS if kind == "hard" and sources[name].soft else kind, **refined.get(name, {})}
+            for model in args.eval_model for kind in args.labels for name in sources for sampling in samplings(name, kind)
+            for ipc in args.ipc if ipc <= (sources[name].max_ipc or math.inf)]
+    if args.ranking:
+        rows += [{**row, "augmentation": PLAIN} for row in rows]
+    if "whole" in args.compare:
+        name = TRAIN if _spare_held_out(args) else WHOLE
+        rows += [{"source": name, "sampling": "all", "ipc": None, "model": model, "labels": "hard"}
+                 for model in args.eval_model]
+    return rows
 
 
 def made_as(paths, rows):
@@ -331,36 +211,3 @@ def kept_bytes(row, source):
     """The bytes of a row: those that the images of `source` take. Fresh real images have none, because they are the whole
     training set."""
     return {} if (row["source"], row["sampling"]) == (REAL, "fresh") else {"bytes": source.stored_bytes(row["ipc"])}
-
-
-def list_rows(args, sources):
-    """What the report will hold: dicts of source, sampling, ipc, model and labels, and of augmentation where there is none.
-
-    Raises UserError for a choice among stored images whose bytes nobody could tell.
-    """
-    for name, source in sources.items():
-        if "representative" in args.sampling and not source.even and min(args.ipc) < source.max_ipc:
-            raise UserError(f"--sampling representative: {name} has parts of several sizes (--decoder), of which some may take "
-                            f"any number of bytes: give --sampling fixed, or --ipc {source.max_ipc} alone")
-    refined = {name: {"refinement": source.refinement.words, **({"refined_by": source.teacher.name} if source.teacher else {})}
-               for name, source in sources.items() if isinstance(source, Refined)}
-
-    def samplings(name, kind):
-        # Stored images are one set. Fresh real ones are the whole training set, no match for a generator and its teacher: a
-        # fixed set stands in.
-        taught = name == REAL and kind != "hard" and not PROTOCOLS[args.protocol].random_labels
-        fixed = taught or not sources[name].varies
-        return dict.fromkeys("fixed" if fixed and sampling == "fresh" else sampling for sampling in args.sampling
-                             if fits(kind, sampling))
-
-    rows = [{"source": name, "sampling": sampling, "ipc": ipc, "model": model,
-             "labels": OWN_LABELS if kind == "hard" and sources[name].soft else kind, **refined.get(name, {})}
-            for model in args.eval_model for kind in args.labels for name in sources for sampling in samplings(name, kind)
-            for ipc in args.ipc if ipc <= (sources[name].max_ipc or math.inf)]
-    if args.ranking:
-        rows += [{**row, "augmentation": PLAIN} for row in rows]
-    if "whole" in args.compare:
-        name = TRAIN if _spare_held_out(args) else WHOLE
-        rows += [{"source": name, "sampling": "all", "ipc": None, "model": model, "labels": "hard"}
-                 for model in args.eval_model]
-    return rows

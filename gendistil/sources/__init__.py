@@ -16,9 +16,10 @@ from gendistil.sources.load import (
 from gendistil.sources.pixels import DECODERS, PixelSet
 from gendistil.sources.real import RealImages
 from gendistil.sources.refined import Refined, Refinement, TooFewAccepted, refine
+from gendistil.sources.stored import forget
 from gendistil.sources.taught import KINDS, Rows, Taught, Teacher
 
 __all__ = ["CHOICES", "DECODERS", "KINDS", "LATENTS_FOLDER", "LATENT_SPACES", "MODEL_FOLDER", "PIXELS_FOLDER", "ROWS",
            "STORED_SOURCES", "DistilledDataset", "Joined", "LatentSet", "PixelSet", "RealImages", "Refined", "Refinement",
            "Rows", "Source", "Taught", "Teacher", "TooFewAccepted", "balanced_labels", "check_fits", "diversity", "draw_set",
-           "index_within_class", "load_source", "refine", "weights_digest"]
+           "forget", "index_within_class", "load_source", "refine", "weights_digest"]

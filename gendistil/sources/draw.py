@@ -11,7 +11,7 @@ from gendistil.common.rng import stream
 from gendistil.data import to_signed, to_uint8
 from gendistil.sources.load import load_source
 from gendistil.sources.refined import refine
-from pools import ClassifierPool, build_classifier
+from pools import KeptClassifiers, build_classifier
 
 CHOICES = ("fixed", "representative")
 """How a set is chosen: its first IPC images of every class, or those that stand for the classes' clusters."""
@@ -108,7 +108,7 @@ class DistilledDataset(torch.utils.data.Dataset):
 
     def __init__(self, source, ipc, seed=0, transform=to_signed, choice="fixed"):
         if isinstance(source, (str, Path)):
-            source = refine(load_source(source), source, Namespace(teacher=None), ClassifierPool.open)
+            source = refine(load_source(source), source, Namespace(teacher=None), KeptClassifiers.open)
         self.images, self.targets = draw_set(source, ipc, seed, choice=choice)
         self.transform = transform
 

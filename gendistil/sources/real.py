@@ -14,6 +14,8 @@ class RealImages(Source):
     Args: split, a `data.Split`; num_classes, an int.
     """
 
+    kind = "pixels"
+
     def __init__(self, split, num_classes):
         self.split, self.num_classes = split, num_classes
         self.channels, self.size = split.images.shape[1], split.images.shape[-1]

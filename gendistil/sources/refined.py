@@ -145,7 +145,7 @@ class Refined(Source):
 def refine(source, path, args, open_pool, device="cpu"):
     """`source`, from `path`, as the flags in `args` refine it, or its run's config where none is given; else as it is.
 
-    Args: open_pool, gives the `ClassifierPool` in a folder.
+    Args: open_pool, gives the `KeptClassifiers` in a folder.
     Raises UserError for stored images, and where there is no classifier or it accepts next to nothing.
     """
     values, made = given(Refinement, args), made_by(path)

@@ -15,6 +15,14 @@ def check_rates(step_size):
     return step_size
 
 
+def forget(source, labels=True, step_size=True):
+    """Leave out what a `Source` has learned with its images, its labels and its step size, in place; a teacher's rows stay."""
+    if labels and source.soft:
+        source.rows = None
+    if step_size:
+        source.step_size = None
+
+
 class StoredSource(Source):
     """The base of pixels and latents, models of diffusers, that keeps both with them.
 

@@ -38,7 +38,7 @@ class Teacher:
 
     @classmethod
     def of(cls, pool, indices=None, engine=EAGER):
-        """The members of a `ClassifierPool` at the end of their training, or those at `indices`."""
+        """The members of `KeptClassifiers` at the end of their training, or those at `indices`."""
         indices, table = pool.finished() if indices is None else indices, pool.table()
         alike = [(row["name"], row["step"]) for row in table]
         taken = [alike[index] for index in indices]
@@ -113,11 +113,11 @@ class Rows:
 class Taught(Source):
     """A source whose images students answer to as a teacher does, softened by a temperature: float [B, K] that sum to 1.
 
-    Hinton et al., "Distilling the Knowledge in a Neural Network" (2015). Images are those of `source`, and so is all else;
-    teacher is a `Teacher` or `Rows`; temperature None leaves the logits as they are; stored says that what is kept of the
-    teacher is a float16 row of logits for every image, which are its targets. Else the teacher itself is kept, and `answers`
-    asks it about every image as the student sees it (Beyer et al., "Knowledge distillation: a good teacher is patient and
-    consistent", 2022); targets are those of `source` until then.
+    Hinton et al., "Distilling the Knowledge in a Neural Network" (2015). Images, their number and the step size are those of
+    `source`; teacher is a `Teacher` or `Rows`; temperature None leaves the logits as they are; stored says that what is kept of
+    the teacher is a float16 row of logits for every image, which are its targets. Else the teacher itself is kept, and
+    `answers` asks it about every image as the student sees it (Beyer et al., "Knowledge distillation: a good teacher is patient
+    and consistent", 2022); targets are those of `source` until then.
     """
 
     def __init__(self, source, teacher, temperature, stored):
