@@ -10,7 +10,7 @@ import continual
 import gen_condense
 import pool_match
 import validate
-from gendistil.common.inherit import check_held_out, name_other_data
+from gendistil.common.inherit import name_other_data
 from gendistil.common.loop import Interruptible
 from gendistil.common.run import read_json, write_json
 from gendistil.evaluation.rows import read_report
@@ -155,8 +155,7 @@ def test_images_that_may_have_been_learned_from_are_told(digits, tmp_path, capsy
     for mean, said in ((digits.spec.mean, False), ([digits.spec.mean[0] + 0.01], True)):
         made = {**dataclasses.asdict(digits.spec), "mean": mean}
         write_json(tmp_path / "config.json", {"commands": [], "held_out": 0.1, "dataset": made})
-        name_other_data(tmp_path, "--weight", digits.spec)
-        check_held_out(tmp_path, "--weight", 0.1)
+        name_other_data(tmp_path, "--weight", digits.spec, judged=True)
         assert ("learned other images of these classes than are here" in capsys.readouterr().err) == said
-    check_held_out(tmp_path / "elsewhere" / "published.pt", "--weight", 0.1)
+    name_other_data(tmp_path / "elsewhere" / "published.pt", "--weight", digits.spec, judged=True)
     assert "does not say which images it has learned from" in capsys.readouterr().err

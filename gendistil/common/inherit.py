@@ -150,15 +150,12 @@ def inherit_data(args, weight=None, *others):
 
 
 def check_held_out(path, flag, held_out):
-    """Raise UserError if the model at `path`, of `flag`, has learned from images that the fraction `held_out` holds out, and
-    say so if nobody knows.
+    """Raise UserError if the model at `path`, of `flag`, has learned from images that the fraction `held_out` holds out.
 
     The smaller of two fractions holds out a part of what the larger one does.
     """
-    known = made_by(path).get("held_out")
-    if known is None:
-        say(f"{flag} {path} does not say which images it has learned from: held-out ones may be among them")
-    elif known < held_out:
+    known = made_by(path).get("held_out", held_out)
+    if known < held_out:
         raise UserError(f"{flag} {path} has learned from images that --held-out {held_out:g} holds out: give --held-out "
                         f"{known:g}")
 
@@ -172,10 +169,12 @@ def check_classes(path, flag, spec, remedy):
         raise UserError(f"{flag} {path} learned the classes {_some(known)}, and {_some(asked)} are {remedy}")
 
 
-def name_other_data(path, flag, spec):
+def name_other_data(path, flag, spec, judged):
     """Say so where the run at `path` has learned another data set than that of `spec`, with other classes that it fits, or
-    other images of the same classes."""
+    other images of the same classes; and where held-out images judge it, if nobody knows whether it has learned from them."""
     made = made_by(path).get("dataset") or {}
+    if judged and made_by(path).get("held_out") is None:
+        say(f"{flag} {path} does not say which images it has learned from: held-out ones may be among them")
     if [*map(str, made.get("classes", ()))] != [*map(str, spec.classes)]:
         if made.get("name", spec.name) != spec.name:
             say(f"{flag} {path} learned {made['name']}, and this is {spec.name}: give --data if that is not meant")

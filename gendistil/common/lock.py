@@ -21,8 +21,7 @@ def check_free(folder):
 
 
 def hold(folder):
-    """Lock a folder for this process, until it ends or gives what this returns to `release`. Raises UserError where another has
-    done so.
+    """Lock a folder for this process, until it ends or says `release`. Raises UserError where another has done so.
 
     The lock is the system's, on the folder itself: it leaves no file, and none stays after a kill. Where there is no such lock
     this does nothing.
@@ -30,12 +29,11 @@ def hold(folder):
     key = folder.resolve()
     if key not in _HELD:
         _HELD[key] = _lock(folder, "LOCK_EX")
-    return key
 
 
-def release(key):
-    """End what `hold` began."""
-    handle = _HELD.pop(key, None)
+def release(folder):
+    """End what `hold` began, if it did."""
+    handle = _HELD.pop(folder.resolve(), None)
     if handle is not None:
         os.close(handle)
 

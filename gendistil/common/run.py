@@ -206,7 +206,7 @@ class Run:
         if self.is_main:
             try:
                 (self.dir / SAMPLES).mkdir(parents=True, exist_ok=True)
-                self._lock = hold(self.dir)
+                hold(self.dir)
                 if not resumed:
                     _empty(self.dir)
             except OSError as error:
@@ -262,8 +262,7 @@ class Run:
     def close(self):
         if "_events" in vars(self):
             self._events.close()
-        if self.is_main:
-            release(self._lock)
+        release(self.dir)
 
 
 def sample_path(folder, name, step):

@@ -72,8 +72,9 @@ def _check_source(args, path, source, spec):
     """Raise UserError for a source that does not fit images of `spec`, or what the flags would do with it."""
     check_fits(source, spec, f"--pretrain-weight {path}")
     check_classes(path, "--pretrain-weight", spec, "judged: judge them apart")
-    name_other_data(path, "--pretrain-weight", spec)
-    if args.scored_on == "held_out" or args.teacher_snapshots == "auto":
+    chosen = args.scored_on == "held_out" or args.teacher_snapshots == "auto"  # by held-out images
+    name_other_data(path, "--pretrain-weight", spec, judged=chosen)
+    if chosen:
         check_held_out(path, "--pretrain-weight", args.held_out)
     if source.max_ipc is not None and "fixed" not in lessons_of(args.protocol).samplings:
         raise UserError(f"--protocol {args.protocol} draws new images at every step, and those of --pretrain-weight {path} "

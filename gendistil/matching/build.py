@@ -158,7 +158,7 @@ def make_learner(begin):
     if begin.state and kind_of(begin.method) != GENERATOR:
         learner.load_state_dict(begin.state, begin.file)
     if begin.start.weight:
-        name_other_data(begin.start.weight, "--weight", begin.dataset.spec)
+        name_other_data(begin.start.weight, "--weight", begin.dataset.spec, judged=True)
     return learner
 
 
