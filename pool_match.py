@@ -20,7 +20,7 @@ from gendistil.common.run import CHECKPOINT, CONFIG, Run, check_folder, write_js
 from gendistil.data import load_asked
 from gendistil.evaluation.selection import Judge, Judging
 from gendistil.evaluation.teachers import keep_rows, open_pool
-from gendistil.matching import METHODS, Method, build, choices, methods, objectives, origin
+from gendistil.matching import METHODS, Method, build, choices, objectives, origin
 from gendistil.matching.build import LEARNED, kind_of
 from gendistil.matching.methods import DEFAULT_IPC, DRAWN, GENERATOR, PIXELS
 from gendistil.matching.networks import make_pool
@@ -36,7 +36,7 @@ def parse_args(argv=None):
     parser.add_argument("--method", choices=METHODS, default="default", help="published method: a named set of all choices. Of "
                         "itgan, which runs an inversion first, flags are for the second run, --chunk-steps for the first, and "
                         "--pool, --class-batch, --syn-batch and --latent-space for both")
-    add_listing(parser, "--list-methods", methods.table)
+    add_listing(parser, "--list-methods", choices.table)
     add_listing(parser, "--list-objectives", objectives.table)
     add_flags(parser, Method, Start)
     add_flags(parser, Judging, told=True)

@@ -18,7 +18,6 @@ from gendistil.common.errors import UserError
 from gendistil.common.rng import counter_normal, stream
 from gendistil.data import standardise, to_signed
 from gendistil.matching import (
-    METHODS,
     OBJECTIVES,
     SELECTORS,
     SETTINGS,
@@ -377,11 +376,6 @@ def test_batch_norms_are_matched_as_they_are_sampled_and_learn_from_whole_batche
 
 def test_dc_and_dsa_have_loops_for_any_ipc():
     assert [methods.loops(ipc) for ipc in (1, 5, 10, 15, 50, 200)] == [(1, 1), (5, 1), (10, 50), (15, 50), (50, 10), (200, 10)]
-
-
-def test_the_table_of_methods_names_each_once():
-    lines = methods.table().splitlines()
-    assert [line.split(" | ")[0].strip("| ") for line in lines[2:]] == list(METHODS)
 
 
 def test_attention_is_differentiated_twice():

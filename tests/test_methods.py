@@ -16,7 +16,7 @@ import validate
 from gendistil.common.engine import Engine
 from gendistil.common.run import load_checkpoint, read_json
 from gendistil.evaluation import Result, selection
-from gendistil.matching import METHODS, OBJECTIVES, SELECTORS, networks
+from gendistil.matching import METHODS, OBJECTIVES, SELECTORS, choices, networks
 from gendistil.sources import PixelSet, load_source
 from pools import OnlinePool, RandomPool
 
@@ -240,6 +240,15 @@ def test_flags_that_do_nothing_are_refused_before_data_are_loaded(fails, tmp_pat
     "--method datm --data cifar10 --ipc 10 --start-grows 5", "--method dc --ipc 10 --inner 2"])
 def test_flags_that_do_something_are_not(tmp_path, words):
     pool_match.parse_args(["--output-dir", str(tmp_path), *words.split()])
+
+
+def test_the_table_of_methods_names_each_once_and_what_does_nothing_by_a_dash():
+    header, _, *lines = ([cell.strip() for cell in line.split("|")[1:-1]] for line in choices.table().splitlines())
+    assert [line[0] for line in lines] == list(METHODS)
+    found = {line[0]: dict(zip(header, line)) for line in lines}
+    assert [found[name]["metric"] for name in ("dm", "dsa", "herding")] == ["–", "dc", "–"]
+    assert [found[name]["aug_type"] for name in ("dc", "dd", "dsa")] == ["–", "–", METHODS["dsa"].aug_type]
+    assert (found["dc"]["pool_training"], found["random"]["match"], found["mtt"]["select"]) == ("synthetic", "–", "–")
 
 
 def test_steps_in_an_order_take_every_image(fails, tmp_path):

@@ -8,7 +8,7 @@ from gendistil.common.errors import UserError
 from gendistil.common.flags import Idle, fields, flag_of, override, refuse, refuse_idle
 from gendistil.common.inherit import as_begun
 from gendistil.matching.build import LEARNED, kind_of
-from gendistil.matching.methods import DRAWN, METHODS, PIXELS, STORED, Method, method_for
+from gendistil.matching.methods import DEFAULT_IPC, DRAWN, METHODS, PIXELS, STORED, Method, method_for
 from gendistil.matching.networks import POOLS, not_taken
 from gendistil.matching.objectives import OBJECTIVES
 from gendistil.matching.origin import Start
@@ -163,3 +163,26 @@ def settled(options, size=32):
     if options["steps"] is not None and method.epochs and not options["epochs"]:
         method = dataclasses.replace(method, epochs=None)  # the row's passes give way to the steps that were asked for
     return as_begun(calibrated_if_possible(method), options, "method_values")
+
+
+def idle(method):
+    """The names of the fields of a `Method` that do nothing in it."""
+    kind, named = LEARNED[method.learn].kind, {name for row in IDLE if row.when(method) for name in row.fields}
+    others = {field.name for field in fields(Method) if kind not in field.metadata.get("learns", [kind])}
+    return named | others | _not_taken(method) | {*not_taken(method.pool_training)}
+
+
+def table():
+    """The table of methods, for `DEFAULT_IPC` images of a class where they are stored, as markdown: one line per method, and a
+    dash for what does nothing in it."""
+    names = ("learn", "match", "metric", "pool_training", "select", "init", "factor", "aug_type", "aug_single", "match_batch",
+             "lr", "steps")
+    lines = ["| method | " + " | ".join(names) + " | source |", "|" + " --- |" * (len(names) + 2)]
+    words = {None: "–", True: "yes", False: "no"}
+    for name in METHODS:
+        method = method_for(name, "", DEFAULT_IPC)
+        values = dataclasses.asdict(method) | dict.fromkeys(idle(method))
+        values |= {"steps": f"{method.epochs} passes"} if method.epochs else {}
+        cells = [words[value] if value is None or isinstance(value, bool) else str(value) for value in map(values.get, names)]
+        lines.append(f"| {name} | " + " | ".join(cells) + f" | {method.source} |")
+    return "\n".join(lines)

@@ -1,6 +1,6 @@
 """The published methods as rows of one table: what is learned, what must agree, in whose eyes, against which real images."""
 
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import NamedTuple
 
@@ -325,17 +325,3 @@ def method_for(name, data, ipc, size=32, factor=None):
         outer, inner = loops(ipc)
         method = replace(method, outer=outer, inner=inner, steps=1000 * outer)
     return method
-
-
-def table():
-    """The table as markdown: one line per method."""
-    names = ("learn", "match", "metric", "pool_training", "select", "init", "factor", "aug_type", "aug_single", "match_batch",
-             "lr", "steps")
-    lines = ["| method | " + " | ".join(names) + " | source |", "|" + " --- |" * (len(names) + 2)]
-    words = {None: "–", True: "yes", False: "no"}
-    for name, method in METHODS.items():
-        values = asdict(method) | {"aug_type": method.augmentation}
-        values |= {"steps": f"{method.epochs} passes"} if method.epochs else {}
-        cells = [words[value] if value is None or isinstance(value, bool) else str(value) for value in map(values.get, names)]
-        lines.append(f"| {name} | " + " | ".join(cells) + f" | {method.source} |")
-    return "\n".join(lines)
