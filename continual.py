@@ -104,6 +104,8 @@ def main():
     facts = {**facts_of_all(args, spec, args.eval_model, engine), "model": args.eval_model, "kin": "orders of the classes",
              "task": f"{args.steps} steps of new classes, scored on all seen so far; mean and interval over their orders"}
 
+    rows = {key: {"flags": facts["flags"], **row} for key, row in rows.items()}  # whose reports of before say none
+
     def row_of(memory, kind, seen):
         """What tells the row of a step from others."""
         sampling, ipc = ("fixed", args.ipc) if stored[memory.name] else (args.sampling, replayed)

@@ -128,7 +128,8 @@ def main():
     seen = max((row["ipc"] or 0 for row in rows.values()), default=0)  # entries of the log go by IPC
     run = Run(vars(args), accelerator, seen, dataset=dataclasses.asdict(dataset.spec), sources=known,
               students={model: dataclasses.asdict(protocol) for model, protocol in protocols.items()})
-    facts = {**facts_of_all(args, dataset.spec, args.eval_model[0], engine), "seed": first_seed(args.seed, args.scored_on)}
+    facts = facts_of_all(args, dataset.spec, args.eval_model[0], engine) | {"seed": first_seed(args.seed, args.scored_on, rows)}
+    rows = {key: {"flags": facts["flags"], **row} for key, row in rows.items()}  # whose reports of before say none
 
     units = [(row, first) for row in plan  # of work: some students of a row
              for first in range(rows.get(row_key(row), {"n": 0})["n"], args.num_eval, at_once)]
@@ -159,7 +160,7 @@ def main():
             return {}
         path, name = paths.get(row["source"]), student_name(plan.index(row), row)
         learned = distilled_from(path, dataset, args.held_out) if path else real()
-        keep_student(run.dir / "students" / name, result, row["model"], dataset, learned, seed=args.seed, engine=engine,
+        keep_student(run.dir / "students" / name, result, row["model"], dataset, learned, seed=facts["seed"], engine=engine,
                      student_of=row["source"], **{key: row[key] for key in ("sampling", "ipc", "labels")})
         return {"student": name}
 

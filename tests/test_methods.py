@@ -254,6 +254,8 @@ def test_the_table_of_methods_names_each_once_and_what_does_nothing_by_a_dash():
 def test_steps_in_an_order_take_every_image(fails, tmp_path):
     words = ("--output-dir", tmp_path, "--method", "dd", "--ipc", 3, "--unroll", 2)
     assert "--unroll 2: each step takes another image of a class, and there are 3: raise it" in fails(2, pool_match, *words)
+    assert [choices.settled(vars(pool_match.parse_args(["--method", "dd", "--ipc", ipc, *more]))).unroll
+            for ipc, *more in (("1",), ("20",), ("20", "--unroll", "25"))] == [3, 60, 25]
 
 
 def test_a_coreset_keeps_the_labels_that_a_training_would_start_from(command, tmp_path):

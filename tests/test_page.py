@@ -119,6 +119,12 @@ def test_lines_tell_labels_and_protocols_apart(tmp_path, legends, over):
     assert lines == ["gan, labels: teacher", "gan, labels: rows"]
 
 
+def test_lines_tell_flags_and_augmentation_apart(tmp_path, legends):
+    rows = [make_row(), make_row(flags="--cutmix 0.5"), make_row(augmentation="none")]
+    plots.plot(rows, tmp_path / "plot.png")
+    assert legends == [["gan, fresh", "gan, students by --cutmix 0.5, fresh", "gan, augmentation: none, fresh"]]
+
+
 def test_many_lines_with_long_names(tmp_path, legends, monkeypatch):
     teacher = "convnet of step 16896, a student of training set without its held-out images, 83.0 % of the held-out images"
     rows = [make_row(source=f"source {number}", labels="teacher", teacher=f"{teacher} {number}") for number in range(18)]

@@ -11,7 +11,7 @@ import gen_condense
 import pool_match
 import validate
 from gendistil.common.errors import UserError
-from gendistil.common.run import amend, read_json
+from gendistil.common.run import amend, read_json, write_json
 from gendistil.data import Spec
 from gendistil.evaluation import Result, students
 from gendistil.evaluation.rows import read_report
@@ -101,6 +101,21 @@ def test_a_teacher_is_the_same_in_another_precision():
     assert with_more_students(one, other)["teacher"] == one["teacher"]
     with pytest.raises(UserError, match="have teacher A"):
         with_more_students(one, {**other, "teacher": "B, 33.7 % of the held-out images, temperature 2"})
+
+
+@pytest.mark.parametrize("scored_on", ["test", "held_out"])
+def test_an_evaluation_of_before_goes_on_by_the_seeds_that_it_had(call, gan, tmp_path, scored_on):
+    words = ("--scored-on", scored_on)
+    call(validate, "--pretrain-weight", gan, "--ipc", 1, *QUICK, *words)
+    folder = tmp_path / "results" / "test"
+    rows = [{**row, "seed": 3407} for row in read_report(folder / "report.json")]
+    for row in rows:
+        del row["flags"], row["precision"]
+    write_json(folder / "report.json", rows)
+    call(validate, "--ipc", 1, 2, "--num-eval", 3, "--resume", *words)
+    found = read_report(folder / "report.json")
+    assert [(row["n"], row["seed"], row["flags"]) for row in found] == [(3, 3407, "--aug-type color_crop")] * 2
+    assert (folder / "report.md").read_text().count("**convnet on digits**") == 1
 
 
 def test_images_that_a_source_has_learned_from_are_not_held_out(call, gan, tmp_path, capsys):

@@ -3,6 +3,7 @@
 import argparse
 import json
 import math
+import os
 import sys
 from dataclasses import fields, replace
 from pathlib import Path
@@ -87,12 +88,13 @@ def check_options(options, may_change=_MAY_CHANGE):
 
 def _moved(path, now, run):
     """Whether `path` is gone, and `now` is what is called so beside the folder of `run`: all were moved together."""
-    return not Path(path).exists() and same_place(run.parent / Path(path).name, now)
+    path = Path(os.path.expanduser(path))
+    return not path.exists() and same_place(run.parent / path.name, now)
 
 
 def same_place(*paths):
     """Whether they are one folder or file, perhaps spelled otherwise."""
-    return len({Path(path).resolve() for path in paths}) == 1
+    return len({Path(os.path.expanduser(path)).resolve() for path in paths}) == 1
 
 
 def as_begun(row, options, key):
@@ -179,8 +181,11 @@ def name_other_data(path, flag, spec, judged):
         if made.get("name", spec.name) != spec.name:
             say(f"{flag} {path} learned {made['name']}, and this is {spec.name}: give --data if that is not meant")
         return
-    pairs = (pair for key in ("mean", "std") for pair in zip(made.get(key, ()), getattr(spec, key)))
-    if made.get("size") == spec.size and not all(math.isclose(*pair, rel_tol=1e-6) for pair in pairs):
+    try:
+        alike = all(math.isclose(*pair, rel_tol=1e-6) for key in ("mean", "std") for pair in zip(made[key], getattr(spec, key)))
+    except (KeyError, TypeError):  # of a stranger's file
+        return
+    if made.get("size") == spec.size and not alike:
         say(f"{flag} {path} learned other images of these classes than are here, by their mean and std: those that are held "
             "out here may be among them")
 

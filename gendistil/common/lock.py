@@ -27,6 +27,8 @@ def hold(folder):
     this does nothing.
     """
     key = folder.resolve()
+    if _HELD.get(key) is not None and not os.path.samestat(os.fstat(_HELD[key]), os.stat(folder)):
+        release(folder)  # it was removed and made again
     if key not in _HELD:
         _HELD[key] = _lock(folder, "LOCK_EX")
 

@@ -325,7 +325,7 @@ def find_run(path):
             if (folder / CONFIG).exists() and {"commands", "command"} & read_json(folder / CONFIG).keys():
                 return folder
         except UserError:
-            if folder == path:  # and not the file of whatever else lies there
+            if folder == path or (folder / CHECKPOINT).exists():  # and not the file of whatever else lies there
                 raise
     return None
 

@@ -27,8 +27,9 @@ _TOLD = {"protocol": "protocol {}", "scored_on": "scored on {}", "labels": "labe
 
 def _line_name(row, kinds):
     """What a legend calls the line of a row: its source, what `kinds`, those of all rows, do not share, and its sampling."""
+    usual = {**dict.fromkeys(_TOLD), **DEFAULT}
     told = [_TOLD.get(key, "{}").format(value) for key, value, values in zip(TABLE, table_of(row), zip(*kinds))
-            if value is not None and (len({*values} - {None}) > 1 or value != DEFAULT.get(key, value))]
+            if value is not None and (len({*values} - {None}) > 1 or value != usual.get(key, value))]
     name = ", ".join([line_of(row)[0], *told, *([row["sampling"]] if row["sampling"] != "all" else [])])
     return name.replace("$", r"\$")  # no formula
 

@@ -33,8 +33,11 @@ def add_scored_on(parser):
                         "held_out: to choose settings by, so that the test set is looked at once; students see none of them")
 
 
-def first_seed(seed, scored_on):
-    """That of the first student: `seed`, but of students that choose settings another, so that none of them is reported."""
+def first_seed(seed, scored_on, rows=None):
+    """That of the first student: that of `rows` by their keys, if an evaluation has some; else `seed`, but of students that
+    choose settings another, so that none of them is reported."""
+    if rows:
+        return next(iter(rows.values())).get("seed", seed)
     return seed if scored_on == "test" else stream(seed, "held out").initial_seed() % 2**31
 
 
@@ -69,7 +72,7 @@ def full_protocol(args, protocol, spec, real, plan, sources, earlier=None):
     steps = max(protocol.epochs * steps_per_epoch(spec.num_classes * shown, protocol), protocol.min_steps)
     once = steps_per_epoch(len(real), replace(protocol, lessons="set"))
     epochs = earlier["epochs"] if earlier else args.full_epochs or math.ceil(steps / once)
-    if epochs < _FEW and not args.full_epochs and protocol.schedule != "constant":
+    if epochs < _FEW and not earlier and not args.full_epochs and protocol.schedule != "constant":
         say(f"the students of all real images take {epochs} epoch(s), as many steps as those of a set, which is too few for "
             f"--schedule {protocol.schedule} to fall as it does for a set: --full-epochs {_FEW} or more trains them better")
     return replace(protocol, lessons="set", epochs=epochs, min_steps=0)

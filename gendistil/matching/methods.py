@@ -77,7 +77,8 @@ class Method:
                                      1000, type=COUNT)
     select_nearest: int = _method("images that are taken around each centroid, of fewer clusters (DREAM+)", 1, type=COUNT)
 
-    unroll: int = _unroll("steps of a network's training on the synthetic images, in each step of matching", 30, type=COUNT)
+    unroll: int | None = _unroll("steps of a network's training on the synthetic images, in each step of matching (of dd by "
+                                 "default three for each image of a class)", 30, type=COUNT)
     unroll_batch: int = _unroll("synthetic images in one step of that training, 0 for all", 0, type=NATURAL)
     unroll_optimizer: str = _unroll("optimizer of that training", "sgd", choices=UNROLLED)
     unroll_momentum: float = _unroll("momentum of --unroll-optimizer sgd", 0.0, type=number(float, 0, 0.999))
@@ -220,7 +221,7 @@ METHODS = {
                     label_lr=2.0, lr=100.0, pool_epochs=25, steps=10_000),
     "bptt": _BPTT,
     # Its images are steps in an order: students of a plain set, who score on held-out images, cannot tell which are best.
-    "dd": replace(_BPTT, source="Dataset Distillation, arXiv 1811.10959", keep="last", match_batch=103, unroll=30, window=0,
+    "dd": replace(_BPTT, source="Dataset Distillation, arXiv 1811.10959", keep="last", match_batch=103, unroll=None, window=0,
                   unroll_optimizer="sgd", unroll_order="steps", step_size=0.02, step_size_lr=2e-4, clip=0.0, match_aug=False,
                   lr=0.01),
     # Its authors take a step by each of the two losses; here it is one by their sum, in which neither outweighs the other.
@@ -319,7 +320,7 @@ def method_for(name, data, ipc, size=32, factor=None):
     # IDC's and DREAM's rate is for 10 images of a class, and a loss that is a mean over images; Adam's is the same for all.
     if method.space == "unit" and method.optimizer == "sgd":
         method = replace(method, lr=method.lr * ipc / 10 * (size / _BASE_SIZE.get(data, 32)) ** 2)
-    if method.unroll_order == "steps":  # three passes
+    if method.unroll is None:  # three passes of steps that take one image of a class each
         method = replace(method, unroll=3 * ipc * (factor or method.factor) ** 2)
     if method.pool_training == "synthetic":
         outer, inner = loops(ipc)

@@ -266,7 +266,8 @@ class Objective:
 
     function: what is called, see above. weight: of the term beside a generator's own loss, unless a flag says otherwise.
     source: what has to agree, and where that was published.
-    options: the fields of a `Method` that it depends on, which the function takes as keywords, unless it is per training.
+    options: the fields of a `Method` that it depends on, which the function takes as keywords, unless it is per training;
+    `calibrate` is among those of one that compares embeddings.
     per: "class", the function gives the mean over the classes that it is shown, and a step may show them in parts; "set", it is
     shown the classes of a whole step at once and gives one number for all of them; "training", it is called as
     `function(lesson, weights)` with the weights that training on the synthetic images of all classes leads to, see

@@ -68,9 +68,6 @@ class TrainingMatcher(Matcher):
         some = stored and learner.images_per_class(self.per_class) != source.decoded(source.max_ipc)
         if some and (own or options["label_lr"]):
             raise UserError("--label-lr and --unroll-order steps are for all stored images at once: leave out --syn-batch")
-        if own and options["unroll"] < (images := learner.images_per_class(self.per_class)):
-            raise UserError(f"--unroll {options['unroll']}: each step takes another image of a class, and there are {images}: "
-                            "raise it")
         self.logits = self.labelling = None
         # Adam where the step sizes are many: their gradients differ by orders of magnitude.
         self.learning = (torch.optim.Adam if own else _sgd)([self.rates], options["step_size_lr"])
@@ -80,6 +77,9 @@ class TrainingMatcher(Matcher):
 
     def begin(self, pool, state=None):
         super().begin(pool, state)
+        images, steps = self.learner.images_per_class(self.per_class), self.options["unroll"]
+        if not state and self.options["unroll_order"] == "steps" and steps < images:
+            raise UserError(f"--unroll {steps}: each step takes another image of a class, and there are {images}: raise it")
         if self.options["label_lr"]:
             self.logits = state["logits"].to(self.rates.device) if state else self._first_logits()
             self.labelling = _sgd([self.logits], self.options["label_lr"], _LABEL_MOMENTUM)
