@@ -174,8 +174,9 @@ def check_classes(path, flag, spec, remedy):
 def name_other_data(path, flag, spec, judged):
     """Say so where the run at `path` has learned another data set than that of `spec`, with other classes that it fits, or
     other images of the same classes; and where held-out images judge it, if nobody knows whether it has learned from them."""
-    made = made_by(path).get("dataset") or {}
-    if judged and made_by(path).get("held_out") is None:
+    run = made_by(path)
+    made = run.get("dataset") or {}
+    if judged and run.get("held_out") is None:
         say(f"{flag} {path} does not say which images it has learned from: held-out ones may be among them")
     if [*map(str, made.get("classes", ()))] != [*map(str, spec.classes)]:
         if made.get("name", spec.name) != spec.name:

@@ -4,7 +4,6 @@ import contextlib
 import hashlib
 import json
 import os
-import sys
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -14,7 +13,7 @@ import torch
 from PIL import Image, ImageOps
 from tqdm import tqdm
 
-from gendistil.common.cli import LARGEST
+from gendistil.common.cli import LARGEST, say
 from gendistil.common.errors import UserError
 from gendistil.common.run import replacing
 
@@ -178,7 +177,7 @@ def _decode_all(folder, names, size, others):
     """Decode two lists of paths into two uint8 arrays `[N, C, size, size]`. Say of how many `others` nothing is read."""
     if others:
         left, kinds = others.total(), ", ".join(sorted(others))
-        print(f"{folder}: {left} of {left + sum(map(len, names))} files are not read ({kinds})", file=sys.stderr)
+        say(f"{folder}: {left} of {left + sum(map(len, names))} files are not read ({kinds})")
     try:
         return _decode_as(folder, names, size, len(_decode(names[0][0], size)))
     except _Colour:
@@ -211,8 +210,7 @@ def _decode_as(folder, names, size, depth):
             bar.update(count)
             converted += grey
     if converted:
-        print(f"{folder}: {converted} of {total} pictures are grey and the others colour: all are read as colour",
-              file=sys.stderr)
+        say(f"{folder}: {converted} of {total} pictures are grey and the others colour: all are read as colour")
     return arrays
 
 
