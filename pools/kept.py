@@ -17,7 +17,7 @@ from pools.classifiers import build_classifier
 
 FORMAT = 1  # raise it when the same definition comes to mean other weights
 POOL, STUDENT = "pool.json", "student.json"
-_IN_MEMORY = 64  # networks: an expert pool has thousands
+_IN_MEMORY = 2**30  # bytes of weights: an expert pool has thousands of networks
 
 
 class OtherFormat(UserError):
@@ -34,7 +34,7 @@ class KeptClassifiers:
     def __init__(self, folder, definition, spec, device):
         self.dir, self.definition, self.spec, self.device = Path(folder), definition, spec, torch.device(device)
         self._members = [name for name in definition["names"] for _ in range(definition["members"])]
-        self._models, self._rows = {}, []
+        self._models, self._held, self._rows = {}, 0, []  # networks, their bytes, and what is known of all
 
     @staticmethod
     def open(folder, device="cpu", spec=None):
@@ -67,10 +67,13 @@ class KeptClassifiers:
         return len(self._rows)
 
     def __getitem__(self, index):
-        model = self._models.pop(index) if index in self._models else self.load(index)
+        model = self._models.pop(index, None)
+        if model is None:
+            model = self.load(index)
+            self._held += _bytes_of(model)
         self._models[index] = model  # behind those that were asked for before it
-        if len(self._models) > _IN_MEMORY:
-            del self._models[next(iter(self._models))]
+        while self._held > _IN_MEMORY and len(self._models) > 1:
+            self._held -= _bytes_of(self._models.pop(next(iter(self._models))))
         return model
 
     def load(self, index):
@@ -136,6 +139,10 @@ def read_record(folder):
         raise OtherFormat(f"the classifier pool {folder} has format {record['format']} and this version reads format {FORMAT}: "
                           "remove the folder, and it is trained again")
     return record
+
+
+def _bytes_of(model):
+    return sum(value.nbytes for value in model.state_dict().values())
 
 
 def digest_of(data):

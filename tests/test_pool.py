@@ -55,7 +55,7 @@ def weights(model):
 
 
 def test_a_few_networks_stay_in_memory(digits, folder, pool, monkeypatch):
-    monkeypatch.setattr(pools.kept, "_IN_MEMORY", 2)
+    monkeypatch.setattr(pools.kept, "_IN_MEMORY", 2 * pools.kept._bytes_of(pool[0]))
     again = ClassifierPool(digits, folder, cpu(), **SETTINGS)
     first = again[0]
     assert again[0] is first

@@ -126,6 +126,17 @@ def test_an_image_depends_on_seed_class_and_index_alone(source, teacher, monkeyp
     assert not torch.equal(whole, again.sample(torch.arange(10).repeat_interleave(8), 6).unflatten(0, (10, 8)))
 
 
+def test_what_fills_a_batch_is_judged_for_its_own_sake(source, teacher, monkeypatch):
+    made, judged, judge = Refined(source, Refinement(1.2, 0.5), teacher), [], Refined._judge
+    made.sample(torch.arange(10), 1)
+    monkeypatch.setattr(Refined, "_judge", lambda self, *batch: judged.append(batch) or judge(self, *batch))
+    made.sample(torch.arange(10).repeat_interleave(6), 5)
+    (labels, index, _), *more = judged  # the first batch has more than 20 candidates of each class
+    assert not more
+    assert set(labels.bincount(minlength=10).tolist()) <= {*range(20, 40)}
+    assert len({*zip(labels.tolist(), index.tolist())}) == len(labels) == 256
+
+
 def test_it_goes_with_every_way_of_sampling_and_labelling(source, teacher):
     made = Refined(source, Refinement(1.2, 0.5), teacher)
     images, labels = draw_set(made, 2, 3, choice="representative")

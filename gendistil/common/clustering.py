@@ -84,7 +84,7 @@ def representatives(points, count, generator, each=1, distinct=False):
 
 def _around(centroids, points, each, distinct):
     """The `each` points nearest to each centroid [G, k, D], one centroid after the other: int64 [G, k * each]."""
-    gaps = points.square().sum(-1).unsqueeze(1) - centroids @ (2 * points).transpose(1, 2)  # less the centroids' own squares
+    gaps = points.square().sum(-1).unsqueeze(1) - (2 * centroids) @ points.transpose(1, 2)  # less the centroids' own squares
     if not distinct:
         return gaps.topk(each, largest=False).indices.flatten(1) if each > 1 else gaps.argmin(-1)
     taken, rows = torch.zeros_like(gaps[:, 0]), []

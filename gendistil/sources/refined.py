@@ -1,5 +1,6 @@
 """A generator's images made better without training: wider noise, and only those that a classifier takes for their class."""
 
+import itertools
 import math
 from dataclasses import dataclass
 from pathlib import Path
@@ -105,10 +106,15 @@ class Refined(Source):
         return images[place, index]
 
     def _counts(self, classes, missing):
-        """How many more candidates of each class: enough, should they be accepted as often as those so far; a list."""
+        """How many more candidates of each class: enough, should they be accepted as often as those so far, and what fills the
+        last batch; a list."""
         limit = max(1, _AT_ONCE // sum(number > 0 for number in missing))
         rates = [(self._accepted[label] + 1) / (self._seen[label] + 1) for label in classes]
-        return [min(limit, math.ceil(1.2 * max(0, number) / rate)) for number, rate in zip(missing, rates)]
+        counts = [min(limit, math.ceil(1.2 * max(0, number) / rate)) for number, rate in zip(missing, rates)]
+        asked = [place for place, count in enumerate(counts) if count]
+        for _, place in zip(range(-sum(counts) % _BATCH), itertools.cycle(asked)):
+            counts[place] += 1
+        return counts
 
     def _draw(self, classes, first, counts, seed):
         """The accepted among the candidates `first` to `first + count` of `classes` [k], class by class and in their order:
