@@ -22,33 +22,37 @@ from tqdm import tqdm
 
 from gendistil.common.cli import COUNT, SEED, Parser, run_script, say
 from gendistil.common.errors import UserError
-from gendistil.common.flags import add_flags
+from gendistil.common.flags import add_flags, from_flags
 from gendistil.common.run import made_by, replacing, writing
 from gendistil.evaluation.ranking import RankingExport
 from gendistil.sources import (
     CHOICES,
+    SET,
+    Reading,
     Refined,
     Refinement,
     Taught,
     Teacher,
     balanced_labels,
     check_fits,
+    check_read,
     draw_set,
+    file_of_set,
     load_source,
     refine,
 )
 from pools import KeptClassifiers
 
 DDRANKING, PIPELINE = "ddranking", "pipeline"
-_SET, _SHEET = "set.safetensors", "sheet.png"
+_SHEET = "sheet.png"
 _REPLACED = ("images", DDRANKING, PIPELINE)
 
 
 def parse_args(argv=None):
     parser = Parser(description=__doc__.split("\n")[0])
     parser.add_argument("--pretrain-weight", type=Path, required=True, metavar="PATH",
-                        help="a run's folder, a saved model's folder, hub:OWNER/NAME, or a checkpoint file of the published "
-                             "code")
+                        help="a run's folder, a saved model's folder, hub:OWNER/NAME, or a checkpoint file or a set of "
+                             "published code")
     parser.add_argument("--ipc", type=COUNT, default=10, help="images per class")
     parser.add_argument("--seed", type=SEED, default=0, help="name of the set: another seed, other images, but of stored ones")
     parser.add_argument("--sampling", choices=CHOICES, default="fixed",
@@ -60,7 +64,7 @@ def parse_args(argv=None):
     parser.add_argument("--format", choices=("pictures", DDRANKING, PIPELINE), default="pictures",
                         help="ddranking: also a folder of that name with what the package ddranking 0.2.0 takes, for the data "
                              "sets that it knows; pipeline: with a flow itself, as a pipeline of diffusers")
-    add_flags(parser, Refinement)
+    add_flags(parser, Refinement, Reading)
     parser.add_argument("--output-dir", type=Path, default=Path("results/set"), help="folder for images/, set.safetensors "
                         "and sheet.png; an earlier set there is replaced")
     return parser.parse_args(argv)
@@ -114,8 +118,8 @@ def prepare(folder, inputs):
         raise UserError(f"--output-dir {folder} cannot be made ({error.strerror}): name another folder")
     if not os.access(folder, os.W_OK | os.X_OK):
         raise UserError(f"--output-dir {folder} cannot be written: name another folder")
-    for name in (*_REPLACED, _SHEET):
-        if (folder / name).exists() and not (folder / _SET).exists():
+    for name in (*_REPLACED, _SHEET, SET):
+        if (folder / name).exists() and not (folder / SET).exists():
             raise UserError(f"--output-dir {folder} holds {name}, and no earlier set: name another folder")
         for path in filter(None, inputs):
             if (folder / name).resolve() in (path.resolve(), *path.resolve().parents):
@@ -124,7 +128,8 @@ def prepare(folder, inputs):
 
 def main():
     args = parse_args()
-    source = load_source(args.pretrain_weight)
+    source = load_source(args.pretrain_weight, reading=from_flags(Reading, args))
+    check_read(args, [source])
     if source.channels not in (1, 3):
         raise UserError(f"--pretrain-weight {args.pretrain_weight} makes images of {source.channels} channels: "
                         "pictures are grey or RGB")
@@ -148,13 +153,13 @@ def main():
         facts["step_size"] = torch.as_tensor(source.step_size).tolist()
     if args.ipc > (source.max_ipc or args.ipc):
         raise UserError(f"{args.pretrain_weight} has {source.max_ipc} images of a class, fewer than {args.ipc}: lower --ipc")
-    prepare(args.output_dir, (args.pretrain_weight, args.teacher))
+    prepare(args.output_dir, (args.pretrain_weight, file_of_set(args.pretrain_weight), args.teacher))
     drawn = Taught(source, teacher, None, stored=True) if teacher else source
     images, targets = draw_set(drawn, args.ipc, args.seed, choice=args.sampling)
     if teacher:
         facts["teacher"], tensors["logits"] = teacher.name, targets.half()
         targets = balanced_labels(source.num_classes, source.decoded(args.ipc))
-    with replacing(args.output_dir / _SET) as partial, writing(args.output_dir / _SET):
+    with replacing(args.output_dir / SET) as partial, writing(args.output_dir / SET):
         # One entry of metadata, because the file keeps several in no particular order.
         save_file({"images": images, "labels": targets, **tensors}, partial,
                   metadata={"set": json.dumps(facts, sort_keys=True)})

@@ -12,7 +12,7 @@ from tqdm import tqdm
 from gendistil.common.cli import COUNT, Parser, add_data_arguments, add_run_arguments, run_script
 from gendistil.common.device import make_accelerator
 from gendistil.common.engine import Engine
-from gendistil.common.flags import Flattened, add_flags, add_listing, columns, given
+from gendistil.common.flags import Flattened, add_flags, add_listing, columns, from_flags, given
 from gendistil.common.hub import facts_of, make_repository, push, repository
 from gendistil.common.inherit import inherit_data, parse_flags
 from gendistil.common.run import Run, check_folder, made_by, write_json
@@ -48,7 +48,7 @@ from gendistil.evaluation.validation import (
     named_paths,
     real_images,
 )
-from gendistil.sources import Refinement, diversity, load_source
+from gendistil.sources import Reading, Refinement, diversity, load_source
 from pools import CLASSIFIERS, SETS, some_classifiers
 
 
@@ -58,8 +58,8 @@ def parse_args(argv=None):
     add_data_arguments(parser, whiten=True)
     what = parser.add_argument_group("what is judged")
     what.add_argument("--pretrain-weight", nargs="+", default=[], metavar="[NAME=]PATH",
-                      help="runs' folders, saved models' folders, hub:OWNER/NAME, or checkpoint files of the published code; "
-                           "NAME is what the report calls one, else its own name")
+                      help="runs' folders, saved models' folders, hub:OWNER/NAME, or checkpoint files or sets of published "
+                           "code; NAME is what the report calls one, else its own name")
     what.add_argument("--compare", nargs="*", choices=("random", "whole", "none"), default=None,
                       help=f"also judge {REAL} and the {WHOLE}, or one (default: none, but random beside a teacher's labels)")
     what.add_argument("--ranking", action="store_true", help="also train students without augmentation, and report the scores "
@@ -73,7 +73,7 @@ def parse_args(argv=None):
                       "and what is missing is added: more --num-eval, --ipc, sources; flags left out stay, but --scored-on")
     what.add_argument("--push-to-hub", type=repository, metavar="OWNER/NAME",
                       help="then upload the one model of --pretrain-weight there, with the report as its card")
-    add_flags(parser, Labels, Refinement)
+    add_flags(parser, Labels, Refinement, Reading)
     students = parser.add_argument_group(GROUP)
     students.add_argument("--eval-model", type=some_classifiers, action=Flattened, nargs="+", metavar="NAME",
                           help=f"kinds of students: {', '.join(CLASSIFIERS)}, torchvision:NAME or timm:NAME, each with options "
@@ -186,7 +186,7 @@ def main():
     accelerator.print(f"{markdown([*rows.values()], against)}\nreport: {run.dir / 'report.html'}")
     if args.push_to_hub and run.is_main:
         path, = paths.values()
-        source = load_source(path)  # not refined
+        source = load_source(path, reading=from_flags(Reading, args), spec=dataset.spec)  # not refined
         facts = facts_of(source, made_by(path), dataset.spec, args.held_out)
         address = push(source, args.push_to_hub, card(args.push_to_hub, [*rows.values()], facts, run.commands), facts)
         print(f"uploaded: {address}")

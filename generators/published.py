@@ -8,18 +8,18 @@ from generators.dim import DiMGenerator
 from generators.trainer import load_weights
 
 
-def load_published(state, path):
+def load_published(state, path, also=""):
     """The generator in `state`, a checkpoint of the published DiM or IT-GAN code, read from `path`; in eval mode.
 
-    Raises UserError, naming `path`, if it is none.
+    Raises UserError, naming `path`, if it is none; `also` says what else it is not.
     """
     try:
         if not isinstance(state, dict) or "recipe" in state:  # as this suite's have
             raise TypeError
         return (_biggan if "output_layer.2.weight" in state else _dim)(state).eval()
     except (KeyError, TypeError, ValueError, IndexError, AttributeError, RuntimeError) as error:
-        raise UserError(f"{path} is not a checkpoint of the published DiM or IT-GAN code ({type(error).__name__}): for a run "
-                        "of this suite name its folder") from None
+        raise UserError(f"{path} is not a checkpoint of the published DiM or IT-GAN code{also} ({type(error).__name__}): for a "
+                        "run of this suite name its folder") from None
 
 
 def _dim(state):

@@ -192,8 +192,8 @@ STAGE2 = [
 
 DAMAGED = [
     ("{assets}/text.pt", "text.pt is not a readable checkpoint"),
-    ("{assets}/tensor.pt", "tensor.pt is not a checkpoint"),
-    ("{assets}/foreign.pt", "foreign.pt is not a checkpoint"),
+    ("{assets}/tensor.pt", "tensor.pt is not a checkpoint of the published DiM or IT-GAN code and no published set"),
+    ("{assets}/foreign.pt", "foreign.pt is not a checkpoint of the published DiM or IT-GAN code and no published set"),
     ("{gan}/checkpoint.pt", "name its folder"),
     ("{runs}/cut_generator_config", "cut_generator_config holds no saved generator"),
     ("{runs}/odd_generator_config", "odd_generator_config"),
@@ -201,7 +201,7 @@ DAMAGED = [
     ("{runs}/cut_weights", "cut_weights/generator holds a damaged generator"),
     ("{runs}/no_weights", "no_weights/generator holds a damaged generator"),
     ("{runs}/no", "no does not exist"),
-    ("{assets}/sound", "sound holds no saved generator"),
+    ("{assets}/sound", "sound holds no saved generator and no published set"),
 ]
 
 STAGE3 = [

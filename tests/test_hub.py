@@ -24,7 +24,7 @@ from gendistil.common.errors import UserError
 from gendistil.common.rng import stream
 from gendistil.data import load_dataset
 from gendistil.evaluation.card import card
-from gendistil.sources import LatentSet, PixelSet, Rows, balanced_labels, load_source
+from gendistil.sources import LatentSet, PixelSet, Reading, Rows, balanced_labels, load_source
 from generators import NETWORKS
 
 
@@ -348,6 +348,15 @@ def test_validate_pushes_what_it_judged(server, command, run, tmp_path, capsys):
     assert [row["accuracies"] for row in again] == [row["accuracies"] for row in rows]
     config = json.loads((tmp_path / "results" / "b" / "config.json").read_text())
     assert (config["data"], config["image_size"], config["held_out"]) == ("digits", 8, 0.2)
+
+
+def test_a_published_set_is_pushed_as_it_was_read(server, command, tmp_path):
+    torch.save([torch.rand(20, 1, 8, 8), torch.arange(10).repeat_interleave(2)], tmp_path / "data.pt")
+    command(validate, "--pretrain-weight", tmp_path / "data.pt", "--factor", 2, "--push-to-hub", NAME, "--output-dir",
+            tmp_path / "results", "--compile", "off", *QUICK)
+    pushed = load_source(f"hub:{NAME}")
+    assert same(pushed, load_source(tmp_path / "data.pt", reading=Reading(2)))
+    assert pushed.decoded(2) == 8
 
 
 def test_a_refusal_comes_before_the_work(server, fails, run, tmp_path, monkeypatch):

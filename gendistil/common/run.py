@@ -14,6 +14,7 @@ import sys
 import time
 from pathlib import Path
 
+import numpy as np
 import torch
 from safetensors import SafetensorError
 from torchvision.io import read_image
@@ -102,10 +103,17 @@ def save_checkpoint(path, state):
         torch.save(state, partial)
 
 
+_scalar, _ = np.float64(0).__reduce__()
+# A number of NumPy, as published code keeps accuracies, under the names that NumPy 1 and 2 pickle it by.
+_NUMBERS = [np.dtype, type(np.dtype(float)), *((_scalar, f"numpy.{core}.multiarray.scalar") for core in ("core", "_core"))]
+
+
 def load_checkpoint(path):
-    """Load, on the CPU, what `save_checkpoint` or the published code saved. Only tensors and plain containers are unpickled."""
+    """Load, on the CPU, what `save_checkpoint` or the published code saved. Only tensors, plain containers and numbers are
+    unpickled."""
     try:
-        return torch.load(path, map_location="cpu", weights_only=True)
+        with torch.serialization.safe_globals(_NUMBERS):
+            return torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError:
         raise UserError(f"{path} does not exist: name a run's folder or a checkpoint file") from None
     except Exception as error:  # torch raises many kinds for truncated, foreign and unsafe files

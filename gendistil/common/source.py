@@ -2,6 +2,8 @@
 
 import torch
 
+from gendistil.common.errors import UserError
+
 ROWS = "rows.safetensors"
 """The file beside the weights of stored images that holds a row of a teacher's logits for each of them."""
 
@@ -40,6 +42,8 @@ class Source:
     """Digests of the weights of classifiers that are kept with it."""
     remark = ""
     """What a report says beside its name."""
+    read_by = ()
+    """The names of flags that said how its file is read."""
     answers = None
     """Where a teacher is kept and asked: `answers(batch, targets, spec)` are soft labels, float [B, K], in place of `targets`,
     int64 [B] or float [B, K], for a batch as students see it, standardised by `spec` and augmented, [B, C, H, W]. None where
@@ -73,3 +77,13 @@ class Source:
     def label_bytes(self, ipc):
         """Those of these labels."""
         return 0
+
+
+def check_fits(source, spec, name, remedy="choose the --data (and --image-size) that it was distilled from"):
+    """Raise UserError unless the source called `name` makes the classes and shapes of the data set that `spec` describes."""
+    made = (source.num_classes, source.channels, source.size)
+    real = (spec.num_classes, spec.channels, spec.size)
+    if made != real:
+        describe = lambda k, c, s: f"{k} classes of {c}x{s}x{s} images"
+        raise UserError(f"{name} makes {describe(*made)}, but the data set {spec.name} has {describe(*real)}: "
+                        f"{remedy}")

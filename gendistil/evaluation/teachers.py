@@ -171,7 +171,8 @@ class Teachers:
                 rows = next(kept, None)
                 self._scores[networks] = rows.held_out_accuracy if rows else teacher.accuracy(self.dataset.held_out)
             score = self._scores[networks]
-        words = f"{teacher.name}, {score:.1f} % of the held-out images, temperature {self.labels.temperature:g}"
+        known = "" if score is None else f", {score:.1f} % of the held-out images"  # it is not of what sample.py has written
+        words = f"{teacher.name}{known}, temperature {self.labels.temperature:g}"
         return words if source.stored else f"{words}, asked about images as students see them"
 
     def _keeps_rows(self, source):

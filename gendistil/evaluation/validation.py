@@ -15,7 +15,18 @@ from gendistil.evaluation.rows import OWN_LABELS, PLAIN, REAL, TRAIN, WHOLE
 from gendistil.evaluation.settings import protocol_of
 from gendistil.evaluation.students import lessons_of, settled
 from gendistil.evaluation.teachers import Labels, Teachers, fits, named_teachers, open_pool
-from gendistil.sources import RealImages, Refined, Refinement, check_fits, forget, load_source, refine, weights_digest
+from gendistil.sources import (
+    Reading,
+    RealImages,
+    Refined,
+    Refinement,
+    check_fits,
+    check_read,
+    forget,
+    load_source,
+    refine,
+    weights_digest,
+)
 
 
 def named_paths(args):
@@ -48,11 +59,13 @@ def load_sources(args, paths, dataset, real):
         raise UserError(f"{flag_of(flag)} is for generators, not for real images: give --pretrain-weight")
     device, sources, named, learned = dataset.train.images.device, {}, {}, False
     for name, path in paths.items():
-        source = load_source(path, device).fitted(dataset.spec)
+        source = load_source(path, device, from_flags(Reading, args), dataset.spec).fitted(dataset.spec)
         _check_source(args, path, source, dataset.spec)
         learned = learned or source.soft or source.step_size is not None
         name, source = _as_judged(args, name, path, source, dataset)
         sources[name], named[name] = source, path
+    if not args.resume:
+        check_read(args, sources.values())
     if not args.own and not learned and not args.resume:
         raise UserError("--no-own: no run of --pretrain-weight has learned labels or a step size of its own: leave it out")
     if args.compare is None:

@@ -18,7 +18,7 @@ from gendistil.common.rng import Shuffle
 from gendistil.data import standardise, to_signed
 from gendistil.matching.matcher import Matcher
 from gendistil.matching.unroll import UNROLLED, WithGradients, unroll
-from gendistil.sources import Rows, Teacher, balanced_labels, draw_set
+from gendistil.sources import LEARNED_LABELS, Rows, Teacher, balanced_labels, draw_set
 from gendistil.sources.stored import StoredSource
 
 ORDERS = ("passes", "steps")
@@ -83,7 +83,7 @@ class TrainingMatcher(Matcher):
         if self.options["label_lr"]:
             self.logits = state["logits"].to(self.rates.device) if state else self._first_logits()
             self.labelling = _sgd([self.logits], self.options["label_lr"], _LABEL_MOMENTUM)
-            self.learner.source.rows = Rows(self.logits, "learned with the images", None, learned=True)
+            self.learner.source.rows = Rows(self.logits, LEARNED_LABELS, None, learned=True)
         if state:
             self.rates.copy_(state["rates"])
             self.length.copy_(state["length"])

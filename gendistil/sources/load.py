@@ -1,4 +1,4 @@
-"""Sources from where they are kept: a run, a saved model, a checkpoint of the published code, a model on a hub."""
+"""Sources from where they are kept: a run, a saved model, a checkpoint or a set of published code, a model on a hub."""
 
 import contextlib
 import hashlib
@@ -10,11 +10,11 @@ import torch
 
 from gendistil.common.errors import UserError
 from gendistil.common.hub import is_hub, local_copy
-from gendistil.common.run import load_checkpoint
 from gendistil.common.source import ROWS
 from gendistil.sources.latents import LatentSet
 from gendistil.sources.pipeline import INDEX, PipelineSource
 from gendistil.sources.pixels import PixelSet
+from gendistil.sources.published import open_set, read_set, set_file, set_files
 from gendistil.sources.taught import Rows
 from generators import NETWORKS, load_published
 
@@ -25,20 +25,19 @@ STORED_SOURCES = {"PixelSet": PixelSet, "LatentSet": LatentSet}
 """Kinds of sources beside generators, by the name of their class: a new one is a row."""
 
 
-def load_source(path, device="cpu"):
+def load_source(path, device="cpu", reading=None, spec=None):
     """The source kept at `path`, in eval mode on `device`.
 
     Args: path, a run's folder, a saved model's folder, a pipeline of diffusers that draws images of a class, a checkpoint file
-    of the published DiM or IT-GAN code, or a model on a hub, `hub:owner/name` or `hub:owner/name@revision`.
+    of the published DiM or IT-GAN code, or a model on a hub, `hub:owner/name` or `hub:owner/name@revision`; where there is a
+    `Reading`, also a published set, a file or a folder, see `read_set`, which takes spec.
     Raises UserError, naming `path`, if there is none or it cannot be read.
     """
     path, place = Path(path), local_copy(path)
-    if place.is_file():
-        source = load_published(load_checkpoint(place), place)
-        _check_weights(source, place)
-        return source.to(device)
     if (place / INDEX).exists():
         return PipelineSource.load(place, device, use_safetensors=is_hub(path) or None)
+    if file := file_of_set(path) if reading or place.is_file() else None:
+        return _of_file(file, device, reading, spec)
     folder = _model_folder(place)
     if not place.exists() and not is_hub(path):
         raise UserError(f"{path} does not exist: name a run's folder, a saved model's folder or a checkpoint file")
@@ -48,8 +47,8 @@ def load_source(path, device="cpu"):
         if not isinstance(name, str):
             raise TypeError
     except (TypeError, KeyError, ValueError):
-        raise UserError(f"{path} holds no saved generator: name a run of gen_condense.py or pool_match.py "
-                        "that has reached its first checkpoint") from None
+        raise UserError(f"{path} holds no saved generator{' and no published set' if reading else ''}: name a run of "
+                        "gen_condense.py or pool_match.py that has reached its first checkpoint") from None
     if name not in kinds:
         raise UserError(f"{path} holds a model of the class {name}, which is not here: name the file that it is in by --plugin")
     kind, name = kinds[name], path if is_hub(path) else folder
@@ -68,6 +67,16 @@ def load_source(path, device="cpu"):
             module.to(memory_format=torch.channels_last)
     source.rows = Rows.load(folder, source, device)
     return source.eval().to(device)
+
+
+def _of_file(file, device, reading, spec):
+    """The source in a file: a published set, where there is a `Reading`, or a generator of published code."""
+    state = open_set(file)
+    source = read_set(state, file, reading, spec, device) if reading else None
+    if source is None:
+        source = load_published(state, file, " and no published set that is known" if reading else "")
+        _check_weights(source, file)
+    return source.to(device)
 
 
 @contextlib.contextmanager
@@ -99,12 +108,20 @@ def _model_folder(place):
     return next((folder for folder in places if (folder / "config.json").exists()), None)
 
 
+def file_of_set(path):
+    """The file of a published set or checkpoint at `path`, as `set_file` has it; None in a folder that holds a model."""
+    place = Path(path)
+    return None if is_hub(path) or (place / INDEX).exists() or _model_folder(place) else set_file(place)
+
+
 def weights_digest(path):
-    """A name, text, for the weights kept at `path`, which `load_source` takes; the rows of a teacher are no part of it."""
+    """A name, text, for the weights kept at `path`, which `load_source` takes, and for all files of a published set; the rows
+    of a teacher are no part of it."""
     place, found = local_copy(path), hashlib.blake2b(digest_size=16)
+    file = file_of_set(path)
     folder = place if (place / INDEX).exists() else _model_folder(place) or place
     weights = (file for kind in ("*.safetensors", "*.bin") for file in folder.rglob(kind) if file.name != ROWS)
-    files = [place] if place.is_file() else sorted(weights)
+    files = set_files(file) if file else sorted(weights)
     if not files:
         raise UserError(f"{path} holds no weights: name the folder of a run, of a saved model or a checkpoint")
     for file in files:
@@ -112,13 +129,3 @@ def weights_digest(path):
             while part := opened.read(2**24):
                 found.update(part)
     return found.hexdigest()
-
-
-def check_fits(source, spec, name, remedy="choose the --data (and --image-size) that it was distilled from"):
-    """Raise UserError unless the source called `name` makes the classes and shapes of the data set that `spec` describes."""
-    made = (source.num_classes, source.channels, source.size)
-    real = (spec.num_classes, spec.channels, spec.size)
-    if made != real:
-        describe = lambda k, c, s: f"{k} classes of {c}x{s}x{s} images"
-        raise UserError(f"{name} makes {describe(*made)}, but the data set {spec.name} has {describe(*real)}: "
-                        f"{remedy}")

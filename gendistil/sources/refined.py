@@ -13,9 +13,9 @@ from gendistil.common.device import send
 from gendistil.common.errors import UserError
 from gendistil.common.flags import fields, flag_of, given, option
 from gendistil.common.run import beside, made_by
-from gendistil.common.source import Source, index_within_class
+from gendistil.common.source import Source, check_fits, index_within_class
 from gendistil.data import to_uint8
-from gendistil.sources.load import check_fits, weights_digest
+from gendistil.sources.load import weights_digest
 from gendistil.sources.taught import Teacher
 
 _GROUP = "refinement of generators (where none of these is given, what the run's config keeps)"

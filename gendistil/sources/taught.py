@@ -18,6 +18,9 @@ KINDS = ("hard", "rows", "teacher")
 """hard: the classes' own labels; rows: one row of a teacher's logits is kept with every image of a set; teacher: the teacher is
 kept and answers to every image as a student sees it."""
 
+LEARNED_LABELS = "learned with the images"
+"""What `Rows` are called that no teacher answered."""
+
 _AT_ONCE = 512
 
 
