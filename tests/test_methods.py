@@ -16,7 +16,7 @@ import validate
 from gendistil.common.engine import Engine
 from gendistil.common.run import load_checkpoint, read_json
 from gendistil.evaluation import Result, selection
-from gendistil.matching import METHODS, OBJECTIVES, SELECTORS, choices, networks
+from gendistil.matching import METHODS, OBJECTIVES, SELECTORS, choices, method_for, networks
 from gendistil.sources import PixelSet, load_source
 from pools import OnlinePool, RandomPool
 
@@ -249,6 +249,13 @@ def test_the_table_of_methods_names_each_once_and_what_does_nothing_by_a_dash():
     assert [found[name]["metric"] for name in ("dm", "dsa", "herding")] == ["–", "dc", "–"]
     assert [found[name]["aug_type"] for name in ("dc", "dd", "dsa")] == ["–", "–", METHODS["dsa"].aug_type]
     assert (found["dc"]["pool_training"], found["random"]["match"], found["mtt"]["select"]) == ("synthetic", "–", "–")
+
+
+def test_a_row_of_a_plugin_keeps_its_own_loops(monkeypatch):
+    monkeypatch.setitem(METHODS, "own", replace(METHODS["dm"], pool_training="synthetic", outer=5, inner=2, steps=300))
+    monkeypatch.setitem(METHODS, "shorter", replace(METHODS["dc"], steps=300))
+    rows = [method_for(name, "digits", 10) for name in ("own", "shorter", "dc")]
+    assert [(row.outer, row.inner, row.steps) for row in rows] == [(5, 2, 300), (10, 50, 300), (10, 50, 10_000)]
 
 
 def test_steps_in_an_order_take_every_image(fails, tmp_path):

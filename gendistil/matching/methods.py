@@ -143,8 +143,10 @@ class Method:
                         nargs="+", type=some_classifiers, action=Flattened, metavar="NAME", first=True)
     pool_training: str = _pool("how they are trained; " + "; ".join(f"{name}: {row.words}" for name, row in POOLS.items()),
                                "random", choices=lambda: POOLS)
-    outer: int = _pool("steps of matching before the online network (synthetic, real) is replaced by a new one", 1, type=COUNT)
-    inner: int = _pool("passes that train the online network between two steps of matching", 1, type=COUNT)
+    outer: int | None = _pool("steps of matching before the online network (synthetic, real) is replaced by a new one (of dc "
+                              "and dsa by default --ipc)", 1, type=COUNT)
+    inner: int | None = _pool("passes that train the online network between two steps of matching (of dc and dsa by default "
+                              "1 to 50, by --ipc)", 1, type=COUNT)
     pool_images: int = _pool("real images in each pass that trains the online network", 500, type=COUNT)
     pool_warmup: int = _pool("passes over all real images that a new online network learns from first (DREAM+)", 0,
                              type=NATURAL)
@@ -162,7 +164,8 @@ class Method:
 
     lr: float | None = _length("learning rate of the generator, of pixels or of latents (default: the method's, else that of "
                                "the generator's recipe)", None, type=POSITIVE, learns=(GENERATOR, *STORED))
-    steps: int | None = _length("steps (default: the method's; of inversion, each latent once)", 1000, type=NATURAL)
+    steps: int | None = _length("steps (default: the method's; of dc and dsa, 1000 for each stored image of a class; of "
+                                "inversion, each latent once)", 1000, type=NATURAL)
     epochs: int | None = _length("passes over the real images, instead of --steps, for a generator", None, type=COUNT,
                                  learns=(GENERATOR,))
     keep: str = _length("the result is what the last step left, or what scored best on held-out images (DiM, DREAM, MTT, BPTT)",
@@ -183,7 +186,8 @@ _DEFAULT = Method(GENERATOR, "DiM on DREAM's batches, with what held-out images 
 _DM = Method(PIXELS, "DM, arXiv 2110.04181", match="mean", match_weight=1.0, match_batch=256, aug_type=DSA, aug_single=True,
              lr=1.0, steps=20_000)
 _DC = Method(PIXELS, "DC, ICLR 2021", match="grad", metric="dc", match_weight=1.0, match_batch=256, match_aug=False,
-             pool_training="synthetic", pool_batch=256, pool_lr=0.01, pool_aug="none", init="noise", lr=0.1)
+             pool_training="synthetic", outer=None, inner=None, pool_batch=256, pool_lr=0.01, pool_aug="none", init="noise",
+             lr=0.1, steps=None)
 _IDC = Method(PIXELS, "IDC, ICML 2022", match="grad", metric="mse", match_weight=1.0, syn_batch=128, pool_training="real",
               outer=100, pool_batch=64, pool_lr=0.01, pool_momentum=0.9, pool_decay=5e-4, pool_images=500,
               pool_aug="color_crop", pool_cutmix=0.5, factor=2, lr=5e-3, space="unit", steps=200_000)
@@ -322,7 +326,8 @@ def method_for(name, data, ipc, size=32, factor=None):
         method = replace(method, lr=method.lr * ipc / 10 * (size / _BASE_SIZE.get(data, 32)) ** 2)
     if method.unroll is None:  # three passes of steps that take one image of a class each
         method = replace(method, unroll=3 * ipc * (factor or method.factor) ** 2)
-    if method.pool_training == "synthetic":
+    if None in (method.outer, method.inner):  # of DC and DSA, whose authors say them by the number of images
         outer, inner = loops(ipc)
-        method = replace(method, outer=outer, inner=inner, steps=1000 * outer)
+        published = {"outer": outer, "inner": inner, "steps": 1000 * outer}
+        method = replace(method, **{name: value for name, value in published.items() if getattr(method, name) is None})
     return method
