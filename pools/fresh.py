@@ -39,18 +39,18 @@ class RandomPool(Pool):
 class OnlinePool(RandomPool):
     """One network at a time: made anew every `outer` steps, and trained before each of the others.
 
-    Args beside those of `RandomPool`: teacher, "synthetic" (trained on what is being learned, as DC and DSA do) or "real" (as
+    Args beside those of `RandomPool`: trained_on, "synthetic" (what is being learned, as DC and DSA do) or "real" (images, as
     IDC does); inner, passes of that training; images, real ones a pass (in whole batches); warmup, passes over all real images
     from which each new network learns first, by the same settings (DREAM+, arXiv 2310.15052); batch_size, lr, momentum,
     weight_decay of its SGD; aug_type; aug_single, one operation a batch; cutmix, the probability that a batch is mixed so;
     seed, of all draws.
     """
 
-    def __init__(self, dataset, *, teacher, outer, inner, names=("convnet",), images=500, warmup=0, batch_size=256, lr=0.01,
-                 momentum=0.0, weight_decay=0.0, aug_type="none", aug_single=False, cutmix=0.0, seed=0, engine=EAGER):
+    def __init__(self, dataset, *, trained_on, outer, inner, names=("convnet",), images=500, warmup=0, batch_size=256,
+                 lr=0.01, momentum=0.0, weight_decay=0.0, aug_type="none", aug_single=False, cutmix=0.0, seed=0, engine=EAGER):
         super().__init__(dataset, names=names, engine=engine)
-        self.teacher, self.outer, self.inner, self.images, self.batch_size = teacher, outer, inner, images, batch_size
-        self.warmup = warmup
+        self.trained_on, self.outer, self.inner, self.warmup = trained_on, outer, inner, warmup
+        self.images, self.batch_size = images, batch_size
         self.settings = {"lr": lr, "momentum": momentum, "weight_decay": weight_decay}
         self.augment, self.cutmix, self.seed = Augment(aug_type, dataset.spec, aug_single), cutmix, seed
         self._model, self._round = None, None
@@ -68,7 +68,7 @@ class OnlinePool(RandomPool):
                 self._train(self.warmup, ("warm", round_), lambda generator: (real.images, real.labels))
         elif position:
             self._train(self.inner, (step,), self._shown(learner))
-            if self.teacher == "synthetic":  # whose batches are few images: batch norms take real ones, as DC's do
+            if self.trained_on == "synthetic":  # whose batches are few images: batch norms take real ones, as DC's do
                 self._model = calibrated(self._model, real, self.dataset.spec, stream(self.seed, "online norms", step)).eval()
 
     def _start(self, round_):
@@ -78,7 +78,7 @@ class OnlinePool(RandomPool):
 
     def _shown(self, learner):
         """What gives the images of one pass between two steps of matching, and their targets, by the draws of a generator."""
-        if self.teacher == "synthetic":
+        if self.trained_on == "synthetic":
             learned = learner.training_set()  # the same for all passes
             return lambda generator: learned
         real = self.dataset.train

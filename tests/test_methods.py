@@ -35,7 +35,7 @@ def test_every_combination(digits, learn, match, select):
     # Pairs, which the logit objective compares, need as many real images as decoded ones.
     per_class = 8 if learn == "multi-formation" else 2
     small = {"names": (SMALL_CLASSIFIER,)}
-    for pool in (RandomPool(digits, **small), OnlinePool(digits, **small, teacher="synthetic", outer=2, inner=1)):
+    for pool in (RandomPool(digits, **small), OnlinePool(digits, **small, trained_on="synthetic", outer=2, inner=1)):
         matcher = matcher_for(learner, digits, pool, match, match_weight=None, select=select, match_classes=2,
                               match_batch=per_class, aug_type="color_crop")
         for step in range(2):
@@ -278,7 +278,7 @@ def test_flags_reach_the_pool_that_they_are_for(digits, tmp_path, monkeypatch):
     method = replace(METHODS["dream+"], outer=2, inner=3, pool_images=4, pool_warmup=5, pool_cutmix=0.4, **of_training)
     given = networks.make_pool(method, tmp_path, 7, digits, Engine(Accelerator(cpu=True)))
     expected = {"outer": 2, "inner": 3, "images": 4, "warmup": 5, "batch_size": 6, "lr": 0.1, "momentum": 0.2,
-                "weight_decay": 0.3, "cutmix": 0.4, "seed": 7, "teacher": "real"}
+                "weight_decay": 0.3, "cutmix": 0.4, "seed": 7, "trained_on": "real"}
     assert given.items() >= expected.items()
     method = replace(METHODS["mtt"], pool_members=2, pool_epochs=3, aug_single=True, **of_training)
     given = networks.make_pool(method, tmp_path, 7, digits, Engine(Accelerator(cpu=True)))

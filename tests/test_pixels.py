@@ -245,8 +245,8 @@ def test_a_start_that_needs_more_images_than_there_are_is_refused(digits):
 
 def test_an_online_network_is_new_when_due_and_learns_in_between(digits):
     learner, _ = pixel_learner(digits)
-    for teacher in ("synthetic", "real"):
-        pool = OnlinePool(digits, teacher=teacher, outer=3, inner=2, images=32, batch_size=16)
+    for trained_on in ("synthetic", "real"):
+        pool = OnlinePool(digits, trained_on=trained_on, outer=3, inner=2, images=32, batch_size=16)
         seen = []
         for step in range(4):
             pool.prepare(step, learner)
@@ -254,7 +254,7 @@ def test_an_online_network_is_new_when_due_and_learns_in_between(digits):
         moved = [float((after - before).norm()) for before, after in itertools.pairwise(seen)]
         assert 0 < moved[0] < 0.1 * moved[2]
         assert 0 < moved[1] < 0.1 * moved[2]
-        other = OnlinePool(digits, teacher=teacher, outer=3, inner=2, images=32, batch_size=16)
+        other = OnlinePool(digits, trained_on=trained_on, outer=3, inner=2, images=32, batch_size=16)
         other.load_state_dict(pool.state_dict())
         for one in (pool, other):
             one.prepare(4, learner)
@@ -263,7 +263,7 @@ def test_an_online_network_is_new_when_due_and_learns_in_between(digits):
 
 def test_a_new_online_network_may_learn_from_all_real_images_first(digits):
     learner, _ = pixel_learner(digits)
-    settings = {"teacher": "real", "outer": 2, "inner": 1, "images": 32, "batch_size": 32, "momentum": 0.9}
+    settings = {"trained_on": "real", "outer": 2, "inner": 1, "images": 32, "batch_size": 32, "momentum": 0.9}
     cold, warm = OnlinePool(digits, **settings), OnlinePool(digits, **settings, warmup=1)
     scores = []
     for pool in (cold, warm):
@@ -289,11 +289,11 @@ def test_random_networks_are_calibrated_where_they_have_batch_norms(digits):
     assert not any(weight.requires_grad for weight in network.parameters())
 
 
-@pytest.mark.parametrize("teacher", ["synthetic", "real"])
-def test_batch_norms_keep_statistics_of_real_images(digits, teacher):
+@pytest.mark.parametrize("trained_on", ["synthetic", "real"])
+def test_batch_norms_keep_statistics_of_real_images(digits, trained_on):
     learner, _ = pixel_learner(digits)
     learner.training_set = lambda: (torch.full((20, 1, 8, 8), 255, dtype=torch.uint8), torch.arange(10).repeat(2))  # all white
-    pool = OnlinePool(digits, teacher=teacher, outer=2, inner=50, names=("convnet_bn:width=8",), images=20, batch_size=20)
+    pool = OnlinePool(digits, trained_on=trained_on, outer=2, inner=50, names=("convnet_bn:width=8",), images=20, batch_size=20)
     means = []
     for step in range(2):
         pool.prepare(step, learner)
@@ -302,10 +302,10 @@ def test_batch_norms_keep_statistics_of_real_images(digits, teacher):
     assert (means[1] - means[0]).norm() < 0.2 * means[0].norm()
 
 
-@pytest.mark.parametrize("teacher", ["synthetic", "real"])
-def test_an_online_pool_of_several_architectures_resumes_in_any_round(digits, teacher):
+@pytest.mark.parametrize("trained_on", ["synthetic", "real"])
+def test_an_online_pool_of_several_architectures_resumes_in_any_round(digits, trained_on):
     learner, _ = pixel_learner(digits)
-    settings = {"teacher": teacher, "outer": 2, "inner": 1, "images": 32, "batch_size": 16,
+    settings = {"trained_on": trained_on, "outer": 2, "inner": 1, "images": 32, "batch_size": 16,
                 "names": ("convnet", "mlp", "lenet")}
     pool, kinds = OnlinePool(digits, **settings), []
     for step in range(12):

@@ -115,7 +115,7 @@ def test_distances_and_clusterings_are_taken_in_float32_outside_autocast(digits,
     monkeypatch.setitem(matcher.OBJECTIVES, match, objectives.Objective(noted(row.function), 1.0, "", row.options))
     accelerator = make_accelerator("bf16")
     learner = pixels_of(digits, accelerator)
-    pool = OnlinePool(digits, teacher="real", outer=3, inner=1, images=32, engine=learner.engine)
+    pool = OnlinePool(digits, trained_on="real", outer=3, inner=1, images=32, engine=learner.engine)
     monkeypatch.setattr(pool, "prepare", noted(pool.prepare))
     term = matcher_for(learner, digits, pool, match, select="dream", match_batch=3, aug_setting="image")
     for step in range(2):
@@ -159,12 +159,12 @@ def test_a_generators_scale_of_float16_gradients_is_kept(digits):
 
 
 def test_a_network_that_learns_step_by_step_keeps_its_scale_of_float16_gradients(digits):
-    pool = OnlinePool(digits, teacher="real", outer=50, inner=1, images=32, batch_size=32, engine=Engine(Half(cpu=True)))
+    pool = OnlinePool(digits, trained_on="real", outer=50, inner=1, images=32, batch_size=32, engine=Engine(Half(cpu=True)))
     pool.prepare(0, None)
     pool._scaler.load_state_dict({**pool._scaler.state_dict(), "scale": 2.0**40})  # at which every gradient overflows
     pool.prepare(1, None)
     before = [weight.clone() for weight in pool.draw(None).parameters()]
-    again = OnlinePool(digits, teacher="real", outer=50, inner=1, images=32, batch_size=32, engine=Engine(Half(cpu=True)))
+    again = OnlinePool(digits, trained_on="real", outer=50, inner=1, images=32, batch_size=32, engine=Engine(Half(cpu=True)))
     again.load_state_dict(pool.state_dict())
     for step in range(2, 40):
         pool.prepare(step, None)

@@ -32,8 +32,7 @@ def _random(asked):
 
 
 def _online(asked, **settings):
-    return OnlinePool(asked.dataset, names=asked.method.pool, teacher=asked.method.pool_training, seed=asked.seed,
-                      engine=asked.engine, **settings)
+    return OnlinePool(asked.dataset, names=asked.method.pool, seed=asked.seed, engine=asked.engine, **settings)
 
 
 @dataclass(frozen=True)
@@ -76,8 +75,9 @@ POOLS = {
                       "the same by plain SGD, and kept after every epoch", {**_PLAIN_SGD, **_KEPT},
                       ("expert_epochs", "min_start", "max_start", "first_max_start", "start_grows", "skip_above")),
     "random": PoolRow(_random, "never", learned=False),
-    "synthetic": PoolRow(_online, "between the steps, on what is learned", _ONLINE),
-    "real": PoolRow(_online, "between the steps, on real images", {**_ONLINE, "images": "pool_images"}),
+    "synthetic": PoolRow(partial(_online, trained_on="synthetic"), "between the steps, on what is learned", _ONLINE),
+    "real": PoolRow(partial(_online, trained_on="real"), "between the steps, on real images",
+                    {**_ONLINE, "images": "pool_images"}),
 }
 """Every kind of pool by the name that --pool-training knows."""
 
