@@ -266,8 +266,9 @@ class Objective:
 
     function: what is called, see above. weight: of the term beside a generator's own loss, unless a flag says otherwise.
     source: what has to agree, and where that was published.
-    options: the fields of a `Method` that it depends on, which the function takes as keywords, unless it is per training;
-    `calibrate` is among those of one that compares embeddings.
+    options: the fields of a `Method` that it depends on, which the function takes as keywords, unless it is per training: those
+    of `TRAINING_OPTIONS` are then among them, with an expert those of `EXPERT_OPTIONS` too, and perhaps "window". `calibrate`
+    is among those of one that compares embeddings.
     per: "class", the function gives the mean over the classes that it is shown, and a step may show them in parts; "set", it is
     shown the classes of a whole step at once and gives one number for all of them; "training", it is called as
     `function(lesson, weights)` with the weights that training on the synthetic images of all classes leads to, see
@@ -310,9 +311,12 @@ def _has_no_batch_norms(method, classifier, images):
                         "choose another norm, as in convnet or resnet18:norm=instance")
 
 
-_TRAINING = ("unroll", "unroll_batch", "unroll_optimizer", "unroll_momentum", "unroll_order", "step_size", "step_size_lr",
-             "label_lr", "clip")
-_EXPERT = ("expert_epochs", "min_start", "max_start", "first_max_start", "start_grows", "skip_above")
+TRAINING_OPTIONS = ("unroll", "unroll_batch", "unroll_optimizer", "unroll_momentum", "unroll_order", "step_size",
+                    "step_size_lr", "label_lr", "clip")
+"""What the options of every objective per training begin with: the training is done by them."""
+EXPERT_OPTIONS = ("expert_epochs", "min_start", "max_start", "first_max_start", "start_grows", "skip_above")
+"""What those of one that asks for an expert have besides."""
+
 
 
 def _embeddings(criterion, source, **facts):
@@ -333,9 +337,9 @@ OBJECTIVES = {
     "cf": _embeddings(characteristic, "distributions of a class's embeddings, by their characteristic functions (NCFM)",
                       draws=True),
     "trajectory": Objective(trajectory, 1.0, "weights that a training leads to, with an expert's (MTT, DATM)",
-                            options=_TRAINING + _EXPERT, per="training", expert=True, suits=_has_no_batch_norms),
+                            options=TRAINING_OPTIONS + EXPERT_OPTIONS, per="training", expert=True, suits=_has_no_batch_norms),
     "outcome": Objective(outcome, 1.0, "answers to real images after a training (Dataset Distillation, RaT-BPTT)",
-                         options=(*_TRAINING, "window"), per="training"),
+                         options=(*TRAINING_OPTIONS, "window"), per="training"),
     "paired": Objective(_match_paired, 1.0, "pixels and embeddings, each latent's with those of its real image (GAN inversion)",
                         paired="real"),
 }
