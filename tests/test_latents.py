@@ -90,6 +90,22 @@ def test_a_set_keeps_half_floats_and_gives_back_what_it_scored(name, space, tmp_
         latents.sample(torch.zeros(6, dtype=torch.int64))
 
 
+class Negative(PyramidGenerator):
+    """What its parent makes of the same weights, with the other sign."""
+
+    def paint(self, grid, labels):
+        return -super().paint(grid, labels)
+
+
+def test_the_generator_of_a_set_is_of_its_own_class_and_not_of_its_parents(monkeypatch):
+    generator = Negative(size=8, channels=1, num_classes=2, dim_noise=9, width=8).eval()
+    with pytest.raises(UserError, match="of a generator 'Negative', which is not there"):
+        LatentSet.of(generator, 2)
+    monkeypatch.setitem(NETWORKS, "negative", (Negative, None))
+    latents, noise, labels = LatentSet.of(generator, 2), torch.randn(2, 9), torch.arange(2)
+    assert torch.equal(latents.paint(noise, labels), generator(noise, labels))
+
+
 def make_generator():
     with torch.random.fork_rng():
         torch.manual_seed(0)

@@ -43,8 +43,9 @@ class LatentSet(StoredSource, ModelMixin, ConfigMixin):
 
     @classmethod
     def of(cls, generator, ipc, space="noise"):
-        """A set of zero vectors for a generator that is at hand, whose weights it copies."""
-        name = next(name for name, (kind, _) in NETWORKS.items() if isinstance(generator, kind))
+        """A set of zero vectors for a generator that is at hand, whose weights it copies; UserError for one of no row."""
+        own = type(generator)  # and not one that it is derived from
+        name = next((name for name, (kind, _) in NETWORKS.items() if kind is own), own.__name__)
         options = {key: value for key, value in generator.config.items() if not key.startswith("_")}
         latents = cls(name, options, ipc, space).to(next(generator.parameters()).device)
         latents.generator.load_state_dict(generator.state_dict())
