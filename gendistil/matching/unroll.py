@@ -55,6 +55,46 @@ def exact(device):
         yield
 
 
+class _Training:
+    """The steps of a training, onward and back, as functions of all that they depend on.
+
+    Args: loss and optimizer, as `unroll` has them; learned, the inputs and behind them the rates; count, how many weights there
+    are. A state is the list of the weights and, behind them, of what the optimiser remembers.
+    """
+
+    def __init__(self, loss, optimizer, learned, count):
+        self.loss, self.optimizer, self.count = loss, optimizer, count
+        *self.inputs, self.rates = learned
+
+    def descent(self, weights, inputs, step, graph=False):
+        """The gradient of this process's part of a step's loss by the weights, itself differentiable with `graph`."""
+        with torch.enable_grad():
+            return torch.autograd.grad(self.loss(weights, inputs, step), weights, create_graph=graph, materialize_grads=True)
+
+    def advance(self, weights, memory, gradients, rates, step):
+        """The state after step `step`, which goes down these gradients of all processes."""
+        return self.optimizer(weights, memory, gradients, rates[step % len(rates)], step)
+
+    def onward(self, state, step):
+        """The state after step `step`, without a graph."""
+        weights, memory = state[:self.count], state[self.count:]
+        gradients = process_sums(self.descent(_leaves(weights), self.inputs, step))
+        return self.advance(weights, memory, gradients, self.rates, step)
+
+    def backward(self, state, adjoint, step):
+        """From `adjoint`, the gradient by the state after step `step`: that by the `state` before it, and those by what is
+        learned, of the inputs this process's part."""
+        weights, inputs = _leaves(state[:self.count]), _leaves(self.inputs)
+        mine = self.descent(weights, inputs, step, graph=True)
+        before = _leaves([*state, *process_sums(mine), self.rates])
+        with torch.enable_grad():
+            after = self.advance(before[:self.count], before[self.count:len(state)], before[len(state):-1], before[-1], step)
+        *found, of_rates = torch.autograd.grad(after, before, adjoint, materialize_grads=True)  # back through the optimiser
+        through = torch.autograd.grad(mine, [*weights, *inputs], found[len(state):], materialize_grads=True)
+        of_weights = torch._foreach_add(found[:self.count], process_sums(through[:self.count]))
+        return [*of_weights, *found[self.count:len(state)]], [*through[self.count:], of_rates]
+
+
 def unroll(loss, optimizer, weights, inputs, rates, steps, terminal, window=0, useless=None):
     """Train from `weights` for `steps` steps, and differentiate what `terminal` says of the end through the last `window`.
 
@@ -75,28 +115,7 @@ def unroll(loss, optimizer, weights, inputs, rates, steps, terminal, window=0, u
     hardly grows with n (Griewank, 1992; Maclaurin et al., arXiv 1502.03492).
     """
     count, learned = len(weights), [x.detach() for x in (*inputs, rates)]
-
-    def descent(weights, inputs, step, graph=False):
-        with torch.enable_grad():
-            return torch.autograd.grad(loss(weights, inputs, step), weights, create_graph=graph, materialize_grads=True)
-
-    def advance(weights, memory, found, rates, step):
-        return optimizer(weights, memory, found, rates[step % len(rates)], step)
-
-    def onward(state, step):
-        found = process_sums(descent(_leaves(state[:count]), learned[:-1], step))
-        return advance(state[:count], state[count:], found, learned[-1], step)
-
-    def backward(state, adjoint, step):
-        weights, inputs = _leaves(state[:count]), _leaves(learned[:-1])
-        mine = descent(weights, inputs, step, graph=True)
-        before = _leaves([*state, *process_sums(mine), learned[-1]])
-        with torch.enable_grad():
-            after = advance(before[:count], before[count:len(state)], before[len(state):-1], before[-1], step)
-        *found, of_rates = torch.autograd.grad(after, before, adjoint, materialize_grads=True)
-        through = torch.autograd.grad(mine, [*weights, *inputs], found[len(state):], materialize_grads=True)
-        of_weights = torch._foreach_add(found[:count], process_sums(through[:count]))
-        return [*of_weights, *found[count:len(state)]], [*through[count:], of_rates]
+    training = _Training(loss, optimizer, learned, count)
 
     with exact(weights[0].device), torch.no_grad():
         first = steps - (window or steps)
@@ -105,7 +124,7 @@ def unroll(loss, optimizer, weights, inputs, rates, steps, terminal, window=0, u
         for step in range(steps):
             if step >= first and (step - first) % spacing == 0:
                 marks.append(state)
-            state = onward(state, step)
+            state = training.onward(state, step)
 
         final = _leaves(state[:count])
         with torch.enable_grad():
@@ -119,9 +138,9 @@ def unroll(loss, optimizer, weights, inputs, rates, steps, terminal, window=0, u
             end = min(begin + spacing, steps)
             between = [marks.pop()]
             for step in range(begin, end - 1):
-                between.append(onward(between[-1], step))
+                between.append(training.onward(between[-1], step))
             for step in reversed(range(begin, end)):
-                adjoint, found = backward(between.pop(), adjoint, step)
+                adjoint, found = training.backward(between.pop(), adjoint, step)
                 torch._foreach_add_(gradients, found)
     return told, [*process_sums(gradients[:-1]), process_first(gradients[-1])]
 
