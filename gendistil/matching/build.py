@@ -68,18 +68,22 @@ class Begin:
         return self.engine.accelerator
 
 
+def _kept_recipe(method, state, file):
+    """The recipe that stays with the generator of a training state, read from `file`: a flow's, with the steps through which it
+    is matched."""
+    recipe = recipe_of(state, file)
+    if hasattr(recipe, "sample_steps"):
+        return dataclasses.replace(recipe, sample_steps=method.sample_steps or min(recipe.sample_steps, _STEPS))
+    if method.sample_steps:
+        raise UserError(f"--sample-steps is for a flow, and {file} was trained by '{recipe.trainer}': leave it out")
+    return recipe
+
+
 def _generator(begin):
     method, state, file, accelerator = begin.method, begin.state, begin.file, begin.accelerator
-    recipe = recipe_of(state, file)
-    values = {name: getattr(method, name) for name in ("lr", "lr_critic", "batch_size", "ema", "tune")}
-    known = {field.name for field in dataclasses.fields(recipe)}
-    if "sample_steps" in known:
-        values["sample_steps"] = method.sample_steps or min(recipe.sample_steps, _STEPS)
-    elif method.sample_steps:
-        raise UserError(f"--sample-steps is for a flow, and {file} was trained by '{recipe.trainer}': leave it out")
-    values = {name: value for name, value in values.items() if value is not None and name in known}
-    first, recipe = recipe, dataclasses.replace(recipe, **values)
-    kept = dataclasses.replace(first, **{name: value for name, value in values.items() if name == "sample_steps"})
+    kept = _kept_recipe(method, state, file)
+    asked = {name: getattr(method, name) for name in ("lr", "lr_critic", "batch_size", "ema", "tune") if hasattr(kept, name)}
+    recipe = dataclasses.replace(kept, **{name: value for name, value in asked.items() if value is not None})
     if recipe.batch_size % accelerator.num_processes:
         raise UserError(f"--batch-size {recipe.batch_size} must be a multiple of the {accelerator.num_processes} processes")
     trainer = make_trainer(accelerator, begin.dataset.spec, recipe, begin.seed, begin.engine)
