@@ -223,8 +223,7 @@ def test_a_strategy_has_one_spelling():
 
 def test_every_preset_has_that_spelling():
     rows = [*map(asdict, (*METHODS.values(), *PROTOCOLS.values(), *RECIPES.values())),
-            *(row.values for row in methods.PRESETS),
-            *(row for rows in protocols.OF_DATA_SETS.values() for row in rows.values()),
+            *(row.values for row in (*methods.PRESETS, *protocols.PRESETS)),
             {"aug_type": signature(ClassifierPool).parameters["aug_type"].default}]
     named = [row[name] for row in rows for name in ("aug_type", "pool_aug", "gan_aug") if row.get(name)]
     assert len(named) > len(METHODS)

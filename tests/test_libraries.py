@@ -9,7 +9,7 @@ from torch import nn
 
 from gendistil.common.errors import UserError
 from gendistil.common.rng import stream
-from gendistil.evaluation import OF_ARCHITECTURES, PROTOCOLS, Protocol, evaluate, protocol_for
+from gendistil.evaluation import PRESETS, PROTOCOLS, Preset, Protocol, evaluate, protocol_for, protocols
 from gendistil.sources import RealImages
 from pools import ClassifierPool, RandomPool, base_name, build_classifier, check_classifiers, full_name
 
@@ -135,9 +135,9 @@ def test_pools_of_names_with_options(digits, tmp_path):
 
 
 def test_an_architecture_and_its_variants_are_trained_as_their_row_says(monkeypatch):
-    monkeypatch.setitem(OF_ARCHITECTURES, "resnet18", {"lr": 0.1})
-    monkeypatch.setitem(OF_ARCHITECTURES, "resnet18_full", {"lr": 0.2})
+    rows = [Preset("default", {"lr": rate}, models=(name,)) for name, rate in (("resnet18", 0.1), ("resnet18_full", 0.2))]
+    monkeypatch.setattr(protocols, "PRESETS", [*PRESETS, *rows])
     names = ("resnet18", "resnet18_ap", "resnet18_full", "resnet18_full_ap", "resnet10", "convnet:width=8")
     assert [protocol_for("default", "digits", name).lr for name in names] == [0.1, 0.1, 0.2, 0.1, 0.05, 0.05]
     assert protocol_for("dc", "digits", "resnet18") == PROTOCOLS["dc"]
-    assert all(base_name(name) == name and Protocol(**values) for name, values in OF_ARCHITECTURES.items())
+    assert all(Protocol(**row.values) and all(base_name(name) == name for name in row.models) for row in PRESETS)

@@ -159,7 +159,8 @@ def test_a_rate_or_momentum_of_sgd_is_not_for_another_optimizer(call, fails, tmp
 def test_a_protocol_knows_its_data_sets(call, gan, monkeypatch, tmp_path):
     asked = []
     monkeypatch.setattr(validate, "evaluate", lambda *_, protocol, **__: asked.append(protocol) or RESULT)
-    monkeypatch.setitem(protocols.OF_DATA_SETS["dc"], "digits", protocols.OF_DATA_SETS["dc"]["mnist"])
+    values = next(row.values for row in protocols.PRESETS if row.protocol == "dc" and row.data == ("mnist",))
+    monkeypatch.setattr(protocols, "PRESETS", [*protocols.PRESETS, protocols.Preset("dc", values, data=("digits",))])
     for tag, words in (("a", ()), ("b", ("--epochs", 9))):
         call(validate, "--tag", tag, "--pretrain-weight", gan, "--ipc", 1, "--protocol", "dc", "--num-eval", 1, *words)
     mnist = protocols.protocol_for("dc", "mnist")
@@ -168,7 +169,8 @@ def test_a_protocol_knows_its_data_sets(call, gan, monkeypatch, tmp_path):
 
 def test_students_are_named_with_their_options_and_in_sets(call, gan, tmp_path, monkeypatch):
     asked = []
-    monkeypatch.setitem(protocols.OF_ARCHITECTURES, "mlp", {"lr": 0.2, "min_steps": 9})
+    preset = protocols.Preset("default", {"lr": 0.2, "min_steps": 9}, models=("mlp",))
+    monkeypatch.setattr(protocols, "PRESETS", [*protocols.PRESETS, preset])
     monkeypatch.setattr(validate, "evaluate", lambda *args, protocol, **_: asked.append((args[2], protocol.lr)) or RESULT)
     call(validate, "--pretrain-weight", gan, "--ipc", 1, "--num-eval", 1, "--eval-model",
          "convnet:width=128", "P", "mlp")

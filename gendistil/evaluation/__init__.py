@@ -1,6 +1,6 @@
 """Judging what was distilled: students trained on it, statistics and reports."""
 
-from gendistil.evaluation.protocols import OF_ARCHITECTURES, PROTOCOLS, Protocol, protocol_for
+from gendistil.evaluation.protocols import PRESETS, PROTOCOLS, Preset, Protocol, protocol_for
 from gendistil.evaluation.students import (
     SAMPLINGS,
     Result,
@@ -13,9 +13,10 @@ from gendistil.evaluation.students import (
 )
 
 __all__ = [
-    "OF_ARCHITECTURES",
+    "PRESETS",
     "PROTOCOLS",
     "SAMPLINGS",
+    "Preset",
     "Protocol",
     "Result",
     "evaluate",

@@ -1,6 +1,7 @@
 """How students are trained and scored: published protocols and ours as rows of one table."""
 
 from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 from gendistil.common.cli import COUNT, FRACTION, NATURAL, POSITIVE, WEIGHT, number
 from gendistil.common.flags import Idle, fields, flag_of, option
@@ -71,33 +72,38 @@ PROTOCOLS = {
 }
 """Every protocol by the name that --protocol knows."""
 
-OF_DATA_SETS = {
+
+class Preset(NamedTuple):
+    """What a protocol sets otherwise, `values` by the names of its fields, for some data sets and for students of some
+    classifiers, for all of them where none is named. A classifier's variants are meant too, `vgg11_bn` by `vgg11`."""
+
+    protocol: str
+    values: dict
+    data: tuple = ()
+    models: tuple = ()
+
+
+PRESETS = [
     # DC draws an operation for every image and not for every batch, and rotates by up to 45 degrees and not 15.
-    "dc": {"mnist": {"epochs": 1001, "aug_type": "crop_scale_rotate", "aug_single": True}},
-    "idc": {"mnist": {"cutmix": 0.0}},  # with images of several parts, which --method idc and dream have
-    "bptt": {"tinyimagenet": {"batch_size": 50}},
-}
-"""What a protocol's authors set otherwise for a data set."""
-
-OF_ARCHITECTURES = {
-    "vgg11": {"lr": 0.01},  # at the usual rate it answers one class
-    "mlp": {"lr": 0.01},
-}
-"""What the default protocol does otherwise for an architecture: fields of a `Protocol` by its name. Published ones do nothing.
-
-A row is also that of its variants (`vgg11_bn` is trained as `vgg11`) unless they have one of their own. Measured on held-out
-images of CIFAR-10: docs/results/students.md.
-"""
+    Preset("dc", {"epochs": 1001, "aug_type": "crop_scale_rotate", "aug_single": True}, data=("mnist",)),
+    Preset("idc", {"cutmix": 0.0}, data=("mnist",)),  # with images of several parts, which --method idc and dream have
+    Preset("bptt", {"batch_size": 50}, data=("tinyimagenet",)),
+    # Measured on held-out images of CIFAR-10, docs/results/students.md: at the usual rate VGG11 answers one class.
+    Preset("default", {"lr": 0.01}, models=("vgg11", "mlp")),
+]
+"""Rows that are applied in this order; a plugin may add some."""
 
 
 def protocol_for(name, data, model="convnet"):
-    """The protocol of this name, with what its authors set for the data set called `data` or for its `original`.
-
-    model, the name of the students, of which `OF_ARCHITECTURES` may say more.
-    """
-    base = base_name(model)
-    own = OF_ARCHITECTURES.get(base, OF_ARCHITECTURES.get(base.partition("_")[0], {})) if name == "default" else {}
-    return replace(PROTOCOLS[name], **own, **OF_DATA_SETS.get(name, {}).get(original(data), {}))
+    """The protocol of this name with what `PRESETS` say of it for the data set called `data`, or for its `original`, and for
+    students that are called `model`."""
+    protocol, base = PROTOCOLS[name], base_name(model)
+    kinds = {base, base.partition("_")[0]}
+    for row in PRESETS:
+        meant = (not row.data or original(data) in row.data) and (not row.models or kinds.intersection(row.models))
+        if row.protocol == name and meant:
+            protocol = replace(protocol, **row.values)
+    return protocol
 
 
 _SHOWN = {"epochs", "min_steps", "lr"}  # of a protocol: rows say what came of them
