@@ -43,9 +43,6 @@ from pools import check_classifiers, one_classifier, usual_classifier
 SCRIPTS = {"pool_match.py": pool_match, "gen_condense.py": gen_condense}
 """What makes memories."""
 
-# What --resume may be given anew: rows that are there stay, and others are added.
-_MAY_CHANGE = {"memory", "labels", "orders", "together"}
-
 
 def parse_args(argv=None):
     parser = Parser(description=__doc__.split("\n")[0])
@@ -91,7 +88,7 @@ def main():
     stored = {memory.name: memory.check(args, dataset) for memory in args.memory}
     check_folder(vars(args))
     commands = {memory.name: memory.text for memory in args.memory}
-    rows, known = resumed(args, commands, _MAY_CHANGE)
+    rows, known = resumed(args, commands, "continual")
     if not args.resume and all(stored.values()) and (args.replay_ipc or args.sampling != "fresh"):
         raise UserError("--replay-ipc and --sampling are of what a generator replays, and no --memory is one: leave them out")
     engine = Engine(accelerator)

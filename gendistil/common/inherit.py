@@ -15,12 +15,18 @@ from gendistil.common.run import CHECKPOINT, CONFIG, check_folder, made_by, read
 
 _NAMED = 20  # classes that a message names
 
-# What --resume may be given anew, of every command and of those that train; everything else decides what comes out, and stays.
-_ANYWHERE = {"resume", "overwrite", "output_dir", "tag", "data_dir", "precision", "compile", "plugin", "given"}
-_MAY_CHANGE = {"steps", "epochs", "lr", "lr_critic", "log_interval", "sample_interval", "save_interval", "eval_interval",
-               "auto_stop", "patience", "teacher"}
-_PATHS = ("weight", "control_of", "data", "teacher")
 _OF_ONE_COMMAND = ("resume", "overwrite", "output_dir", "tag", "push_to_hub", "plugin")  # the last is run before flags are made
+_ANYWHERE = {*_OF_ONE_COMMAND, "data_dir", "precision", "compile", "given"}
+MAY_CHANGE = {
+    "training": {"steps", "epochs", "lr", "lr_critic", "log_interval", "sample_interval", "save_interval", "eval_interval",
+                 "auto_stop", "patience", "teacher"},
+    # Rows that are there stay, and others and more students are added.
+    "validation": {"pretrain_weight", "compare", "ipc", "sampling", "labels", "eval_model", "num_eval", "together", "ranking"},
+    "continual": {"memory", "labels", "orders", "together"},
+}
+"""What --resume may be given anew, by the kind of command, beside what all of them may be: everything else decides what comes
+out, and stays."""
+_PATHS = ("weight", "control_of", "data", "teacher")
 LENGTH = ("steps", "epochs")
 """Flags that say how long a run of stage 1 or 2 is, one in place of the other."""
 
@@ -72,7 +78,7 @@ def _given_before(parser, words, either):
     return {**length, **config.get("given", {})}
 
 
-def check_options(options, may_change=_MAY_CHANGE):
+def check_options(options, may_change=MAY_CHANGE["training"]):
     """Raise UserError if a flag, other than those of `may_change` and those that any command may be given anew, is not what
     the run that --resume continues began with."""
     folder = check_folder(options)
@@ -101,7 +107,7 @@ def as_begun(row, options, key):
     """The dataclass `row` with the values that the run which --resume continues began with, as its config.json has them at
     `key`, but for its length and what the flags, `options`, give anew: what a table's row says may have changed since."""
     saved = made_by(Path(options["output_dir"]) / options["tag"]).get(key) if options["resume"] else None
-    anew = {*LENGTH, *(name for name in _MAY_CHANGE if options.get(name) is not None)}
+    anew = {*LENGTH, *(name for name in MAY_CHANGE["training"] if options.get(name) is not None)}
     values = {name: tuple(value) if isinstance(value, list) else value for name, value in (saved or {}).items()
               if name not in anew}
     return replace(row, **{field.name: values[field.name] for field in fields(row) if field.name in values})

@@ -10,7 +10,7 @@ import torch
 from gendistil.common.cli import say
 from gendistil.common.errors import Diverged, UserError
 from gendistil.common.flags import fields, override, refuse_idle
-from gendistil.common.inherit import check_options, same_place
+from gendistil.common.inherit import MAY_CHANGE, check_options, same_place
 from gendistil.common.rng import stream
 from gendistil.common.run import device_name, read_config
 from gendistil.data import DATASETS, original
@@ -21,10 +21,6 @@ from gendistil.evaluation.teachers import Labels
 from pools import check_classifiers, usual_classifier
 
 _FEW = 10  # epochs
-
-# What --resume may be given anew: rows that are there stay, and others and more students are added.
-_MAY_CHANGE = {"pretrain_weight", "compare", "ipc", "sampling", "labels", "eval_model", "num_eval", "together", "push_to_hub",
-               "ranking"}
 
 
 def add_scored_on(parser):
@@ -103,11 +99,11 @@ def facts_of_all(args, spec, kind, engine):
             "device": device_name(engine.accelerator.device), "torch": torch.__version__, "precision": engine.precision}
 
 
-def resumed(args, paths, may_change=_MAY_CHANGE, stored=()):
+def resumed(args, paths, kind="validation", stored=()):
     """The rows that the evaluation of --resume has already, by their `row_key`, and the paths of all its sources by name.
 
-    Without that flag no row is there. `paths` are those that are given now, `may_change` the flags that may be given anew,
-    `stored` the names of sources whose images are one set, which earlier reports called fresh all the same.
+    Without that flag no row is there. `paths` are those that are given now, `kind` a key of `MAY_CHANGE`, `stored` the names of
+    sources whose images are one set, which earlier reports called fresh all the same.
     Raises UserError for flags that do not fit what is there.
     """
     paths = {name: str(path) for name, path in paths.items()}
@@ -116,6 +112,7 @@ def resumed(args, paths, may_change=_MAY_CHANGE, stored=()):
     folder = args.output_dir / args.tag
     config = read_config(folder)
     rows = read_report(folder / REPORT) if (folder / REPORT).exists() else []
+    may_change = MAY_CHANGE[kind]
     if not any(row.get("teacher") for row in rows) and config.get("keep_above") is None:  # no teacher yet
         may_change = may_change | {field.name for field in fields(Labels) if field.name != "own"}
     if not any(row["sampling"] == "all" for row in rows):
