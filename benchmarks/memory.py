@@ -27,6 +27,7 @@ from gendistil.common.cli import COUNT, LARGEST, PRECISIONS, Parser, number, run
 from gendistil.common.device import make_accelerator
 from gendistil.common.engine import Engine
 from gendistil.common.errors import UserError
+from gendistil.common.flags import markdown_table
 from gendistil.common.rng import stream
 from gendistil.common.run import device_name, read_json, write_json
 from gendistil.data import Dataset, Spec, Split
@@ -127,13 +128,11 @@ def measure(repeats, **options):
 
 def unroll_table(results):
     """The markdown table of trainings that were differentiated."""
-    lines = [f"| steps | {' | '.join(WAYS.values())} |", "|" + " --- |" * (1 + len(WAYS))]
     rows = {(row["way"], row["steps"]): row for row in results["rows"]}
-    for steps in sorted({steps for _, steps in rows}):
-        lines.append(f"| {steps} | {' | '.join(_cell(rows.get((way, steps))) for way in WAYS)} |")
-    first = results["rows"][0]
-    return "\n".join([*lines, "", f"A ConvNet-3, {first['images']} images of {first['size']} pixels a step, SGD. "
-                      f"{results['device']}, torch {results['torch']}, fp32."])
+    lines = [[str(steps), *(_cell(rows.get((way, steps))) for way in WAYS)] for steps in sorted({steps for _, steps in rows})]
+    first, text = results["rows"][0], markdown_table(["steps", *WAYS.values()], lines)
+    return (f"{text}\n\nA ConvNet-3, {first['images']} images of {first['size']} pixels a step, SGD. "
+            f"{results['device']}, torch {results['torch']}, fp32.")
 
 
 def table(path):
@@ -144,14 +143,13 @@ def table(path):
     rows = {(row["method"], row["classes"], row["class_batch"]): row for row in results["rows"]}
     batches = sorted({batch for *_, batch in rows})
     heads = ["all at once" if batch == 0 else f"{batch} at once" for batch in batches]
-    lines = [f"| step | classes | {' | '.join(heads)} |", "|" + " --- |" * (2 + len(heads))]
+    lines = []
     for method, words in WORDS.items():
         for classes in sorted({classes for name, classes, _ in rows if name == method}):
-            cells = [_cell(rows.get((method, classes, batch))) for batch in batches]
-            lines.append(f"| {words} | {classes} | {' | '.join(cells)} |")
-    first = results["rows"][0]
-    return "\n".join([*lines, "", f"{first['size']} pixels; of each class, stored images: {first['ipc']}, real ones: "
-                      f"{first['real']}. {results['device']}, torch {results['torch']}, {first['precision']}."])
+            lines.append([words, str(classes), *(_cell(rows.get((method, classes, batch))) for batch in batches)])
+    first, text = results["rows"][0], markdown_table(["step", "classes", *heads], lines)
+    return (f"{text}\n\n{first['size']} pixels; of each class, stored images: {first['ipc']}, real ones: {first['real']}. "
+            f"{results['device']}, torch {results['torch']}, {first['precision']}.")
 
 
 def _cell(row):

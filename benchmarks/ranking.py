@@ -23,6 +23,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 from benchmarks.search import make_folder
 from gendistil.common.cli import COUNT, Parser, add_data_arguments, run_script
 from gendistil.common.errors import UserError
+from gendistil.common.flags import markdown_table
 from gendistil.common.inherit import inherit_data
 from gendistil.common.run import CONFIG, device_name, read_json, write_json
 from gendistil.data import load_dataset, standardise, to_signed
@@ -101,15 +102,15 @@ def table(path):
     results = json.loads(Path(path).read_text(encoding="utf-8"))
     heads = ("source", "HLR, package", "HLR, here", "IOR, package", "IOR, here", "LRS as the package has it",
              "LRS of its HLR and IOR", "LRS, here")
-    lines = [f"| {' | '.join(heads)} |", "|" + " --- |" * len(heads)]
-    rows = sorted(results["rows"], key=lambda row: -row["here"]["lrs"])
+    lines, rows = [], sorted(results["rows"], key=lambda row: -row["here"]["lrs"])
     for row in rows:
         theirs, here = row["package"], row["here"]
-        paired = " | ".join(f"{theirs[part]['mean']:.2f} | {here[part]:.2f}" for part in ("hlr", "ior"))
+        numbers = [number for part in ("hlr", "ior") for number in (theirs[part]["mean"], here[part])]
         scale = score((theirs["ior"]["mean"] - theirs["hlr"]["mean"]) / 2)
-        lines.append(f"| {row['source']} | {paired} | {100 * theirs['lrs']['mean']:.2f} | {scale:.2f} | {here['lrs']:.2f} |")
-    return "\n".join([*lines, "", f"Students of each set: {results['students']} of the package, {rows[0]['here']['n']} here. "
-                      f"{results['device']}, torch {results['torch']}, the package in float32."])
+        numbers += [100 * theirs["lrs"]["mean"], scale, here["lrs"]]
+        lines.append([row["source"], *(f"{number:.2f}" for number in numbers)])
+    return (f"{markdown_table(heads, lines)}\n\nStudents of each set: {results['students']} of the package, "
+            f"{rows[0]['here']['n']} here. {results['device']}, torch {results['torch']}, the package in float32.")
 
 
 def main():

@@ -63,16 +63,23 @@ def add_listing(parser, flag, table):
     parser.add_argument(flag, action=_Listing, nargs=0, const=table, help="print a table of their values and leave")
 
 
+def cell(value):
+    """A value as a table shows it: a dash for None, yes or no for what is true or false, else its text."""
+    words = {None: "–", True: "yes", False: "no"}
+    return words[value] if value is None or isinstance(value, bool) else str(value)
+
+
+def markdown_table(header, lines):
+    """A table as markdown: `header` and each of `lines` are lists of texts, one for each column."""
+    first, *others = ("| " + " | ".join(texts) + " |" for texts in (header, *lines))
+    return "\n".join([first, "|" + " --- |" * len(header), *others])
+
+
 def columns(rows):
     """Rows of a table, dataclasses of flags by their names, as markdown: a column for each, a line for each flag."""
-    names = list(dict.fromkeys(field.name for row in rows.values() for field in fields(row)))
-    words = {None: "–", True: "yes", False: "no"}
-    lines = ["| flag | " + " | ".join(rows) + " |", "|" + " --- |" * (len(rows) + 1)]
-    for name in names:
-        values = [getattr(row, name, None) for row in rows.values()]
-        cells = [words[value] if value is None or isinstance(value, bool) else str(value) for value in values]
-        lines.append(f"| `{flag_of(name)}` | {' | '.join(cells)} |")
-    return "\n".join(lines)
+    names = dict.fromkeys(field.name for row in rows.values() for field in fields(row))
+    return markdown_table(["flag", *rows], [
+        [f"`{flag_of(name)}`", *(cell(getattr(row, name, None)) for row in rows.values())] for name in names])
 
 
 def fields(kind):

@@ -5,7 +5,7 @@ import dataclasses
 from pathlib import Path
 
 from gendistil.common.errors import UserError
-from gendistil.common.flags import Idle, fields, flag_of, override, refuse, refuse_idle
+from gendistil.common.flags import Idle, cell, fields, flag_of, markdown_table, override, refuse, refuse_idle
 from gendistil.common.inherit import as_begun
 from gendistil.matching.build import LEARNED, kind_of
 from gendistil.matching.methods import DEFAULT_IPC, DRAWN, METHODS, PIXELS, STORED, Method, method_for
@@ -177,12 +177,10 @@ def table():
     dash for what does nothing in it."""
     names = ("learn", "match", "metric", "pool_training", "select", "init", "factor", "aug_type", "aug_single", "match_batch",
              "lr", "steps")
-    lines = ["| method | " + " | ".join(names) + " | source |", "|" + " --- |" * (len(names) + 2)]
-    words = {None: "–", True: "yes", False: "no"}
+    lines = []
     for name in METHODS:
         method = method_for(name, "", DEFAULT_IPC)
         values = dataclasses.asdict(method) | dict.fromkeys(idle(method))
         values |= {"steps": f"{method.epochs} passes"} if method.epochs else {}
-        cells = [words[value] if value is None or isinstance(value, bool) else str(value) for value in map(values.get, names)]
-        lines.append(f"| {name} | " + " | ".join(cells) + f" | {method.source} |")
-    return "\n".join(lines)
+        lines.append([name, *(cell(values[column]) for column in names), method.source])
+    return markdown_table(["method", *names, "source"], lines)

@@ -15,6 +15,7 @@ from torch.nn import functional as F
 from gendistil.common.device import process_mean, send, twice_differentiable
 from gendistil.common.engine import EAGER, has_batch_norm, norms_in_float32
 from gendistil.common.errors import UserError
+from gendistil.common.flags import markdown_table
 from gendistil.matching.unroll import WithGradients
 
 _ENOUGH = 512  # real embeddings of a class that tell how far apart they are
@@ -348,8 +349,6 @@ OBJECTIVES = {
 
 def table():
     """The table as markdown: one line per objective."""
-    lines = ["| `--match` | what must agree | weight beside a generator's own loss | compares |", "|" + " --- |" * 4]
-    for name, row in OBJECTIVES.items():
-        per = {"class": "each class by itself", "set": "all classes together", "training": "a training on all images"}[row.per]
-        lines.append(f"| {name} | {row.source} | {row.weight:g} | {per} |")
-    return "\n".join(lines)
+    per = {"class": "each class by itself", "set": "all classes together", "training": "a training on all images"}
+    return markdown_table(["`--match`", "what must agree", "weight beside a generator's own loss", "compares"], [
+        [name, row.source, f"{row.weight:g}", per[row.per]] for name, row in OBJECTIVES.items()])
