@@ -13,7 +13,7 @@ from gendistil.common.cli import COUNT, Parser, add_data_arguments, add_run_argu
 from gendistil.common.device import make_accelerator
 from gendistil.common.engine import Engine
 from gendistil.common.errors import UserError
-from gendistil.common.flags import LENGTH_GROUP, add_flags, add_listing, fields, from_flags
+from gendistil.common.flags import LENGTH_GROUP, add_flags, add_listing, flag_fields, from_flags
 from gendistil.common.inherit import LENGTH, inherit_data, parse_flags, resume_state
 from gendistil.common.loop import Loop
 from gendistil.common.run import CHECKPOINT, CONFIG, Run, check_folder, write_json
@@ -89,7 +89,7 @@ def plan(args):
 def options_of(args, name, tag):
     """The options of the run `tag` by the method `name`: where two run in turn, most flags are for the second."""
     useless = (lambda goes: not goes) if name != args.method else (lambda goes: goes == "only" and METHODS[name].first)
-    unused = {field.name: None for field in fields(Method) if useless(field.metadata.get("first"))}
+    unused = {field.name: None for field in flag_fields(Method) if useless(field.metadata.get("first"))}
     given = {key: value for key, value in args.given.items() if key not in unused} | {"method": name}
     return {**vars(args), **unused, "method": name, "tag": tag, "given": args.given if tag == args.tag else given}
 

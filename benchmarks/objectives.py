@@ -16,7 +16,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 from benchmarks.search import add_arguments, begin, make_folder, search, train
 from gendistil.common.cli import Parser, run_script
 from gendistil.common.errors import UserError
-from gendistil.common.flags import add_flags, fields, override
+from gendistil.common.flags import add_flags, flag_fields, override
 from gendistil.data.datasets import Split
 from gendistil.matching import METHODS, Method, build, choices, origin
 from gendistil.matching.networks import make_pool
@@ -78,7 +78,7 @@ def agreement(source, pool, count=200):
 
 def read_pool(values):
     """What --pool says, as the flags of pool_match.py are read: a namespace."""
-    known = {field.name for field in fields(Method)}
+    known = {field.name for field in flag_fields(Method)}
     if not isinstance(values, dict) or not known.issuperset(values):
         raise UserError(f"--pool {json.dumps(values)} names what a method does not have: name flags of pool_match.py, as "
                         "'{\"pool_members\": 1}'")

@@ -3,7 +3,7 @@
 from dataclasses import replace
 
 from gendistil.common.errors import UserError
-from gendistil.common.flags import fields, flag_of
+from gendistil.common.flags import flag_fields, flag_of
 from generators.adversarial import GAN, GANRecipe
 from generators.flow import FlowRecipe, FlowTrainer, ShortcutRecipe, ShortcutTrainer
 
@@ -41,7 +41,7 @@ def recipe_of(state, path):
     try:
         if "recipe" in state:
             recipe = TRAINERS[state.get("trainer", "gan")].recipe_class(**state["recipe"])
-            for field in fields(recipe):
+            for field in flag_fields(recipe):
                 value = getattr(recipe, field.name)
                 if value not in field.metadata.get("choices", [value]):
                     raise UserError(f"{path} was trained with {flag_of(field.name)} {value}, which is not here: name its file "

@@ -77,12 +77,12 @@ def markdown_table(header, lines):
 
 def columns(rows):
     """Rows of a table, dataclasses of flags by their names, as markdown: a column for each, a line for each flag."""
-    names = dict.fromkeys(field.name for row in rows.values() for field in fields(row))
+    names = dict.fromkeys(field.name for row in rows.values() for field in flag_fields(row))
     return markdown_table(["flag", *rows], [
         [f"`{flag_of(name)}`", *(cell(getattr(row, name, None)) for row in rows.values())] for name in names])
 
 
-def fields(kind):
+def flag_fields(kind):
     """The fields of a dataclass that are flags."""
     return [field for field in dataclasses.fields(kind) if "help" in field.metadata]
 
@@ -93,7 +93,7 @@ def add_flags(parser, *kinds, told=False):
     A flag that is not given is None. With `told` its help says the default that `from_flags` will give it.
     """
     made = {action.dest for action in parser._actions}
-    for field in (field for kind in kinds for field in fields(kind) if field.name not in made):
+    for field in (field for kind in kinds for field in flag_fields(kind) if field.name not in made):
         facts = {key: field.metadata[key] for key in _PASSED if key in field.metadata}
         if callable(facts.get("choices")):
             facts["choices"] = facts["choices"]()
@@ -107,19 +107,19 @@ def add_flags(parser, *kinds, told=False):
 
 def given(kind, args):
     """The values of the options of `kind` that the command line gave: a dict."""
-    values = {field.name: getattr(args, field.name, None) for field in fields(kind)}
+    values = {field.name: getattr(args, field.name, None) for field in flag_fields(kind)}
     return {name: tuple(value) if isinstance(value, list) else value for name, value in values.items() if value is not None}
 
 
 def override(row, args, takes=lambda field: True):
     """The dataclass `row` with the flags of `args` that were given, and that `takes(field)` lets in, in place of its values."""
-    allowed = {field.name for field in fields(type(row)) if takes(field)}
+    allowed = {field.name for field in flag_fields(type(row)) if takes(field)}
     return dataclasses.replace(row, **{name: value for name, value in given(type(row), args).items() if name in allowed})
 
 
 def refuse(args, kinds, useless, why):
     """Raise UserError if a flag of `kinds` was given for whose field `useless(field)` is true; `why` ends the sentence."""
-    for field in (field for kind in kinds for field in fields(kind) if useless(field)):
+    for field in (field for kind in kinds for field in flag_fields(kind) if useless(field)):
         if getattr(args, field.name, None) is not None:
             raise UserError(f"{flag_of(field.name)} {why}")
 

@@ -4,7 +4,7 @@ from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 from gendistil.common.cli import COUNT, FRACTION, NATURAL, POSITIVE, WEIGHT, number
-from gendistil.common.flags import Idle, fields, flag_of, option
+from gendistil.common.flags import Idle, flag_fields, flag_of, option
 from gendistil.data import original
 from gendistil.data.augment import augmentations
 from pools import OPTIMIZERS, SCHEDULES, base_name
@@ -111,7 +111,7 @@ _SHOWN = {"epochs", "min_steps", "lr"}  # of a protocol: rows say what came of t
 
 def flags_that_changed(protocol, base):
     """The flags by which `protocol` differs from `base`, as text, but for its length and its learning rate; None for none."""
-    changed = {field.name: getattr(protocol, field.name) for field in fields(Protocol) if field.name not in _SHOWN
+    changed = {field.name: getattr(protocol, field.name) for field in flag_fields(Protocol) if field.name not in _SHOWN
                and getattr(protocol, field.name) != getattr(base, field.name)}
     words = {True: flag_of, False: lambda name: flag_of(f"no_{name}")}  # of flags without a value
     return " ".join(words[value](name) if isinstance(value, bool) else f"{flag_of(name)} {value}"

@@ -9,7 +9,7 @@ import torch
 
 from gendistil.common.cli import say
 from gendistil.common.errors import Diverged, UserError
-from gendistil.common.flags import fields, override, refuse_idle
+from gendistil.common.flags import flag_fields, override, refuse_idle
 from gendistil.common.inherit import MAY_CHANGE, check_options, same_place
 from gendistil.common.rng import stream
 from gendistil.common.run import device_name, read_config
@@ -114,7 +114,7 @@ def resumed(args, paths, kind="validation", stored=()):
     rows = read_report(folder / REPORT) if (folder / REPORT).exists() else []
     may_change = MAY_CHANGE[kind]
     if not any(row.get("teacher") for row in rows) and config.get("keep_above") is None:  # no teacher yet
-        may_change = may_change | {field.name for field in fields(Labels) if field.name != "own"}
+        may_change = may_change | {field.name for field in flag_fields(Labels) if field.name != "own"}
     if not any(row["sampling"] == "all" for row in rows):
         may_change = may_change | {"full_epochs"}
     check_options(vars(args), may_change)

@@ -5,7 +5,7 @@ import dataclasses
 from pathlib import Path
 
 from gendistil.common.errors import UserError
-from gendistil.common.flags import Idle, cell, fields, flag_of, markdown_table, override, refuse, refuse_idle
+from gendistil.common.flags import Idle, cell, flag_fields, flag_of, markdown_table, override, refuse, refuse_idle
 from gendistil.common.inherit import as_begun
 from gendistil.matching.build import LEARNED, kind_of
 from gendistil.matching.methods import DEFAULT_IPC, DRAWN, METHODS, PIXELS, STORED, Method, method_for
@@ -17,7 +17,7 @@ from gendistil.matching.selectors import SELECTORS
 
 def _beside(name):
     """The names of the fields that stand in one group with the field `name`, and that itself."""
-    groups = {field.name: field.metadata["group"] for field in fields(Method)}
+    groups = {field.name: field.metadata["group"] for field in flag_fields(Method)}
     return {other for other in groups if groups[other] == groups[name]}
 
 
@@ -168,7 +168,7 @@ def settled(options, size=32):
 def idle(method):
     """The names of the fields of a `Method` that do nothing in it."""
     kind, named = LEARNED[method.learn].kind, {name for row in IDLE if row.when(method) for name in row.fields}
-    others = {field.name for field in fields(Method) if kind not in field.metadata.get("learns", [kind])}
+    others = {field.name for field in flag_fields(Method) if kind not in field.metadata.get("learns", [kind])}
     return named | others | _not_taken(method) | {*not_taken(method.pool_training)}
 
 

@@ -11,7 +11,7 @@ from torch.nn import functional as F
 from gendistil.common.cli import FRACTION, POSITIVE, WEIGHT, number, say
 from gendistil.common.device import send
 from gendistil.common.errors import UserError
-from gendistil.common.flags import fields, flag_of, given, option
+from gendistil.common.flags import flag_fields, flag_of, given, option
 from gendistil.common.run import beside, made_by
 from gendistil.common.source import Source, check_fits, index_within_class
 from gendistil.data import to_uint8
@@ -159,7 +159,7 @@ def refine(source, path, args, open_pool, device="cpu"):
     if kept.get("weights") and kept["weights"] != weights_digest(path):
         say(f"{path} has learned on since its refinement was found, which is left out: find it anew (benchmarks/refine.py)")
         kept = {}
-    known = {field.name for field in fields(Refinement)}
+    known = {field.name for field in flag_fields(Refinement)}
     refinement = Refinement(**(values or {name: value for name, value in kept.items() if name in known}))
     if refinement == Refinement():
         return source
