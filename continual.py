@@ -16,7 +16,7 @@ from gendistil.common.engine import Engine
 from gendistil.common.errors import UserError
 from gendistil.common.flags import add_flags, from_flags
 from gendistil.common.inherit import inherit_data, parse_flags
-from gendistil.common.rng import stream
+from gendistil.common.rng import seed_of
 from gendistil.common.run import Run, beside, check_folder, made_by, write_json
 from gendistil.data import load_asked
 from gendistil.evaluation import PROTOCOLS, Protocol
@@ -116,7 +116,7 @@ def main():
     for order, memory in tqdm(units, "continual", unit="order", disable=not run.is_main):
         parts, pools, before, seen = [], [], None, []
         for step, classes in enumerate(orders[order]):
-            name, seed = f"order{order}-step{step}", stream(args.seed, "order", order, "step", step).initial_seed() % 2**31
+            name, seed = f"order{order}-step{step}", seed_of(args.seed, "order", order, "step", step)
             seen += classes
             missing = [row for row in (row_of(memory, kind, len(seen)) for kind in args.labels)
                        if rows.get(row_key(row), {"n": 0})["n"] <= order]

@@ -105,10 +105,15 @@ def add_flags(parser, *kinds, told=False):
         made.add(field.name)
 
 
+def with_tuples(values):
+    """The dict `values` with tuples, as fields have them, in place of the lists of command lines and JSON."""
+    return {name: tuple(value) if isinstance(value, list) else value for name, value in values.items()}
+
+
 def given(kind, args):
     """The values of the options of `kind` that the command line gave: a dict."""
     values = {field.name: getattr(args, field.name, None) for field in flag_fields(kind)}
-    return {name: tuple(value) if isinstance(value, list) else value for name, value in values.items() if value is not None}
+    return with_tuples({name: value for name, value in values.items() if value is not None})
 
 
 def override(row, args, takes=lambda field: True):

@@ -43,6 +43,7 @@ _PIPELINE = ["model_index.json", "class_map.json", "*/config.json", "*/scheduler
              "*/diffusion_pytorch_model.safetensors", "*/diffusion_pytorch_model-*-of-*.safetensors",
              "*/diffusion_pytorch_model.safetensors.index.json"]
 
+
 def is_a(kind):
     """Whether a value is of this kind, as a function of it."""
     return lambda value: isinstance(value, kind)

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from gendistil.common.cli import path, say
 from gendistil.common.errors import UserError
-from gendistil.common.flags import flag_of
+from gendistil.common.flags import flag_of, with_tuples
 from gendistil.common.run import CHECKPOINT, CONFIG, check_folder, made_by, read_config, training_state
 
 _NAMED = 20  # classes that a message names
@@ -108,8 +108,7 @@ def as_begun(row, options, key):
     `key`, but for its length and what the flags, `options`, give anew: what a table's row says may have changed since."""
     saved = made_by(Path(options["output_dir"]) / options["tag"]).get(key) if options["resume"] else None
     anew = {*LENGTH, *(name for name in MAY_CHANGE["training"] if options.get(name) is not None)}
-    values = {name: tuple(value) if isinstance(value, list) else value for name, value in (saved or {}).items()
-              if name not in anew}
+    values = with_tuples({name: value for name, value in (saved or {}).items() if name not in anew})
     return replace(row, **{field.name: values[field.name] for field in fields(row) if field.name in values})
 
 

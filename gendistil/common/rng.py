@@ -18,6 +18,11 @@ def stream(seed, *name, device="cpu"):
     return torch.Generator(device).manual_seed(int.from_bytes(digest, "little") >> 1)
 
 
+def seed_of(seed, *name):
+    """A seed below 2^31 that depends on `seed` and on `name`, as `stream` does."""
+    return stream(seed, *name).initial_seed() % 2**31
+
+
 def has_float64(device):
     """Whether `device` computes with float64: Apple's GPUs do not."""
     return device.type != "mps"

@@ -7,7 +7,7 @@ from gendistil.common.cli import COUNT, say
 from gendistil.common.errors import Diverged
 from gendistil.common.flags import LENGTH_GROUP, option
 from gendistil.common.loop import any_process
-from gendistil.common.rng import stream
+from gendistil.common.rng import seed_of
 from gendistil.evaluation.protocols import protocol_for
 from gendistil.evaluation.students import evaluate
 from pools import one_classifier, usual_classifier
@@ -50,7 +50,7 @@ class Judge:
 
     def __init__(self, run, engine, dataset, judging, seed, keep, summary):
         self.run, self.engine, self.dataset, self.judging = run, engine, dataset, judging
-        self.seed, self.keep, self.summary = stream(seed, "judge").initial_seed() % 2**31, keep, summary
+        self.seed, self.keep, self.summary = seed_of(seed, "judge"), keep, summary
         self.student = judging.student(dataset.spec)
         protocol = protocol_for("default", dataset.spec.name, self.student)
         self.protocol = replace(protocol, epochs=judging.eval_epochs, min_steps=0)

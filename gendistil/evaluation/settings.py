@@ -11,7 +11,7 @@ from gendistil.common.cli import say
 from gendistil.common.errors import Diverged, UserError
 from gendistil.common.flags import flag_fields, override, refuse_idle
 from gendistil.common.inherit import MAY_CHANGE, check_options, same_place
-from gendistil.common.rng import stream
+from gendistil.common.rng import seed_of
 from gendistil.common.run import device_name, read_config
 from gendistil.data import DATASETS, original
 from gendistil.evaluation.protocols import IDLE, flags_that_changed, protocol_for
@@ -34,7 +34,7 @@ def first_seed(seed, scored_on, rows=None):
     choose settings another, so that none of them is reported."""
     if rows:
         return next(iter(rows.values())).get("seed", seed)
-    return seed if scored_on == "test" else stream(seed, "held out").initial_seed() % 2**31
+    return seed if scored_on == "test" else seed_of(seed, "held out")
 
 
 def protocol_of(args, data, kind="convnet"):

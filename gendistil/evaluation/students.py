@@ -5,6 +5,7 @@ import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from statistics import fmean
 
 import torch
 import torch.nn.functional as F
@@ -24,6 +25,7 @@ SAMPLINGS = (*CHOICES, "fresh")
 """fixed: a student sees one set of IPC images of every class; representative: one too, chosen among 500 images of a class,
 or 20 times as many where that is more; fresh: a new set every epoch."""
 
+
 @dataclass(frozen=True)
 class Result:
     """Accuracies of students that differ in nothing but their seeds."""
@@ -41,7 +43,7 @@ class Result:
 
     @property
     def mean(self):
-        return math.fsum(self.accuracies) / self.n
+        return fmean(self.accuracies)
 
     @property
     def std(self):

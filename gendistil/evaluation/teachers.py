@@ -11,7 +11,7 @@ from accelerate.utils import broadcast_object_list
 from gendistil.common.cli import POSITIVE, say
 from gendistil.common.errors import UserError
 from gendistil.common.flags import from_flags, option, refuse
-from gendistil.common.rng import stream
+from gendistil.common.rng import seed_of
 from gendistil.common.run import amend, beside, made_by, short
 from gendistil.data import Whitened
 from gendistil.evaluation.rows import OWN_LABELS, unique
@@ -116,7 +116,7 @@ class Teachers:
     def __init__(self, labels, runs, sources, dataset, *, engine, protocol, seed, chosen=None):
         self.labels, self.dataset, self.engine = labels, dataset, engine
         self.protocol = replace(protocol, epochs=min(protocol.epochs, _TRIAL_EPOCHS))
-        self.seed = stream(seed, "teacher's trial").initial_seed() % 2**31  # none of the students that are reported
+        self.seed = seed_of(seed, "teacher's trial")  # none of the students that are reported
         self._chosen, self._teachers, self._scores = {}, {}, {}
         self.sources, self.pool = list(sources), None
         if "teacher" not in labels.labels and all(map(self._keeps_rows, self.sources)):
