@@ -132,12 +132,15 @@ def _load_digits(data_dir, image_size):
     return _DIGITS, (images[:-360], labels[:-360]), (images[-360:], labels[-360:])
 
 
-def _load_torchvision(kind, data_dir, image_size, classes=None):
-    """The data set of class `torchvision.datasets.<kind>`, downloaded into `data_dir` if it is not there yet."""
+def _load_torchvision(kind, data_dir, image_size, classes=None, parts=({"train": True}, {"train": False}), labels="targets"):
+    """The data set of class `torchvision.datasets.<kind>`, downloaded into `data_dir` if it is not there yet.
+
+    Args: classes, their names where they are to be others than it knows; parts, the keywords by which it gives the training and
+    the test images; labels, its attribute that holds these.
+    """
     import torchvision.datasets  # here, because the embedded set and folders do without it and it takes a second
 
-    def part(train):
-        which = {"split": "train" if train else "test"} if kind == "SVHN" else {"train": train}
+    def part(which):
         build = partial(getattr(torchvision.datasets, kind), data_dir, **which)
         try:
             return build()
@@ -156,11 +159,11 @@ def _load_torchvision(kind, data_dir, image_size, classes=None):
         images = torch.as_tensor(source.data)
         if images.ndim == 3:
             images = images[:, None]
-        elif kind != "SVHN":
+        elif images.shape[-1] == 3:  # else they come first already
             images = images.permute(0, 3, 1, 2)
-        return images.contiguous(), torch.as_tensor(source.labels if kind == "SVHN" else source.targets).long()
+        return images.contiguous(), torch.as_tensor(getattr(source, labels)).long()
 
-    train, test = part(True), part(False)
+    train, test = map(part, parts)
     names = classes or tuple(name.replace("/", "-") for name in train.classes)  # names of classes become folders
     return names, tensors(train), tensors(test)
 
@@ -179,7 +182,8 @@ DATASETS = {
     "digits": DataRow(_load_digits, flip=False, size=8),
     "mnist": DataRow(partial(_load_torchvision, "MNIST", classes=_DIGITS), flip=False, size=28),
     "fashion": DataRow(partial(_load_torchvision, "FashionMNIST"), flip=True, size=28),
-    "svhn": DataRow(partial(_load_torchvision, "SVHN", classes=_DIGITS), flip=False, size=32),
+    "svhn": DataRow(partial(_load_torchvision, "SVHN", classes=_DIGITS, parts=({"split": "train"}, {"split": "test"}),
+                            labels="labels"), flip=False, size=32),
     # The std widely copied for CIFAR-10 is the mean of the stds of single images.
     "cifar10": DataRow(partial(_load_torchvision, "CIFAR10"), flip=True, size=32, published_std=(0.2023, 0.1994, 0.2010)),
     "cifar100": DataRow(partial(_load_torchvision, "CIFAR100"), flip=True, size=32),
