@@ -2,6 +2,8 @@
 
 from gendistil.common.errors import UserError
 
+_ANSWERS = {"yes": True, "no": False}
+
 
 def choose(table, name, what):
     """`table[name]`, or a UserError that lists the names."""
@@ -33,6 +35,3 @@ def read_option(text, default, what):
 def write_option(value):
     """The text from which `read_option` reads `value`."""
     return next((text for text, answer in _ANSWERS.items() if answer is value), str(value))
-
-
-_ANSWERS = {"yes": True, "no": False}

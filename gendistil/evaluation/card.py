@@ -10,6 +10,18 @@ from gendistil.evaluation.tables import LEGEND, tables
 _WHAT = {"generator": "A conditional generator of images", "pixels": "Stored images",
          "latents": "Latents, and the frozen generator that turns them into images,"}  # by a source's `kind`
 _SHOWN = 20  # classes that are named; of more, only the number
+_USE = """\
+```python
+from torch.utils.data import DataLoader
+from gendistil.sources import DistilledDataset, load_source
+
+source = load_source("hub:{name}")  # source.sample(labels, seed) gives images [B, {channels}, {size}, {size}] in [-1, 1]
+loader = DataLoader(DistilledDataset("hub:{name}", ipc=10, seed=0), batch_size=64, shuffle=True)
+```
+
+The commands of the suite take `hub:{name}` in place of a path: `python sample.py --pretrain-weight hub:{name} --ipc 10` writes
+images, `python validate.py --pretrain-weight hub:{name}` trains students. Labels are the numbers 0 to {last} of the classes.
+"""
 
 
 def card(name, rows, facts, commands):
@@ -41,20 +53,6 @@ def card(name, rows, facts, commands):
         "## Use", _USE.format(name=name, size=spec["size"], channels=spec["channels"], last=len(spec["classes"]) - 1),
     ]
     return "\n\n".join(parts)
-
-
-_USE = """\
-```python
-from torch.utils.data import DataLoader
-from gendistil.sources import DistilledDataset, load_source
-
-source = load_source("hub:{name}")  # source.sample(labels, seed) gives images [B, {channels}, {size}, {size}] in [-1, 1]
-loader = DataLoader(DistilledDataset("hub:{name}", ipc=10, seed=0), batch_size=64, shuffle=True)
-```
-
-The commands of the suite take `hub:{name}` in place of a path: `python sample.py --pretrain-weight hub:{name} --ipc 10` writes
-images, `python validate.py --pretrain-weight hub:{name}` trains students. Labels are the numbers 0 to {last} of the classes.
-"""
 
 
 def _front(metadata):

@@ -19,6 +19,9 @@ from gendistil.evaluation.students import rate_of
 from gendistil.sources import CHOICES
 
 _SHARED = ("data", "model", "protocol", "scored_on", "flags")  # what the rows of one ranking have in common
+_ACCURACIES = {"real": "all real, hard", "hard": "set, hard", "own": "set", "random": "random", "plain": "set, no augmentation",
+               "random_plain": "random, no augmentation"}
+"""What the columns of accuracies are called."""
 
 
 def score(points):
@@ -124,11 +127,6 @@ def ranking_grids(rows):
                "learning rate. HLR: what hard labels lose to all real images; IOR: what the set adds to random images; LRS and "
                "ARS: the label-robust and the augmentation-robust score, 26.9 where nothing is lost or added",
                ["source", "sampling", "IPC", "labels", "students", *_ACCURACIES.values(), "HLR", "IOR", "LRS", "ARS"], lines)
-
-
-_ACCURACIES = {"real": "all real, hard", "hard": "set, hard", "own": "set", "random": "random", "plain": "set, no augmentation",
-               "random_plain": "random, no augmentation"}
-"""What the columns of accuracies are called."""
 
 
 class PackageData(NamedTuple):
