@@ -41,7 +41,7 @@ def parse_args(argv=None):
     add_flags(parser, Stopping, told=True)
     length.add_argument("--resume", action="store_true", help="continue the run of this tag from its last checkpoint, by "
                         "the flags that it was started with")
-    args = parse_flags(parser, argv, either=LENGTH)
+    args = parse_flags(parser, argv, exclusive=LENGTH)
     if args.epochs and args.steps:
         parser.error("--epochs and --steps exclude each other: give one")
     if args.resume and args.auto_stop is False and made_by(args.output_dir / args.tag).get("auto_stop"):

@@ -1,4 +1,4 @@
-"""Classifiers, the loop that trains them, and the pool that pretrains, keeps and draws them."""
+"""Classifiers, the loop that trains them, one or several side by side, and the pools that matching draws them from."""
 
 from pools.base import Pool
 from pools.classifiers import (

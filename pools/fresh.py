@@ -14,10 +14,11 @@ from pools.training import calibrated, embed_images, epoch_batches, train_classi
 
 
 class RandomPool(Pool):
-    """A randomly initialised network for every draw (DM, arXiv 2110.04181), which `embed` sees as it is, `whole` or not.
+    """A randomly initialised network for every draw (DM, arXiv 2110.04181).
 
-    Batch norms take their statistics from one batch of real images. Args: dataset, a `Dataset`; names, of
-    classifiers, all equally likely; engine, the `Engine` that runs the networks.
+    `embed` looks at just the images that are asked for, whatever `whole` says. Batch norms take their statistics from one batch
+    of real images. Args: dataset, a `Dataset`; names, of classifiers, all equally likely; engine, the `Engine` that runs the
+    networks.
     """
 
     def __init__(self, dataset, *, names=("convnet",), engine=EAGER):

@@ -1,1 +1,1 @@
-"""What every room of the house shares: errors, command-line types, random streams, precision and run folders."""
+"""What every room shares: flags, errors, the loop, run folders, random streams, how networks run, the hub, what a source is."""

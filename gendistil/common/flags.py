@@ -140,8 +140,8 @@ class Idle:
 
 
 def refuse_idle(args, row, table, but=lambda field: False, end=""):
-    """Raise UserError if a flag of the dataclass `row` was given that does nothing in it by an `Idle` of `table`, `but` for
-    some; `end` is put behind its words."""
+    """Raise UserError if a flag of the dataclass `row` was given that does nothing in it by an `Idle` of `table`, unless
+    `but(field)` is true of its field. The error is the words of that `Idle`, and `end`."""
     for idle in table:
         if idle.when(row):
             why = idle.words.format_map(vars(row)) + end

@@ -45,7 +45,7 @@ _PIPELINE = ["model_index.json", "class_map.json", "*/config.json", "*/scheduler
 
 
 def is_a(kind):
-    """Whether a value is of this kind, as a function of it."""
+    """A function that says whether a value is of this kind."""
     return lambda value: isinstance(value, kind)
 
 

@@ -31,19 +31,19 @@ LENGTH = ("steps", "epochs")
 """Flags that say how long a run of stage 1 or 2 is, one in place of the other."""
 
 
-def parse_flags(parser, argv=None, but=(), either=()):
-    """The flags of a command that makes a run, as `parser` reads them; those that one with --resume leaves out are what the run
-    was given. Of `either`, flags that take each other's place, that holds if none is given anew.
+def parse_flags(parser, argv=None, but=(), exclusive=()):
+    """The flags of a command that makes a run, as `parser` reads them. With --resume, those that are left out are what the run
+    was given before, but none of the `exclusive` ones, which take each other's place, where one of these is given anew.
 
-    What was given, now or when the run was started, is kept as `given` for the next time, `but` for these flags and those that
+    What was given, now or before, is their `given`, for the next time: without the flags of `but`, and without those that
     concern one command alone.
     """
     words = [str(word) for word in (sys.argv[1:] if argv is None else argv)]
     named = {action.dest for action in parser._actions for word in words if word.partition("=")[0] in action.option_strings}
     usual = {action.dest: action.default for action in parser._actions}
-    kept = _given_before(parser, words, either)
+    kept = _given_before(parser, words, exclusive)
     for action in parser._actions:
-        if action.dest in kept and not (action.dest in either and named.intersection(either)):
+        if action.dest in kept and not (action.dest in exclusive and named.intersection(exclusive)):
             value = kept[action.dest]
             texts = isinstance(value, list) and isinstance(action, argparse._StoreAction) and action.type
             parser.set_defaults(**{action.dest: list(map(action.type, map(str, value))) if texts else value})
@@ -54,7 +54,7 @@ def parse_flags(parser, argv=None, but=(), either=()):
     return args
 
 
-def _given_before(parser, words, either):
+def _given_before(parser, words, exclusive):
     """What the run that --resume continues was given, by the names of the flags; empty without that flag.
 
     Raises UserError where `words` leave out a --plugin by which the run was started.
@@ -74,7 +74,7 @@ def _given_before(parser, words, either):
     if len(known.plugin) < len(plugins):
         flags = " ".join(f"--plugin {path}" for path in plugins)
         raise UserError(f"--resume: the run was started with {flags}: give {'it' if len(plugins) == 1 else 'them'} again")
-    length = {name: config[name] for name in either if config.get(name) is not None}  # `given` of earlier versions had none
+    length = {name: config[name] for name in exclusive if config.get(name) is not None}  # `given` of earlier versions had none
     return {**length, **config.get("given", {})}
 
 

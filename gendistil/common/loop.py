@@ -27,10 +27,10 @@ class Loop:
     Args: run, a `Run`; start, steps that were taken already; steps, of the whole run, or infinity; log_interval, steps between
     log entries; seconds, that training took already; limit, seconds after which it ends; compiled, whether networks are;
     rhythm, every so many steps one does more than the others.
-    `done` counts the steps taken, `last` says whether the run ends here, `seconds` is the time that training has taken: what a
-    script does after `due` or `saves` is not counted, and the first step of a process, in which networks are compiled or a GPU
-    begins, counts as the next one that does as much, or the last where it ends or is interrupted before. As a context, it makes
-    Ctrl-C and SIGTERM wait for the end of a step, or of the context.
+    `done` counts the steps taken, and `last` says whether the run ends here. `seconds` is the time that training has taken,
+    without what a script does after `due` or `saves`. The first step of a process takes longer where networks are compiled or a
+    GPU begins, and counts there as the next one that does as much, or as the last if none does. As a context, it makes Ctrl-C
+    and SIGTERM wait for the end of a step, or of the context.
     """
 
     def __init__(self, run, start, steps, log_interval, *, seconds=0.0, limit=math.inf, compiled=False, rhythm=1):

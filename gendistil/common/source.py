@@ -75,7 +75,7 @@ class Source:
         raise NotImplementedError
 
     def label_bytes(self, ipc):
-        """Those of these labels."""
+        """Bytes of these labels alone, a part of `stored_bytes`."""
         return 0
 
 

@@ -18,8 +18,8 @@ from gendistil.common.device import send
 class HostImages:
     """Stored images that are too many for a device: they stay in the host's memory, and what is taken of them moves there.
 
-    What a split's images are asked for as a tensor on the device: `shape`, `len`, `device`, indexing and `split`, which give
-    tensors on the device, `cpu` and `to`.
+    They have what is asked of a split's images elsewhere, a tensor on the device: `shape`, `len`, `device`, `cpu` and `to`, and
+    indexing and `split`, which give tensors on the device.
     """
 
     def __init__(self, images, device):

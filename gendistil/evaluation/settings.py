@@ -30,8 +30,8 @@ def add_scored_on(parser):
 
 
 def first_seed(seed, scored_on, rows=None):
-    """That of the first student: that of `rows` by their keys, if an evaluation has some; else `seed`, but of students that
-    choose settings another, so that none of them is reported."""
+    """The seed of an evaluation's first student: that of its `rows`, by their keys, if there are some, else `seed`. On held-out
+    images it is another, so that no student that settings are chosen by is reported."""
     if rows:
         return next(iter(rows.values())).get("seed", seed)
     return seed if scored_on == "test" else seed_of(seed, "held out")

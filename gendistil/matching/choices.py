@@ -147,8 +147,8 @@ def check(options):
 
 
 def calibrated_if_possible(method):
-    """`method`, whose own --calibrate is 0 where its objective sees no embeddings or its networks have not learned; of a flag
-    `check` says so."""
+    """`method` with --calibrate 0 where its objective compares no embeddings or its networks have not learned: its row's value
+    falls away there, while `check` and `check_kinds` refuse the flag."""
     row = OBJECTIVES.get(method.match)
     possible = row and "calibrate" in row.options and POOLS[method.pool_training].learned
     return method if possible else dataclasses.replace(method, calibrate=0.0)

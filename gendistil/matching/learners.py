@@ -148,8 +148,8 @@ class StoredLearner(Learner):
         return {"matching": total}
 
     def differentiate(self, step, matching):
-        """The loss of a step, 0-dim, the mean of all processes counts; the gradient of all is left in `parameter.grad`, or None
-        where no part of the loss has one."""
+        """Leave the gradient of a step's loss, that of all processes together, in `parameter.grad`: None where no part of the
+        loss has one. Returns this process's loss, 0-dim; the mean over the processes is that of the step."""
         self.optimizer.zero_grad()
         total = 0
         for part in matching.parts(step):

@@ -272,8 +272,8 @@ class Objective:
     is among those of one that compares embeddings.
     per: "class", the function gives the mean over the classes that it is shown, and a step may show them in parts; "set", it is
     shown the classes of a whole step at once and gives one number for all of them; "training", it is called as
-    `function(lesson, weights)` with the weights that training on the synthetic images of all classes leads to, see
-    `matching.trained`. expert: whether it asks for those of an expert, and not for real images.
+    `function(lesson, weights)` with a `Lesson` of `matching.trained` and the weights that training on the synthetic images of
+    all classes leads to. expert: whether the lesson has the later weights of an expert, and no real images.
     paired: for latents, each of which is paired with one real image: "beside", the function also takes those images as
     `paired` [k, n, C, H, W], where the option paired_weight is above 0; "real", they are its real images; None, it has no use
     for them.
