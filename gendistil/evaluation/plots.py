@@ -70,8 +70,6 @@ def plot(rows, path, over="ipc"):
     Colours tell source, labels and protocol apart, markers students, dashes samplings. Against bytes, a number beside a point
     is its IPC, and hollow grey points are what others published.
     """
-    from matplotlib.ticker import EngFormatter
-
     figure, axes = _figure()
     kinds, lines, column = unique(map(table_of, rows)), {}, "classes" if over == "classes" else "ipc"
     for row in rows:
@@ -99,18 +97,29 @@ def plot(rows, path, over="ipc"):
     for entry, marker in zip(others, "osD^vP*Xph<>d8" * len(others)):
         handles += axes.plot(*zip(*entry.points), color="0.45", marker=marker, markersize=6, markerfacecolor="none",
                              linestyle=":", linewidth=0.6, zorder=3, label=entry.name)
-    values = sorted({row[over] for line in lines.values() for row in line.values() if row.get(over)})
-    if values and over != "classes":
+    _scale(axes, over, sorted({row[over] for line in lines.values() for row in line.values() if row.get(over)}), others)
+    _finish(figure, axes, rows, handles, path)
+
+
+def _scale(axes, over, values, others):
+    """Name the horizontal axis of a plot against `over` and scale it for its sorted `values` and those that `others` published.
+
+    Each value has a mark of its own, but of bytes the powers of ten have.
+    """
+    from matplotlib.ticker import EngFormatter
+
+    axes.set_xlabel(PLOTS[over][1])
+    if not values:
+        return
+    if over != "classes":
         axes.set_xscale("log")
-    if values and over != "bytes":
+    if over == "bytes":
+        sizes = [*values, *(size for entry in others for size, _ in entry.points)]
+        axes.set_xlim(10 ** math.floor(math.log10(min(sizes))), 10 ** (math.floor(math.log10(max(sizes))) + 1))
+        axes.xaxis.set_major_formatter(EngFormatter("B"))
+    else:
         axes.set_xticks(values, [str(value) for value in values])
         axes.minorticks_off()
-    elif values:
-        values = sorted([*values, *(size for entry in others for size, _ in entry.points)])
-        axes.set_xlim(10 ** math.floor(math.log10(values[0])), 10 ** (math.floor(math.log10(values[-1])) + 1))
-        axes.xaxis.set_major_formatter(EngFormatter("B"))
-    axes.set_xlabel(PLOTS[over][1])
-    _finish(figure, axes, rows, handles, path)
 
 
 def plot_across(rows, path):
