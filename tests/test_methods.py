@@ -15,8 +15,9 @@ import sample
 import validate
 from gendistil.common.engine import Engine
 from gendistil.common.run import load_checkpoint, read_json
+from gendistil.data import to_uint8
 from gendistil.evaluation import Result, selection
-from gendistil.matching import METHODS, OBJECTIVES, SELECTORS, choices, method_for, networks
+from gendistil.matching import METHODS, OBJECTIVES, SELECTORS, choices, initial, method_for, networks
 from gendistil.sources import PixelSet, load_source
 from pools import OnlinePool, RandomPool
 
@@ -256,6 +257,18 @@ def test_a_row_of_a_plugin_keeps_its_own_loops(monkeypatch):
     monkeypatch.setitem(METHODS, "shorter", replace(METHODS["dc"], steps=300))
     rows = [method_for(name, "digits", 10) for name in ("own", "shorter", "dc")]
     assert [(row.outer, row.inner, row.steps) for row in rows] == [(5, 2, 300), (10, 50, 300), (10, 50, 10_000)]
+
+
+def test_what_a_plugin_adds_is_a_choice_and_told(command, digits, tmp_path, capsys, monkeypatch):
+    monkeypatch.setitem(initial.CHOOSERS, "first", lambda points, count, generator: torch.arange(count))
+    monkeypatch.setitem(networks.POOLS, "one", replace(networks.POOLS["random"], words="never, and always the same"))
+    command(pool_match, "--output-dir", tmp_path, "--method", "random", "--init", "first", "--ipc", 2, "--eval-epochs", 1)
+    real = digits.train
+    kept = to_uint8(load_source(tmp_path / "match").pixels.detach())
+    assert all(torch.equal(images, real.images[real.labels == label][:2]) for label, images in enumerate(kept))
+    with pytest.raises(SystemExit):
+        pool_match.parse_args(["--help"])
+    assert "one: never, and always the same" in " ".join(capsys.readouterr().out.split())
 
 
 def test_steps_in_an_order_take_every_image(fails, tmp_path):

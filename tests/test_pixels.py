@@ -204,7 +204,7 @@ def test_a_subset_of_the_decoded_images_is_compared(digits):
     assert not torch.equal(learner.images(torch.tensor([4]), None, None, 0), learner.images(torch.tensor([4]), None, None, 1))
 
 
-@pytest.mark.parametrize("how", initial.INITS)
+@pytest.mark.parametrize("how", ["noise", *initial.CHOOSERS])
 def test_pixels_start_from_noise_or_from_images_of_their_class(digits, how):
     pixels = PixelSet(size=8, channels=1, num_classes=10, ipc=3)
     initial.start(pixels, digits, how, 0, RandomPool(digits))

@@ -13,9 +13,9 @@ LENGTH_GROUP = "length and reports"
 def option(help, default=dataclasses.MISSING, **facts):
     """A field that is a flag too: `--` and its name, with dashes.
 
-    Args: help, the flag's text; default, the field's; facts: `type`, `choices` (or a function that gives them), `nargs`,
-    `metavar` and `action` as argparse has them; `group`, the heading that the flag stands under; whatever else a table wants to
-    say.
+    Args: help, the flag's text; default, the field's; facts: `type`, `choices`, `nargs`, `metavar` and `action` as argparse has
+    them; `group`, the heading that the flag stands under; whatever else a table wants to say. Text and choices may be functions
+    that give them, where they are of a table to which a plugin may add.
     """
     return dataclasses.field(default=default, metadata={"help": help, **facts})
 
@@ -95,8 +95,7 @@ def add_flags(parser, *kinds, told=False):
     made = {action.dest for action in parser._actions}
     for field in (field for kind in kinds for field in flag_fields(kind) if field.name not in made):
         facts = {key: field.metadata[key] for key in _PASSED if key in field.metadata}
-        if callable(facts.get("choices")):
-            facts["choices"] = facts["choices"]()
+        facts |= {key: facts[key]() for key in ("help", "choices") if callable(facts.get(key))}
         if told and field.default and "default" not in facts["help"]:
             facts["help"] += f" (default: {field.default})"
         if field.type is bool:

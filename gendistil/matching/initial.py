@@ -30,10 +30,8 @@ def _kmeans(points, count, generator):
 
 
 CHOOSERS = {"real": _real, "herding": _herding, "k-center": _k_center, "kmeans": _kmeans}
-"""How real images are chosen, by what a network sees of those of one class: real is at random."""
-
-INITS = ("noise", *CHOOSERS)
-"""What pixels may start from."""
+"""How real images are chosen, by what a network sees of those of one class: real is at random. A chooser is called with that,
+[n, D], with how many it chooses, and with a generator of random draws, and gives their rows, int64."""
 
 
 def check(dataset, how, count):
@@ -49,7 +47,7 @@ def check_count(dataset, count, asked):
 
 
 def start(pixels, dataset, how, seed, pool):
-    """Fill a `PixelSet` by one of `INITS`; where each image holds several smaller ones, with as many real images.
+    """Fill a `PixelSet` with noise, or with real images that one of `CHOOSERS` chooses: as many more as each image holds parts.
 
     `pool` gives the network whose embeddings are compared. Raises UserError where a class has too few real images.
     """

@@ -118,7 +118,8 @@ class Method:
                                 "says", "sgd", choices=("sgd", "adam"))
     momentum: float = _of_stored("momentum of --optimizer sgd", 0.5, type=number(float, 0, 0.999))
 
-    init: str = _of_pixels("what they start from: noise, or real images chosen so", "real", choices=initial.INITS)
+    init: str = _of_pixels("what they start from: noise, or real images chosen so", "real",
+                           choices=lambda: ["noise", *initial.CHOOSERS])
     factor: int = _of_pixels("each stored image holds this number squared of smaller ones (IDC: 2)", 1, type=number(int, 1, 8))
     decoder: str = _of_pixels("how stored images are cut; single: all by --factor; multi: each by every number from 1 to it; "
                               "bound: by --factor as long as a class has 128 parts at most, the rest by less (default: single)",
@@ -141,8 +142,8 @@ class Method:
 
     pool: tuple = _pool("classifiers in the pool, named as for validate.py --eval-model (default: the method's)", ("convnet",),
                         nargs="+", type=some_classifiers, action=Flattened, metavar="NAME", first=True)
-    pool_training: str = _pool("how they are trained; " + "; ".join(f"{name}: {row.words}" for name, row in POOLS.items()),
-                               "random", choices=lambda: POOLS)
+    pool_training: str = _pool(lambda: "how they are trained; " + "; ".join(f"{name}: {row.words}" for name, row in
+                                                                            POOLS.items()), "random", choices=lambda: POOLS)
     outer: int | None = _pool("steps of matching before the online network (synthetic, real) is replaced by a new one (of dc "
                               "and dsa by default --ipc)", 1, type=COUNT)
     inner: int | None = _pool("passes that train the online network between two steps of matching (of dc and dsa by default "
