@@ -35,7 +35,7 @@ class Protocol:
     cutmix: float = option("probability that a batch's images are mixed in pairs (CutMix)", 0.0, type=FRACTION, group=GROUP)
     looks: int = 1        # how often the student is scored, evenly spaced; the best counts, so only 1 is honest
     lessons: str = "set"  # what an epoch shows the student, a key of `LESSONS` in students.py
-    source: str = ""      # whose it is, as a heading calls them
+    source: str = ""      # who published it so, as a heading calls them; empty for a row of one's own
 
 
 IDLE = (
