@@ -14,10 +14,11 @@ from gendistil.common.cli import COUNT, Parser, add_data_arguments, add_run_argu
 from gendistil.common.device import make_accelerator
 from gendistil.common.engine import Engine
 from gendistil.common.errors import UserError
+from gendistil.common.files import write_json
 from gendistil.common.flags import add_flags, from_flags
 from gendistil.common.inherit import inherit_data, parse_flags
 from gendistil.common.rng import seed_of
-from gendistil.common.run import Run, beside, check_folder, made_by, write_json
+from gendistil.common.run import Run, beside, check_folder, made_by
 from gendistil.data import load_asked
 from gendistil.evaluation import PROTOCOLS, Protocol
 from gendistil.evaluation.continual import (

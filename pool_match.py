@@ -13,10 +13,11 @@ from gendistil.common.cli import COUNT, Parser, add_data_arguments, add_run_argu
 from gendistil.common.device import make_accelerator
 from gendistil.common.engine import Engine
 from gendistil.common.errors import UserError
+from gendistil.common.files import write_json
 from gendistil.common.flags import LENGTH_GROUP, add_flags, add_listing, flag_fields, from_flags
 from gendistil.common.inherit import LENGTH, inherit_data, parse_flags, resume_state
 from gendistil.common.loop import Loop
-from gendistil.common.run import CHECKPOINT, CONFIG, Run, check_folder, write_json
+from gendistil.common.run import CHECKPOINT, CONFIG, Run, check_folder
 from gendistil.data import load_asked
 from gendistil.evaluation.selection import Judge, Judging
 from gendistil.evaluation.teachers import keep_rows, open_pool

@@ -22,8 +22,9 @@ from tqdm import tqdm
 
 from gendistil.common.cli import COUNT, SEED, Parser, run_script, say
 from gendistil.common.errors import UserError
+from gendistil.common.files import replacing, writing
 from gendistil.common.flags import add_flags, from_flags
-from gendistil.common.run import made_by, replacing, writing
+from gendistil.common.run import made_by
 from gendistil.evaluation.ranking import RankingExport
 from gendistil.sources import (
     CHOICES,

@@ -12,10 +12,11 @@ from tqdm import tqdm
 from gendistil.common.cli import COUNT, Parser, add_data_arguments, add_run_arguments, run_script
 from gendistil.common.device import make_accelerator
 from gendistil.common.engine import Engine
+from gendistil.common.files import write_json
 from gendistil.common.flags import Flattened, add_flags, add_listing, columns, from_flags, given
 from gendistil.common.hub import facts_of, make_repository, push, repository
 from gendistil.common.inherit import inherit_data, parse_flags
-from gendistil.common.run import Run, check_folder, made_by, write_json
+from gendistil.common.run import Run, check_folder, made_by
 from gendistil.data import load_asked
 from gendistil.evaluation import PROTOCOLS, SAMPLINGS, Protocol, evaluate, evaluate_full
 from gendistil.evaluation.card import card

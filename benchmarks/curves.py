@@ -17,7 +17,8 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 from benchmarks.search import make_folder
 from gendistil.common.cli import Parser, run_script
 from gendistil.common.errors import UserError
-from gendistil.common.run import CONFIG, read_json, write_json
+from gendistil.common.files import read_json, write_json
+from gendistil.common.run import CONFIG
 
 LEVELS = (0.5, 0.75, 0.9, 1.0)
 """Compared accuracies, as fractions of the way from the first curve's first score to its best."""

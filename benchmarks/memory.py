@@ -24,12 +24,12 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 from benchmarks.contestants import Contestant
 from benchmarks.search import make_folder
 from gendistil.common.cli import COUNT, LARGEST, PRECISIONS, Parser, number, run_script
-from gendistil.common.device import make_accelerator
+from gendistil.common.device import device_name, make_accelerator
 from gendistil.common.engine import Engine
 from gendistil.common.errors import UserError
+from gendistil.common.files import read_json, write_json
 from gendistil.common.flags import markdown_table
 from gendistil.common.rng import stream
-from gendistil.common.run import device_name, read_json, write_json
 from gendistil.data import Dataset, Spec, Split
 from gendistil.matching import build, method_for, origin
 from gendistil.matching.methods import GENERATOR

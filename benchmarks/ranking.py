@@ -22,10 +22,12 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from benchmarks.search import make_folder
 from gendistil.common.cli import COUNT, Parser, add_data_arguments, run_script
+from gendistil.common.device import device_name
 from gendistil.common.errors import UserError
+from gendistil.common.files import read_json, write_json
 from gendistil.common.flags import markdown_table
 from gendistil.common.inherit import inherit_data
-from gendistil.common.run import CONFIG, device_name, read_json, write_json
+from gendistil.common.run import CONFIG
 from gendistil.data import load_dataset, standardise, to_signed
 from gendistil.evaluation.ranking import package_data, rankings, score
 from gendistil.evaluation.rows import REPORT, read_report

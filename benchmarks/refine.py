@@ -21,11 +21,12 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from benchmarks.search import kept_rows, make_folder, student_protocol
 from gendistil.common.cli import COUNT, FRACTION, POSITIVE, SEED, WEIGHT, Parser, add_data_arguments, number, run_script
-from gendistil.common.device import make_accelerator
+from gendistil.common.device import device_name, make_accelerator
 from gendistil.common.engine import Engine
 from gendistil.common.errors import UserError
+from gendistil.common.files import write_json
 from gendistil.common.inherit import check_classes, check_held_out, inherit_data
-from gendistil.common.run import CONFIG, amend, beside, device_name, find_run, made_by, write_json
+from gendistil.common.run import CONFIG, amend, beside, find_run, made_by
 from gendistil.data import load_asked
 from gendistil.evaluation import SAMPLINGS, evaluate
 from gendistil.evaluation.rows import difference

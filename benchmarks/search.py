@@ -15,11 +15,11 @@ import torch
 from tqdm import tqdm
 
 from gendistil.common.cli import COUNT, POSITIVE, add_data_arguments
-from gendistil.common.device import make_accelerator
+from gendistil.common.device import device_name, make_accelerator
 from gendistil.common.engine import Engine
 from gendistil.common.errors import UserError
+from gendistil.common.files import write_json
 from gendistil.common.inherit import check_classes, check_held_out, inherit_data
-from gendistil.common.run import device_name, write_json
 from gendistil.data import load_asked
 from gendistil.evaluation import PROTOCOLS, SAMPLINGS, Result, evaluate
 from gendistil.evaluation.rows import read_report

@@ -28,9 +28,9 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 from benchmarks.contestants import Contestant
 from gendistil.common import device as hardware
 from gendistil.common.cli import COUNT, PRECISIONS, Parser, run_script
+from gendistil.common.device import device_name
 from gendistil.common.engine import Engine
 from gendistil.common.errors import UserError
-from gendistil.common.run import device_name
 from gendistil.data import Dataset, Spec, Split, standardise, to_signed
 from gendistil.matching import METHODS, SELECTORS, GeneratorLearner, LatentLearner, Matcher, PixelLearner, initial
 from gendistil.sources import PixelSet

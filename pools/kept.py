@@ -10,8 +10,8 @@ import torch
 from safetensors import SafetensorError
 
 from gendistil.common.errors import UserError
+from gendistil.common.files import read_json, replacing, write_json
 from gendistil.common.rng import stream
-from gendistil.common.run import read_json, replacing, write_json
 from gendistil.data import spec_of
 from pools.classifiers import build_classifier
 

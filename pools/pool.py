@@ -15,8 +15,8 @@ from tqdm.auto import tqdm
 from gendistil.common.device import send
 from gendistil.common.engine import Engine
 from gendistil.common.errors import UserError
+from gendistil.common.files import replacing, write_json
 from gendistil.common.rng import stream
-from gendistil.common.run import replacing, write_json
 from gendistil.data import Augment
 from pools.base import Pool
 from pools.kept import FORMAT, POOL, KeptClassifiers, OtherFormat, digest_of, fingerprint, read_record, write_weights

@@ -2,7 +2,7 @@
 
 import torch
 
-from gendistil.common.run import load_checkpoint
+from gendistil.common.files import load_checkpoint
 
 
 def contents(folder):

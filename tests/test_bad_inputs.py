@@ -19,7 +19,8 @@ import sample
 import validate
 from gendistil.common.device import make_accelerator
 from gendistil.common.errors import UserError
-from gendistil.common.run import find_run, load_checkpoint, save_checkpoint
+from gendistil.common.files import load_checkpoint, save_checkpoint
+from gendistil.common.run import find_run
 
 ROOT = Path(__file__).parent.parent
 

@@ -14,7 +14,7 @@ import torch
 import continual
 import pool_match
 from gendistil.common.errors import UserError
-from gendistil.common.run import load_checkpoint, read_json
+from gendistil.common.files import load_checkpoint, read_json
 from gendistil.data import load_dataset
 from gendistil.evaluation.continual import LABELLINGS, Memory, class_order, steps_of
 from gendistil.evaluation.rows import read_report

@@ -16,7 +16,7 @@ from safetensors.torch import load_file
 import gen_condense
 import pool_match
 import validate
-from gendistil.common.run import load_checkpoint, read_json
+from gendistil.common.files import load_checkpoint, read_json
 from gendistil.data import load_dataset
 from gendistil.evaluation.rows import read_report
 from generators import GAN, GANRecipe

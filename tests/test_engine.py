@@ -16,7 +16,7 @@ from gendistil.common import device
 from gendistil.common import engine as engines
 from gendistil.common.engine import EAGER, Engine, resume_optimizer
 from gendistil.common.errors import UserError
-from gendistil.common.run import load_checkpoint
+from gendistil.common.files import load_checkpoint
 from gendistil.matching.objectives import Eyes
 from pools import build_classifier
 

@@ -8,7 +8,7 @@ from torch.nn import functional as F
 
 from gendistil.common import rng
 from gendistil.common.errors import UserError
-from gendistil.common.run import save_checkpoint
+from gendistil.common.files import save_checkpoint
 from gendistil.sources import index_within_class, load_source
 from generators import NETWORKS, base, load_weights
 from generators.dim import DiMCritic, DiMGenerator

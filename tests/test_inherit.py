@@ -10,9 +10,9 @@ import continual
 import gen_condense
 import pool_match
 import validate
+from gendistil.common.files import read_json, write_json
 from gendistil.common.inherit import name_other_data
 from gendistil.common.loop import Interruptible
-from gendistil.common.run import read_json, write_json
 from gendistil.evaluation.rows import read_report
 from gendistil.matching import METHODS
 

@@ -14,7 +14,8 @@ from checkpoints import assert_same
 
 import gen_condense
 import pool_match
-from gendistil.common.run import CHECKPOINT, load_checkpoint
+from gendistil.common.files import load_checkpoint
+from gendistil.common.run import CHECKPOINT
 from gendistil.sources import load_source
 
 ROOT = Path(__file__).parent.parent

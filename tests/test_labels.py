@@ -19,8 +19,8 @@ import validate
 from gendistil.common.device import make_accelerator
 from gendistil.common.engine import EAGER, Engine
 from gendistil.common.errors import UserError
+from gendistil.common.files import read_json, write_json
 from gendistil.common.rng import stream
-from gendistil.common.run import read_json, write_json
 from gendistil.data import standardise, to_signed, to_uint8
 from gendistil.evaluation import PROTOCOLS, evaluate, student_batches, teachers, validation
 from gendistil.evaluation.teachers import Labels, Teachers

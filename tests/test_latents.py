@@ -17,7 +17,7 @@ import pool_match
 import sample
 import validate
 from gendistil.common.errors import UserError
-from gendistil.common.run import load_checkpoint, read_json, write_json
+from gendistil.common.files import load_checkpoint, read_json, write_json
 from gendistil.data import Dataset, Split, to_uint8
 from gendistil.matching import LatentLearner, initial
 from gendistil.sources import LatentSet, diversity, load_source

@@ -14,7 +14,7 @@ import gen_condense
 import pool_match
 import validate
 from gendistil.common.engine import Engine
-from gendistil.common.run import load_checkpoint
+from gendistil.common.files import load_checkpoint
 from gendistil.data import DATASETS, DataRow, load_dataset
 from gendistil.evaluation.rows import read_report
 from gendistil.matching import GeneratorLearner, initial

@@ -14,7 +14,7 @@ import pool_match
 import sample
 import validate
 from gendistil.common.engine import Engine
-from gendistil.common.run import load_checkpoint, read_json
+from gendistil.common.files import load_checkpoint, read_json
 from gendistil.data import to_uint8
 from gendistil.evaluation import Result, selection
 from gendistil.matching import METHODS, OBJECTIVES, SELECTORS, choices, initial, method_for, networks

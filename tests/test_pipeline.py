@@ -26,9 +26,9 @@ import pool_match
 import sample
 import validate
 from gendistil.common.errors import UserError
+from gendistil.common.files import load_checkpoint, read_json
 from gendistil.common.flags import override
 from gendistil.common.loop import Interruptible
-from gendistil.common.run import load_checkpoint, read_json
 from gendistil.data import load_dataset
 from gendistil.matching import origin
 from gendistil.sources import load_source

@@ -16,8 +16,8 @@ import pools.pool
 from gendistil.common.clustering import kmeans
 from gendistil.common.device import make_accelerator, native_bf16
 from gendistil.common.engine import EAGER, Engine
+from gendistil.common.files import load_checkpoint
 from gendistil.common.rng import stream
-from gendistil.common.run import load_checkpoint
 from gendistil.data import standardise, to_signed
 from gendistil.matching import METHODS, OBJECTIVES, PixelLearner, initial, matcher, objectives, selectors
 from gendistil.sources import PixelSet

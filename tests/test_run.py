@@ -19,21 +19,9 @@ from gendistil.common import lock
 from gendistil.common import run as runs
 from gendistil.common.cli import run_script
 from gendistil.common.errors import UserError
+from gendistil.common.files import load_checkpoint, replacing, save_checkpoint, save_model
 from gendistil.common.inherit import check_options, inherit_data
-from gendistil.common.run import (
-    CHECKPOINT,
-    FORMAT,
-    METRICS,
-    SAMPLES,
-    Run,
-    find_run,
-    load_checkpoint,
-    made_by,
-    replacing,
-    save_checkpoint,
-    save_model,
-    training_state,
-)
+from gendistil.common.run import CHECKPOINT, FORMAT, METRICS, SAMPLES, Run, find_run, made_by, training_state
 from generators.pyramid import PyramidGenerator
 
 ROOT = Path(__file__).parent.parent

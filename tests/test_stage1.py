@@ -13,8 +13,8 @@ from conftest import SMALL_CLASSIFIER, SMALL_POOL
 import gen_condense
 import pool_match
 from gendistil.common.errors import Diverged
+from gendistil.common.files import load_checkpoint, read_json, save_checkpoint, write_json
 from gendistil.common.loop import Interruptible
-from gendistil.common.run import load_checkpoint, read_json, save_checkpoint, write_json
 from gendistil.data import Split, load_asked, to_signed
 from gendistil.evaluation import selection
 from gendistil.matching import GeneratorLearner

@@ -16,8 +16,8 @@ import pools.pool
 import sample
 import validate
 from benchmarks.memory import whole_graph
+from gendistil.common.files import load_checkpoint
 from gendistil.common.rng import stream
-from gendistil.common.run import load_checkpoint
 from gendistil.data import standardise, to_signed
 from gendistil.evaluation import PROTOCOLS, evaluate
 from gendistil.matching import PixelLearner, initial, objectives

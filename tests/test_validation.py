@@ -11,7 +11,8 @@ import gen_condense
 import pool_match
 import validate
 from gendistil.common.errors import UserError
-from gendistil.common.run import amend, read_json, write_json
+from gendistil.common.files import read_json, write_json
+from gendistil.common.run import amend
 from gendistil.data import Spec
 from gendistil.evaluation import Result, students
 from gendistil.evaluation.rows import read_report

@@ -53,6 +53,17 @@ def native_bf16(device):
     return False
 
 
+def device_name(device):
+    """The device in words: the GPU's name, or the CPU's model."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    cpuinfo = Path("/proc/cpuinfo")
+    models = [line.split(":")[1].strip() for line in cpuinfo.read_text().splitlines() if line.startswith("model name")] \
+        if cpuinfo.exists() else []
+    count = torch.get_num_threads()
+    return f"{models[0]}, {count} thread{'s' * (count > 1)}" if models else device.type
+
+
 def make_accelerator(precision="auto"):
     """An `Accelerator` for `precision` (see `common.cli.PRECISIONS`), with memory and kernels set up for training."""
     keep_freed_memory()

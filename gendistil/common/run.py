@@ -1,6 +1,5 @@
 """A run: one folder that holds everything a command did, written by the main process alone."""
 
-import contextlib
 import functools
 import hashlib
 import importlib.metadata
@@ -14,14 +13,13 @@ import sys
 import time
 from pathlib import Path
 
-import numpy as np
-import torch
-from safetensors import SafetensorError
 from torchvision.io import read_image
 from torchvision.utils import save_image
 
 from gendistil.common.cli import LONGEST
+from gendistil.common.device import device_name
 from gendistil.common.errors import UserError
+from gendistil.common.files import load_checkpoint, read_json, replacing, save_checkpoint, save_model, write_json
 from gendistil.common.flags import flag_of
 from gendistil.common.hub import INHERITED, is_a, read_facts
 from gendistil.common.lock import check_free, hold, release
@@ -46,81 +44,6 @@ def _commit():
         return None
 
 
-@contextlib.contextmanager
-def replacing(path):
-    """A context that gives the name under which to write what then takes the place of `path`, all at once.
-
-    A reader sees the old file or the new one and never a part, and so does another process that writes the same file. After an
-    error the old one stays.
-    """
-    path = Path(path)
-    partial = path.with_name(f".{path.stem}.{os.getpid()}.partial{path.suffix}")
-    try:
-        yield partial
-        _settle(partial)
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)
-
-
-def _settle(path):
-    """Wait until a file is on the disk: else a machine that goes down may leave its new name with nothing in it."""
-    with open(path, "rb+") as file:
-        os.fsync(file.fileno())
-
-
-@contextlib.contextmanager
-def writing(path):
-    """A context in which torch or safetensors writes to `path`: what they raise where it has no room becomes an OSError."""
-    try:
-        yield
-    except (RuntimeError, SafetensorError) as error:
-        if isinstance(error, RuntimeError) and not re.search("inline_container|PytorchStreamWriter", str(error)):
-            raise
-        raise OSError(None, str(error).split("\n")[0], str(path)) from None
-
-
-def write_json(path, value):
-    """Write `value` in place of what is in `path`."""
-    with replacing(path) as partial:
-        partial.write_text(json.dumps(value, indent=1, default=str) + "\n")
-
-
-def read_json(path):
-    """The JSON object in `path`; a UserError names a file that cannot be read."""
-    try:
-        value = json.loads(Path(path).read_text())
-        if not isinstance(value, dict):
-            raise ValueError("not an object")
-        return value
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path} cannot be read as JSON ({type(error).__name__}): the run is damaged, make it again") from None
-
-
-def save_checkpoint(path, state):
-    """Save a nested dict of tensors and plain values, replacing the file only once the new one is complete."""
-    with replacing(path) as partial, writing(path):
-        torch.save(state, partial)
-
-
-_scalar, _ = np.float64(0).__reduce__()
-# A number of NumPy, as published code keeps accuracies, under the names that NumPy 1 and 2 pickle it by.
-_NUMBERS = [np.dtype, type(np.dtype(float)), *((_scalar, f"numpy.{core}.multiarray.scalar") for core in ("core", "_core"))]
-
-
-def load_checkpoint(path):
-    """Load, on the CPU, what `save_checkpoint` or the published code saved. Only tensors, plain containers and numbers are
-    unpickled."""
-    try:
-        with torch.serialization.safe_globals(_NUMBERS):
-            return torch.load(path, map_location="cpu", weights_only=True)
-    except FileNotFoundError:
-        raise UserError(f"{path} does not exist: name a run's folder or a checkpoint file") from None
-    except Exception as error:  # torch raises many kinds for truncated, foreign and unsafe files
-        raise UserError(f"{path} is not a readable checkpoint ({type(error).__name__}): it may be truncated or hold "
-                        "something other than weights") from None
-
-
 def training_state(path):
     """The checkpoint of a run of this suite or of the published code. UserError for one that another version wrote."""
     state = load_checkpoint(path)
@@ -131,24 +54,13 @@ def training_state(path):
     return state
 
 
-def save_model(model, folder):
-    """`model.save_pretrained(folder)`, so that a reader finds the old model or the new one and never a damaged one.
+def _check_outside(folder, flag, path):
+    if folder.resolve() in (path.resolve(), *path.resolve().parents):
+        raise UserError(f"{flag} {path} lies in the folder that --tag {folder.name} writes: choose another --tag")
 
-    Learned labels and a learned step size lie in files of their own, which take their places one after the other.
-    """
-    folder = Path(folder)
-    draft = folder.with_name(f".{folder.name}.partial")
-    shutil.rmtree(draft, ignore_errors=True)
-    with writing(folder):
-        model.save_pretrained(draft)
-    for file in draft.iterdir():
-        _settle(file)
-    if folder.exists():
-        for file in draft.iterdir():
-            os.replace(file, folder / file.name)
-        draft.rmdir()
-    else:
-        os.rename(draft, folder)
+
+def _several(value):
+    return value if isinstance(value, (list, tuple)) else [] if value is None else [value]
 
 
 def check_folder(options):
@@ -313,17 +225,6 @@ def _forget(path, step):
         partial.write_text("".join(kept))
 
 
-def device_name(device):
-    """The device in words: the GPU's name, or the CPU's model."""
-    if device.type == "cuda":
-        return torch.cuda.get_device_name(device)
-    cpuinfo = Path("/proc/cpuinfo")
-    models = [line.split(":")[1].strip() for line in cpuinfo.read_text().splitlines() if line.startswith("model name")] \
-        if cpuinfo.exists() else []
-    count = torch.get_num_threads()
-    return f"{models[0]}, {count} thread{'s' * (count > 1)}" if models else device.type
-
-
 def find_run(path):
     """The folder of the run that `path` belongs to (a run's folder, or a folder or file inside one), or None."""
     path = Path(path)
@@ -373,15 +274,6 @@ def beside(folder, path):
 def check_outside(args, flag, path):
     """Raise UserError for a `path` of `flag` that lies in the folder which the run of `args` writes, and may empty first."""
     _check_outside(args.output_dir / args.tag, flag, path)
-
-
-def _check_outside(folder, flag, path):
-    if folder.resolve() in (path.resolve(), *path.resolve().parents):
-        raise UserError(f"{flag} {path} lies in the folder that --tag {folder.name} writes: choose another --tag")
-
-
-def _several(value):
-    return value if isinstance(value, (list, tuple)) else [] if value is None else [value]
 
 
 def amend(run, **facts):

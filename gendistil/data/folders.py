@@ -15,7 +15,7 @@ from tqdm import tqdm
 
 from gendistil.common.cli import LARGEST, say
 from gendistil.common.errors import UserError
-from gendistil.common.run import replacing
+from gendistil.common.files import replacing
 
 EXTENSIONS = (".jpg", ".jpeg", ".jfif", ".png", ".gif", ".bmp", ".webp", ".tif", ".tiff", ".ppm", ".pgm")
 _CHUNK = 256  # images that one thread decodes at a time

@@ -21,7 +21,8 @@ from pathlib import Path
 
 from gendistil.common.cli import Parser, run_script
 from gendistil.common.errors import UserError
-from gendistil.common.run import CONFIG, made_by, write_json
+from gendistil.common.files import write_json
+from gendistil.common.run import CONFIG, made_by
 from gendistil.evaluation.page import Picture, find_sheets, page
 from gendistil.evaluation.plots import ACROSS, PLOTS, caption, plot, plot_across, plotted
 from gendistil.evaluation.ranking import rankings

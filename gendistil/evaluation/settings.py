@@ -8,11 +8,12 @@ from dataclasses import replace
 import torch
 
 from gendistil.common.cli import say
+from gendistil.common.device import device_name
 from gendistil.common.errors import Diverged, UserError
 from gendistil.common.flags import flag_fields, override, refuse_idle
 from gendistil.common.inherit import MAY_CHANGE, check_options, same_place
 from gendistil.common.rng import seed_of
-from gendistil.common.run import device_name, read_config
+from gendistil.common.run import read_config
 from gendistil.data import DATASETS, original
 from gendistil.evaluation.protocols import IDLE, flags_that_changed, protocol_for
 from gendistil.evaluation.rows import PLAIN, REPORT, SCORED, read_report, row_key, unique

@@ -6,9 +6,10 @@ from pathlib import Path
 
 from gendistil.common.cli import COUNT, say
 from gendistil.common.errors import UserError
+from gendistil.common.files import read_json
 from gendistil.common.flags import flag_of, option
 from gendistil.common.inherit import check_held_out
-from gendistil.common.run import CHECKPOINT, CONFIG, check_outside, find_run, made_by, read_json, training_state
+from gendistil.common.run import CHECKPOINT, CONFIG, check_outside, find_run, made_by, training_state
 from gendistil.matching.build import kind_of
 from gendistil.matching.methods import DRAWN, GENERATOR, LATENTS, METHODS, STORED
 from gendistil.sources import LATENTS_FOLDER, weights_digest

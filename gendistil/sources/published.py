@@ -12,8 +12,8 @@ from safetensors.torch import load_file
 
 from gendistil.common.cli import first_line, number, say
 from gendistil.common.errors import UserError
+from gendistil.common.files import load_checkpoint
 from gendistil.common.flags import flag_of, given, option
-from gendistil.common.run import load_checkpoint
 from gendistil.common.source import check_fits
 from gendistil.data import Whitened, original, to_signed
 from gendistil.sources.pixels import PixelSet

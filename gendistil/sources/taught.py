@@ -9,7 +9,7 @@ from safetensors.torch import save_file
 
 from gendistil.common.engine import EAGER
 from gendistil.common.errors import UserError
-from gendistil.common.run import replacing, writing
+from gendistil.common.files import replacing, writing
 from gendistil.common.source import ROWS, Source, index_within_class
 from gendistil.data import Whitened, restandardise, standardise, to_signed, to_uint8
 from pools.training import answers
