@@ -121,7 +121,7 @@ def match(args):
     state = resumed or {}
     of_generator = kind_of(METHODS[args.method]) == GENERATOR
     if of_generator:
-        state, file = origin.read_weight(args) if not resumed else (state, file)
+        state, file = origin.read_weight(args.weight) if not resumed else (state, file)
         origin.check_critic(args, state)
     limit = origin.read_seconds(args.control_of)
     dataset = load_asked(args, accelerator)

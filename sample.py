@@ -8,7 +8,6 @@ from one run to the next.)
 
 import functools
 import json
-import math
 import os
 import re
 import shutil
@@ -23,8 +22,8 @@ from tqdm import tqdm
 from gendistil.common.cli import COUNT, SEED, Parser, run_script, say
 from gendistil.common.errors import UserError
 from gendistil.common.files import replacing, writing
-from gendistil.common.flags import add_flags, from_flags
-from gendistil.common.run import made_by
+from gendistil.common.flags import add_flags, from_flags, given
+from gendistil.common.run import made_by, same_moments
 from gendistil.evaluation.ranking import RankingExport
 from gendistil.sources import (
     CHOICES,
@@ -88,9 +87,7 @@ def open_teacher(weight, facts, folder):
     spec = pool.spec
     if pool.definition["images"] is None:
         raise UserError(f"--teacher {folder} was a student of images that are not known: name a pool, or another student")
-    same = list(spec.classes) == facts["classes"] and all(
-        len(facts[key]) == len(ours) and all(map(functools.partial(math.isclose, rel_tol=1e-5), facts[key], ours))
-        for key, ours in (("mean", spec.mean), ("std", spec.std)) if key in facts)
+    same = list(spec.classes) == facts["classes"] and same_moments(facts, vars(spec)) is not False
     if "name" in facts and not same:
         raise UserError(f"{folder} has learned from images of {spec.name}, and not from those of {facts['name']} that "
                         f"--pretrain-weight {weight} was distilled from: give --teacher, a folder of classifiers that have")
@@ -108,6 +105,21 @@ def folder_names(classes):
 def to_picture(image):
     """A uint8 tensor [C, H, W] as a PIL image."""
     return Image.fromarray((image[0] if len(image) == 1 else image.permute(1, 2, 0)).contiguous().numpy())
+
+
+def write_pictures(folder, by_class, classes):
+    """Write images uint8 [K, n, C, H, W] as PNG files, in a folder for each of the named classes."""
+    for name, members in zip(folder_names(classes), tqdm(by_class, "sample", unit="class")):
+        (folder / name).mkdir(parents=True)
+        for index, image in enumerate(members):
+            to_picture(image).save(folder / name / f"{index:05d}.png")
+
+
+def contact_sheet(by_class):
+    """The first ten images of every class of uint8 [K, n, C, H, W], a row each, as a PIL image; tiny ones in larger pixels."""
+    columns, zoom = min(by_class.shape[1], 10), max(1, 32 // by_class.shape[-1])
+    shown = by_class[:, :columns].flatten(0, 1).repeat_interleave(zoom, 2).repeat_interleave(zoom, 3)
+    return to_picture(make_grid(shown, nrow=columns, padding=2))
 
 
 def prepare(folder, inputs):
@@ -147,7 +159,7 @@ def main():
     if args.teacher:
         teacher = Teacher.of(opened(args.teacher))
         check_fits(source, teacher.spec, f"--pretrain-weight {args.pretrain_weight}", "name another --teacher")
-    source = refine(source, args.pretrain_weight, args, opened)
+    source = refine(source, args.pretrain_weight, opened, given(Refinement, args), args.teacher)
     if isinstance(source, Refined):
         facts["refined"] = source.refinement.words
     if source.step_size is not None:
@@ -167,11 +179,7 @@ def main():
     for name in _REPLACED:  # of an earlier set, which stays where this one cannot be drawn or has no room
         shutil.rmtree(args.output_dir / name, ignore_errors=True)
     by_class = images.unflatten(0, (source.num_classes, -1))  # K,N,C,H,W
-    for name, members in zip(folder_names(facts["classes"]), tqdm(by_class, "sample", unit="class")):
-        folder = args.output_dir / "images" / name
-        folder.mkdir(parents=True)
-        for index, image in enumerate(members):
-            to_picture(image).save(folder / f"{index:05d}.png")
+    write_pictures(args.output_dir / "images", by_class, facts["classes"])
     if flow:
         drawing = source.refinement.sampling if isinstance(source, Refined) else {}
         if isinstance(source, Refined) and (source.refinement.noise_std != 1 or source.teacher):
@@ -180,11 +188,7 @@ def main():
     if export:
         learned = source.soft and not args.teacher
         export.write(args.output_dir / DDRANKING, args.ipc, images, targets, tensors.get("logits"), learned)
-    columns = min(by_class.shape[1], 10)
-    zoom = max(1, 32 // source.size)  # tiny images are shown in larger pixels
-    shown = by_class[:, :columns].flatten(0, 1).repeat_interleave(zoom, 2).repeat_interleave(zoom, 3)
-    sheet = make_grid(shown, nrow=columns, padding=2)
-    to_picture(sheet).save(args.output_dir / _SHEET)
+    contact_sheet(by_class).save(args.output_dir / _SHEET)
     print(f"{len(targets)} images: {args.output_dir}")
 
 

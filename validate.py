@@ -14,12 +14,12 @@ from gendistil.common.device import make_accelerator
 from gendistil.common.engine import Engine
 from gendistil.common.files import write_json
 from gendistil.common.flags import Flattened, add_flags, add_listing, columns, from_flags, given
-from gendistil.common.hub import facts_of, make_repository, push, repository
+from gendistil.common.hub import make_repository, repository
 from gendistil.common.inherit import inherit_data, parse_flags
-from gendistil.common.run import Run, check_folder, made_by
+from gendistil.common.run import Run, check_folder
 from gendistil.data import load_asked
 from gendistil.evaluation import PROTOCOLS, SAMPLINGS, Protocol, evaluate, evaluate_full
-from gendistil.evaluation.card import card
+from gendistil.evaluation.card import upload
 from gendistil.evaluation.page import draw_sheets, find_sheets
 from gendistil.evaluation.protocols import GROUP
 from gendistil.evaluation.ranking import complete
@@ -188,8 +188,7 @@ def main():
     if args.push_to_hub and run.is_main:
         path, = paths.values()
         source = load_source(path, reading=from_flags(Reading, args), spec=dataset.spec)  # not refined
-        facts = facts_of(source, made_by(path), dataset.spec, args.held_out)
-        address = push(source, args.push_to_hub, card(args.push_to_hub, [*rows.values()], facts, run.commands), facts)
+        address = upload(args.push_to_hub, path, source, [*rows.values()], dataset.spec, args.held_out, run.commands)
         print(f"uploaded: {address}")
 
 

@@ -5,7 +5,6 @@
 How a search goes on, scores and counts its seconds: see `benchmarks/search.py`.
 """
 
-import argparse
 import dataclasses
 import json
 import sys
@@ -108,7 +107,7 @@ def main():
     engine, dataset = begin(args, args.weight)
     if args.models:
         make_folder(args.models, "--models")
-    first, file = origin.read_weight(argparse.Namespace(weight=args.weight, lr_critic=None))
+    first, file = origin.read_weight(args.weight)
     methods = {name: choices.calibrated_if_possible(dataclasses.replace(shared, **change)) for name, change in VARIANTS.items()}
     pools = args.pools or args.weight.parent / "pools"
 

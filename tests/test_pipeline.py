@@ -280,7 +280,7 @@ def test_the_published_commands_need_no_further_flag(results):
     best = str(results / "gan")
     args = pool_match.parse_args(["--tag", "match", "--match", "logit", "--match-aug", "--weight", best])
     assert (args.match, args.match_aug, args.data, args.method) == ("logit", True, "digits", "default")
-    assert origin.read_weight(args)[0]["step"] == 6
+    assert origin.read_weight(args.weight)[0]["step"] == 6
     args = validate.parse_args(["--tag", "test", "--pretrain-weight", str(results / "match")])
     path, = validate.named_paths(args).values()
     assert (load_source(path).num_classes, args.ipc) == (10, [1, 10, 50])

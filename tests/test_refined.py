@@ -2,7 +2,6 @@
 
 import json
 import shutil
-from argparse import Namespace
 from pathlib import Path
 
 import pytest
@@ -201,7 +200,7 @@ def test_a_kept_classifier_accepts_whoever_labels(source, pool, run, tmp_path):
     open_pool = lambda folder: opened.append(str(folder)) or ClassifierPool.open(pool.dir)
     for folder in (pool.dir, "gone"):
         (run / "config.json").write_text(json.dumps({**config, "refinement": {**kept, "teacher": str(folder)}}))
-        refine(source, run, Namespace(teacher=tmp_path / "other"), open_pool)
+        refine(source, run, open_pool, labeller=tmp_path / "other")
     (run / "config.json").write_text(json.dumps(config))
     assert opened == [str(pool.dir), str(tmp_path / "other")]  # the second only because the first is no longer there
 

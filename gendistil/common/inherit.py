@@ -2,7 +2,6 @@
 
 import argparse
 import json
-import math
 import os
 import sys
 from dataclasses import fields, replace
@@ -11,7 +10,7 @@ from pathlib import Path
 from gendistil.common.cli import path, say
 from gendistil.common.errors import UserError
 from gendistil.common.flags import flag_of, with_tuples
-from gendistil.common.run import CHECKPOINT, CONFIG, check_folder, made_by, read_config, training_state
+from gendistil.common.run import CHECKPOINT, CONFIG, check_folder, made_by, read_config, same_moments, training_state
 
 _NAMED = 20  # classes that a message names
 
@@ -187,11 +186,7 @@ def name_other_data(path, flag, spec, judged):
         if made.get("name", spec.name) != spec.name:
             say(f"{flag} {path} learned {made['name']}, and this is {spec.name}: give --data if that is not meant")
         return
-    try:
-        alike = all(math.isclose(*pair, rel_tol=1e-6) for key in ("mean", "std") for pair in zip(made[key], getattr(spec, key)))
-    except (KeyError, TypeError):  # of a stranger's file
-        return
-    if made.get("size") == spec.size and not alike:
+    if made.get("size") == spec.size and same_moments(made, vars(spec)) is False:  # a stranger's file may not say them
         say(f"{flag} {path} learned other images of these classes than are here, by their mean and std: those that are held "
             "out here may be among them")
 

@@ -197,16 +197,23 @@ def short(name):
     return name
 
 
+def same_moments(one, other):
+    """Whether two descriptions of a data set, dicts, have one mean and one std; None where one does not say them."""
+    try:
+        pairs = [pair for key in ("mean", "std") for pair in zip(one[key], other[key], strict=True)]
+        return all(math.isclose(*pair, rel_tol=1e-5) for pair in pairs)
+    except (KeyError, TypeError, ValueError):
+        return None
+
+
 def _check_images(before, now):
     """Raise UserError where the facts of a data set say that a run would go on with other images than it began with."""
-    if before and now:
-        try:
-            alike = all(math.isclose(*pair, rel_tol=1e-5) for key in ("mean", "std") for pair in zip(before[key], now[key]))
-        except (KeyError, TypeError):  # as no run writes it
-            alike = False
-        if not alike or any(before.get(key) != json.loads(json.dumps(now[key])) for key in ("classes", "channels", "size")):
-            raise UserError(f"--resume: the images of {now['name']} are no longer those that the run was started with: give "
-                            "another --tag")
+    if not before or not now:
+        return
+    alike = all(before.get(key) == json.loads(json.dumps(now[key])) for key in ("classes", "channels", "size"))
+    if not alike or not same_moments(before, now):
+        raise UserError(f"--resume: the images of {now['name']} are no longer those that the run was started with: give "
+                        "another --tag")
 
 
 def _forget(path, step):

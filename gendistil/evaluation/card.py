@@ -4,7 +4,8 @@ import json
 import re
 import shlex
 
-from gendistil.common.hub import public
+from gendistil.common.hub import facts_of, public, push
+from gendistil.common.run import made_by
 from gendistil.evaluation.tables import LEGEND, tables
 
 _WHAT = {"generator": "A conditional generator of images", "pixels": "Stored images",
@@ -53,6 +54,15 @@ def card(name, rows, facts, commands):
         "## Use", _USE.format(name=name, size=spec["size"], channels=spec["channels"], last=len(spec["classes"]) - 1),
     ]
     return "\n\n".join(parts)
+
+
+def upload(name, path, source, rows, spec, held_out, commands):
+    """Upload `source`, the model at `path` as it is and not refined, with the card of `rows`, to the repository `name`.
+
+    Args: spec and held_out, of the data set; commands, as `card` has them. Returns the repository's address.
+    """
+    facts = facts_of(source, made_by(path), spec, held_out)
+    return push(source, name, card(name, rows, facts, commands), facts)
 
 
 def _front(metadata):

@@ -105,7 +105,8 @@ def _as_judged(args, name, path, source, dataset):
     forget(source, labels=not args.own, step_size=not args.own or args.lr is not None)
     for ipc in args.ipc:
         settled(source, ipc, protocol_of(args, dataset.spec.name), f"--pretrain-weight {path}")
-    source = refine(source, path, args, functools.partial(_open_outside, args, dataset), dataset.train.images.device)
+    source = refine(source, path, functools.partial(_open_outside, args, dataset), given(Refinement, args), args.teacher,
+                    dataset.train.images.device)
     name += f", {source.refinement.words}" if isinstance(source, Refined) else ""
     if args.ranking and (source.soft or source.step_size is not None):
         shared = "hard labels" if source.soft else "one learning rate"

@@ -99,9 +99,9 @@ def check_paths(args):
         raise UserError(f"--weight {args.weight} is not finished: continue it with --resume")
 
 
-def read_weight(args):
-    """The training state of a generator that `--weight` names: (state, file)."""
-    path, run = args.weight, find_run(args.weight)
+def read_weight(path):
+    """The training state of the generator at `path`, that of --weight: (state, file)."""
+    run = find_run(path)
     file = path if path.is_file() else (run or path) / CHECKPOINT
     if path.exists() and not file.exists():
         raise UserError(f"--weight {path} holds no {CHECKPOINT}: matching needs the critic too, so name the folder of a run of "

@@ -1,6 +1,5 @@
 """Sets of images drawn from a source: what students are trained on, what `sample.py` writes and what a loader takes."""
 
-from argparse import Namespace
 from pathlib import Path
 
 import torch
@@ -108,7 +107,7 @@ class DistilledDataset(torch.utils.data.Dataset):
 
     def __init__(self, source, ipc, seed=0, transform=to_signed, choice="fixed"):
         if isinstance(source, (str, Path)):
-            source = refine(load_source(source), source, Namespace(teacher=None), KeptClassifiers.open)
+            source = refine(load_source(source), source, KeptClassifiers.open)
         self.images, self.targets = draw_set(source, ipc, seed, choice=choice)
         self.transform = transform
 

@@ -38,20 +38,10 @@ def load_source(path, device="cpu", reading=None, spec=None):
         return PipelineSource.load(place, device, use_safetensors=is_hub(path) or None)
     if file := file_of_set(path) if reading or place.is_file() else None:
         return _of_file(file, device, reading, spec)
-    folder = _model_folder(place)
     if not place.exists() and not is_hub(path):
         raise UserError(f"{path} does not exist: name a run's folder, a saved model's folder or a checkpoint file")
-    kinds = STORED_SOURCES | {network.__name__: network for network, _ in NETWORKS.values()}
-    try:
-        name = json.loads((folder / "config.json").read_text())["_class_name"]
-        if not isinstance(name, str):
-            raise TypeError
-    except (TypeError, KeyError, ValueError):
-        raise UserError(f"{path} holds no saved generator{' and no published set' if reading else ''}: name a run of "
-                        "gen_condense.py or pool_match.py that has reached its first checkpoint") from None
-    if name not in kinds:
-        raise UserError(f"{path} holds a model of the class {name}, which is not here: name the file that it is in by --plugin")
-    kind, name = kinds[name], path if is_hub(path) else folder
+    folder = _model_folder(place)
+    kind, name = _saved_kind(folder, path, reading), path if is_hub(path) else folder
     try:
         with _quiet():
             # Pickles of a stranger are never read, should another program have left some among the downloaded files.
@@ -67,6 +57,21 @@ def load_source(path, device="cpu", reading=None, spec=None):
             module.to(memory_format=torch.channels_last)
     source.rows = Rows.load(folder, source, device)
     return source.eval().to(device)
+
+
+def _saved_kind(folder, path, reading):
+    """The class of the model in `folder`, which may be None. Raises UserError, naming `path`, where there is no model."""
+    try:
+        name = json.loads((folder / "config.json").read_text())["_class_name"] if folder else None
+    except (TypeError, KeyError, ValueError):
+        name = None
+    if not isinstance(name, str):
+        raise UserError(f"{path} holds no saved generator{' and no published set' if reading else ''}: name a run of "
+                        "gen_condense.py or pool_match.py that has reached its first checkpoint")
+    kinds = STORED_SOURCES | {network.__name__: network for network, _ in NETWORKS.values()}
+    if name not in kinds:
+        raise UserError(f"{path} holds a model of the class {name}, which is not here: name the file that it is in by --plugin")
+    return kinds[name]
 
 
 def _of_file(file, device, reading, spec):

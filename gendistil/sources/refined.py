@@ -11,7 +11,7 @@ from torch.nn import functional as F
 from gendistil.common.cli import FRACTION, POSITIVE, WEIGHT, number, say
 from gendistil.common.device import send
 from gendistil.common.errors import UserError
-from gendistil.common.flags import flag_fields, flag_of, given, option
+from gendistil.common.flags import flag_fields, flag_of, option
 from gendistil.common.run import beside, made_by
 from gendistil.common.source import Source, check_fits, index_within_class
 from gendistil.data import to_uint8
@@ -148,13 +148,14 @@ class Refined(Source):
         return images, (answer == labels) & (probability > self.refinement.keep_above)
 
 
-def refine(source, path, args, open_pool, device="cpu"):
-    """`source`, from `path`, as the flags in `args` refine it, or its run's config where none is given; else as it is.
+def refine(source, path, open_pool, values=None, labeller=None, device="cpu"):
+    """`source`, from `path`, as it is refined: by `values`, fields of a `Refinement`, or where there are none as its run keeps.
 
-    Args: open_pool, gives the `KeptClassifiers` in a folder.
+    Args: open_pool, gives the `KeptClassifiers` in a folder; labeller, the folder of --teacher, whose classifier also accepts
+    images where the run names no other.
     Raises UserError for stored images, and where there is no classifier or it accepts next to nothing.
     """
-    values, made = given(Refinement, args), made_by(path)
+    values, made = values or {}, made_by(path)
     kept = {} if values else made.get("refinement") or {}
     if kept.get("weights") and kept["weights"] != weights_digest(path):
         say(f"{path} has learned on since its refinement was found, which is left out: find it anew (benchmarks/refine.py)")
@@ -172,12 +173,12 @@ def refine(source, path, args, open_pool, device="cpu"):
     teacher = None
     if refinement.keep_above is not None:
         folder = beside(kept.get("teacher"), path)  # --teacher may label beside it
-        if not folder or (args.teacher and not Path(folder).exists()):
-            folder = args.teacher or folder or beside(made.get("pool_folder"), path)
+        if not folder or (labeller and not Path(folder).exists()):
+            folder = labeller or folder or beside(made.get("pool_folder"), path)
         if not folder:
             raise UserError(f"--keep-above: no pool of pretrained classifiers is named by --pretrain-weight {path}: give "
                             "--teacher, the folder of one (results/pools/...)")
-        if kept and not args.teacher and not Path(folder).exists():
+        if kept and not labeller and not Path(folder).exists():
             raise UserError(f"{path} is refined by the classifiers in {folder}, which are not there: give --keep-above "
                             f"{refinement.keep_above:g} --teacher FOLDER for others")
         pool = open_pool(folder)
