@@ -54,7 +54,7 @@ def parse_args(argv=None):
     inherit_data(args, (begun or [args.control_of or args.weight])[0])
     origin.check_paths(args)
     for run in plan(args):
-        choices.check(options_of(args, *run))
+        choices.check(flags_of(args, *run))
     return args
 
 
@@ -87,12 +87,13 @@ def plan(args):
     return [*([] if found else [(first, f"{args.tag}-{first}")]), (args.method, args.tag)]
 
 
-def options_of(args, name, tag):
-    """The options of the run `tag` by the method `name`: where two run in turn, most flags are for the second."""
+def flags_of(args, name, tag):
+    """The flags of the run `tag` by the method `name`: where two run in turn, most are for the second."""
     useless = (lambda goes: not goes) if name != args.method else (lambda goes: goes == "only" and METHODS[name].first)
     unused = {field.name: None for field in flag_fields(Method) if useless(field.metadata.get("first"))}
     given = {key: value for key, value in args.given.items() if key not in unused} | {"method": name}
-    return {**vars(args), **unused, "method": name, "tag": tag, "given": args.given if tag == args.tag else given}
+    values = {**vars(args), **unused, "method": name, "tag": tag, "given": args.given if tag == args.tag else given}
+    return argparse.Namespace(**values)
 
 
 def main(argv=None):
@@ -107,13 +108,14 @@ def main(argv=None):
             continue
         # Of two runs, the second may not have come to a checkpoint when the first was interrupted.
         resume = args.resume and (len(runs) == 1 or (args.output_dir / tag / CHECKPOINT).exists())
-        match(argparse.Namespace(**{**options_of(args, name, tag), "weight": weight, "resume": resume,
-                                    "overwrite": args.overwrite or resume != args.resume}))
+        run = flags_of(args, name, tag)
+        run.weight, run.resume, run.overwrite = weight, resume, args.overwrite or resume != args.resume
+        match(run)
         weight = args.output_dir / tag
 
 
 def match(args):
-    """One run of the method that the flags of `options_of` name: learn, score, save."""
+    """One run of the method that its flags name: learn, score, save."""
     start, folder = from_flags(Start, args), args.output_dir / args.tag
     accelerator = make_accelerator(args.precision)
     engine = Engine(accelerator)
@@ -126,7 +128,7 @@ def match(args):
     limit = origin.read_seconds(args.control_of)
     dataset = load_asked(args, accelerator)
     spec = dataset.spec
-    method = choices.settled(vars(args), spec.size)
+    method = choices.method_of(args, spec.size)
     build.check_pool(method, spec)
     judging = from_flags(Judging, args)
     check_classifiers([judging.student(spec)], spec, "--eval-model")

@@ -274,7 +274,7 @@ def test_what_a_plugin_adds_is_a_choice_and_told(command, digits, tmp_path, caps
 def test_steps_in_an_order_take_every_image(fails, tmp_path):
     words = ("--output-dir", tmp_path, "--method", "dd", "--ipc", 3, "--unroll", 2)
     assert "--unroll 2: each step takes another image of a class, and there are 3: raise it" in fails(2, pool_match, *words)
-    assert [choices.settled(vars(pool_match.parse_args(["--method", "dd", "--ipc", ipc, *more]))).unroll
+    assert [choices.method_of(pool_match.parse_args(["--method", "dd", "--ipc", ipc, *more])).unroll
             for ipc, *more in (("1",), ("20",), ("20", "--unroll", "25"))] == [3, 60, 25]
 
 

@@ -1,6 +1,5 @@
 """Which flags of a method do nothing or do not go together, and what follows for the values that no flag gives."""
 
-import argparse
 import dataclasses
 from pathlib import Path
 
@@ -119,10 +118,10 @@ def check_kinds(args):
         raise UserError(f"--match none {why}")
 
 
-def check(options):
-    """Raise UserError for flags of a run, its `options`, that do nothing in its method, and for values of the method that do
-    not go together. Flags of a run that goes on are what it was started with."""
-    args, method = argparse.Namespace(**options), settled(options)
+def check(args):
+    """Raise UserError for flags of a run, `args`, that do nothing in its method, and for values of the method that do not go
+    together. Flags of a run that goes on are what it was started with."""
+    method = method_of(args)
     row = OBJECTIVES.get(method.match)
     useless = (
         *IDLE,
@@ -154,15 +153,14 @@ def calibrated_if_possible(method):
     return method if possible else dataclasses.replace(method, calibrate=0.0)
 
 
-def settled(options, size=32):
-    """The method by which the run of these `options` learns images of `size` pixels: the flags that were given, or what the run
-    began with, have taken the place of its row's values."""
-    name = Path(options["data"]).resolve().name  # of a data set, or of a folder
-    row = method_for(options["method"], name, options["ipc"] or 1, size, options["factor"])
-    method = override(row, argparse.Namespace(**options))
-    if options["steps"] is not None and method.epochs and not options["epochs"]:
+def method_of(args, size=32):
+    """The method by which the run of these flags learns images of `size` pixels: those that were given, or what the run began
+    with, have taken the place of its row's values."""
+    name = Path(args.data).resolve().name  # of a data set, or of a folder
+    method = override(method_for(args.method, name, args.ipc or 1, size, args.factor), args)
+    if args.steps is not None and method.epochs and not args.epochs:
         method = dataclasses.replace(method, epochs=None)  # the row's passes give way to the steps that were asked for
-    return as_begun(calibrated_if_possible(method), options, "method_values")
+    return as_begun(calibrated_if_possible(method), vars(args), "method_values")
 
 
 def idle(method):
