@@ -70,12 +70,12 @@ def parse_args(argv=None):
     return parser.parse_args(argv)
 
 
-def describe(path, num_classes):
+def describe(path, source):
     """What is known of the data set that the source at `path` was distilled from: a dict with `classes` at least."""
-    spec = made_by(path).get("dataset")
-    if isinstance(spec, dict) and len(spec.get("classes", ())) == num_classes:
+    spec, count = source.facts or made_by(path).get("dataset"), source.num_classes
+    if isinstance(spec, dict) and len(spec.get("classes", ())) == count:
         return spec
-    return {"classes": [f"{label:0{len(str(num_classes - 1))}d}" for label in range(num_classes)]}
+    return {"classes": [f"{label:0{len(str(count - 1))}d}" for label in range(count)]}
 
 
 def open_teacher(weight, facts, folder):
@@ -146,7 +146,7 @@ def main():
     if source.channels not in (1, 3):
         raise UserError(f"--pretrain-weight {args.pretrain_weight} makes images of {source.channels} channels: "
                         "pictures are grey or RGB")
-    facts = describe(args.pretrain_weight, source.num_classes) | {"seed": args.seed, "ipc": args.ipc, "sampling": args.sampling}
+    facts = describe(args.pretrain_weight, source) | {"seed": args.seed, "ipc": args.ipc, "sampling": args.sampling}
     if args.format == PIPELINE and not hasattr(source, "as_pipeline"):
         raise UserError(f"--format pipeline is for a flow, and --pretrain-weight {args.pretrain_weight} is none: name a run of "
                         "gen_condense.py --recipe flow or shortcut")
@@ -162,8 +162,9 @@ def main():
     source = refine(source, args.pretrain_weight, opened, given(Refinement, args), args.teacher)
     if isinstance(source, Refined):
         facts["refined"] = source.refinement.words
-    if source.step_size is not None:
-        facts["step_size"] = torch.as_tensor(source.step_size).tolist()
+    rates = torch.as_tensor(0.0 if source.step_size is None else source.step_size)
+    if source.step_size is not None and (not rates.dim() or (args.ipc, args.sampling) == (source.max_ipc, "fixed")):
+        facts["step_size"] = rates.tolist()  # several are of all its images in their order
     if args.ipc > (source.max_ipc or args.ipc):
         raise UserError(f"{args.pretrain_weight} has {source.max_ipc} images of a class, fewer than {args.ipc}: lower --ipc")
     prepare(args.output_dir, (args.pretrain_weight, file_of_set(args.pretrain_weight), args.teacher))

@@ -255,8 +255,9 @@ def test_the_table_of_methods_names_each_once_and_what_does_nothing_by_a_dash():
 def test_a_row_of_a_plugin_keeps_its_own_loops(monkeypatch):
     monkeypatch.setitem(METHODS, "own", replace(METHODS["dm"], pool_training="synthetic", outer=5, inner=2, steps=300))
     monkeypatch.setitem(METHODS, "shorter", replace(METHODS["dc"], steps=300))
-    rows = [method_for(name, "digits", 10) for name in ("own", "shorter", "dc")]
-    assert [(row.outer, row.inner, row.steps) for row in rows] == [(5, 2, 300), (10, 50, 300), (10, 50, 10_000)]
+    monkeypatch.setitem(METHODS, "loops", replace(METHODS["dc"], outer=5, inner=2))
+    rows = [method_for(name, "digits", 10) for name in ("own", "shorter", "loops", "dc")]
+    assert [(row.outer, row.inner, row.steps) for row in rows] == [(5, 2, 300), (10, 50, 300), (5, 2, 10_000), (10, 50, 10_000)]
 
 
 def test_what_a_plugin_adds_is_a_choice_and_told(command, digits, tmp_path, capsys, monkeypatch):

@@ -64,6 +64,9 @@ def test_a_few_networks_stay_in_memory(digits, folder, pool, monkeypatch):
     assert sorted(again._models) == [0, 2]
     assert again[0] is first
     torch.testing.assert_close(weights(again[1]), weights(pool[1]))
+    monkeypatch.setattr(pools.kept, "_IN_MEMORY", 0)
+    last = again[2]
+    assert again._models == {2: last}  # that which is in use stays, however large
 
 
 def test_networks_between_snapshots_are_drawn_from_the_line_that_joins_them(digits, folder, pool):

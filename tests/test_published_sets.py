@@ -1,6 +1,7 @@
 """Sets in the files of other repositories and of sample.py: what is in them arrives as it was, or one line says why not."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -228,6 +229,41 @@ def test_students_of_published_sets(call, tmp_path):
     assert row["teacher"] == "convnet of step 9, temperature 2"
 
 
+def test_an_evaluation_takes_a_published_set_later(call, tmp_path):
+    stored().save_pretrained("model")
+    save_idc("data.pt")
+    call(validate, "--pretrain-weight", "model", "--ipc", 1, *SHORT)
+    call(validate, "--pretrain-weight", "model", "data.pt", "--factor", 2, "--resume")
+    rows = json.loads(Path("results/test/report.json").read_text())
+    assert {row["source"] for row in rows} == {"model", "data.pt"}
+
+
+def test_an_export_in_a_refined_run_is_no_generator(call, tmp_path, capsys):
+    stored().save_pretrained("run/generator")
+    Path("run/config.json").write_text(json.dumps({"commands": [["x"]], "refinement": {"noise_std": 1.5}}))
+    stored().save_pretrained("model")
+    call(sample, "--pretrain-weight", "model", "--ipc", 1, "--output-dir", "run/set")
+    call(validate, "--pretrain-weight", "run/set", "--ipc", 1, *SHORT)
+    assert "refine" not in capsys.readouterr().err
+
+
+def test_an_export_keeps_what_is_known_of_it(call, tmp_path, capsys):
+    source = stored(step_size=[0.5, 0.25])
+    source.save_pretrained("run/pixels")
+    spec = {"name": "letters", "classes": [*"abcdefghij"], "whitening": "zca"}
+    Path("run/config.json").write_text(json.dumps({"commands": [["x"]], "dataset": spec}))
+    call(sample, "--pretrain-weight", "run", "--ipc", 3, "--output-dir", "whole")
+    call(sample, "--pretrain-weight", "run", "--ipc", 2, "--output-dir", "part")
+    call(sample, "--pretrain-weight", "whole", "--ipc", 1, "--output-dir", "again")
+    assert Path("again/images/j/00000.png").exists()
+    capsys.readouterr()
+    letters = replace(spec_of("letters", channels=1), classes=tuple("abcdefghij"))
+    whole, part = (load_source(folder, reading=Reading(), spec=letters) for folder in ("whole", "part"))
+    assert whole.step_size == [0.5, 0.25]
+    assert part.step_size is None  # its images are not those of these steps
+    assert "whole/set.safetensors was learned for networks that see whitened images" in capsys.readouterr().err
+
+
 def test_pictures_of_a_published_set(call, tmp_path):
     save_idc("data.pt")
     call(sample, "--pretrain-weight", "data.pt", "--factor", 2, "--ipc", 1, "--output-dir", "set")
@@ -247,6 +283,16 @@ def alone(folder):
 def rate(folder, value):
     save_mtt(folder, pictures(20, 1), norms=DC["mnist"])
     torch.save(value, folder / "lr_best.pt")
+
+
+def save_logits(folder, logits):
+    rate(folder, torch.tensor(0.1))
+    torch.save(logits, folder / "labels_best.pt")
+
+
+def config(folder):
+    other_classes(folder)
+    (folder / "config.json").write_text("{}")
 
 
 def other_classes(folder):
@@ -269,6 +315,13 @@ WRONG = {
                   "--factor", 1),
     "nan": (lambda path: save_idc(path, torch.full((20, 1, 8, 8), torch.nan)), "damaged set (ValueError: NaN", "--factor", 1),
     "oblong": (lambda path: save_idc(path, torch.rand(20, 1, 8, 9)), "wrong holds a damaged set (ValueError", "--factor", 1),
+    "bytes": (lambda path: save_idc(path, pictures(20, 1)), "damaged set (ValueError: images of torch.uint8", "--factor", 1),
+    "labels": (lambda path: torch.save([torch.rand(2, 1, 8, 8), torch.tensor([0, torch.inf])], path), "damaged set (OverflowE",
+               "--factor", 1),
+    "logits": (lambda path: save_logits(path, torch.randn(20, 10, 1)), "images_best.pt holds a damaged set (ValueError: "),
+    "large": (lambda path: save_logits(path, torch.full((20, 10), 1e5)), "images_best.pt holds a damaged set (ValueError: NaN"),
+    "none": (lambda path: save_logits(path, torch.zeros(20, 0)), "images_best.pt holds a damaged set (ZeroDivisionError"),
+    "config": (config, "wrong holds a config.json that is not of a model: for the set there name wrong/set.safetensors"),
     "parts": (lambda path: save_idc(path), "--factor 5: of images of 8 pixels", "--factor", 5),
     "empty": (lambda path: torch.save({"data": []}, path), "wrong holds a damaged set (IndexError"),
     "colours": (lambda path: save_dc(path, pictures(20)), "wrong makes 10 classes of 3x8x8 images, but the data set "),

@@ -21,7 +21,7 @@ from gendistil.common.cli import run_script
 from gendistil.common.errors import UserError
 from gendistil.common.files import load_checkpoint, replacing, save_checkpoint, save_model
 from gendistil.common.inherit import check_options, inherit_data
-from gendistil.common.run import CHECKPOINT, FORMAT, METRICS, SAMPLES, Run, find_run, made_by, training_state
+from gendistil.common.run import CHECKPOINT, FORMAT, METRICS, SAMPLES, Run, find_run, made_by, same_moments, training_state
 from generators.pyramid import PyramidGenerator
 
 ROOT = Path(__file__).parent.parent
@@ -229,6 +229,15 @@ def test_a_run_goes_on_with_the_images_that_it_began_with(tmp_path):
     for change in ({"mean": (0.501,)}, {"classes": ("cat", "dog", "eel")}, {"size": 9}):
         with pytest.raises(UserError, match="the images of pets are no longer those that the run was started with"):
             Run(options(tmp_path, resume=True), Accelerator(cpu=True), dataset={**facts, **change})
+
+
+@pytest.mark.parametrize(("change", "same"), [
+    ({}, True), ({"mean": (0.5, 0.4 + 1e-7)}, True), ({"mean": [0.5, 0.4001]}, False), ({"std": [0.3]}, False),
+    ({"std": None}, None)])
+def test_two_data_sets_have_one_mean_and_std(change, same):
+    facts = {"mean": [0.5, 0.4], "std": [0.2, 0.3]}
+    assert same_moments(facts, {**facts, **change}) is same
+    assert same_moments({}, facts) is None
 
 
 @pytest.mark.parametrize("error", [RuntimeError("PytorchStreamWriter failed writing file data/0"), SafetensorError("No space")])

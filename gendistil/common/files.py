@@ -7,7 +7,6 @@ import re
 import shutil
 from pathlib import Path
 
-import numpy as np
 import torch
 from safetensors import SafetensorError
 
@@ -71,14 +70,22 @@ def save_checkpoint(path, state):
         torch.save(state, partial)
 
 
-_scalar, _ = np.float64(0).__reduce__()
-# A number of NumPy, as published code keeps accuracies, under the names that NumPy 1 and 2 pickle it by.
-_NUMBERS = [np.dtype, type(np.dtype(float)), *((_scalar, f"numpy.{core}.multiarray.scalar") for core in ("core", "_core"))]
+class _Number:
+    """Stands for a number of NumPy or its type, as published code keeps accuracies, which nobody reads here."""
+
+    def __init__(self, *parts):
+        pass
+
+    def __setstate__(self, state):
+        pass
+
+
+# Under the names that NumPy 1 and 2 pickle them by.
+_NUMBERS = [(_Number, f"numpy.{name}") for name in ("dtype", "core.multiarray.scalar", "_core.multiarray.scalar")]
 
 
 def load_checkpoint(path):
-    """Load, on the CPU, what `save_checkpoint` or the published code saved. Only tensors, plain containers and numbers are
-    unpickled."""
+    """Load, on the CPU, what `save_checkpoint` or the published code saved. Only tensors and plain containers are unpickled."""
     try:
         with torch.serialization.safe_globals(_NUMBERS):
             return torch.load(path, map_location="cpu", weights_only=True)
@@ -86,7 +93,7 @@ def load_checkpoint(path):
         raise UserError(f"{path} does not exist: name a run's folder or a checkpoint file") from None
     except Exception as error:  # torch raises many kinds for truncated, foreign and unsafe files
         raise UserError(f"{path} is not a readable checkpoint ({type(error).__name__}): it may be truncated or hold "
-                        "something other than weights") from None
+                        "something other than tensors") from None
 
 
 def save_model(model, folder):

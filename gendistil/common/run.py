@@ -200,9 +200,9 @@ def short(name):
 def same_moments(one, other):
     """Whether two descriptions of a data set, dicts, have one mean and one std; None where one does not say them."""
     try:
-        pairs = [pair for key in ("mean", "std") for pair in zip(one[key], other[key], strict=True)]
-        return all(math.isclose(*pair, rel_tol=1e-5) for pair in pairs)
-    except (KeyError, TypeError, ValueError):
+        pairs = [(one[key], other[key]) for key in ("mean", "std")]
+        return all(len(a) == len(b) and all(map(functools.partial(math.isclose, rel_tol=1e-5), a, b)) for a, b in pairs)
+    except (KeyError, TypeError):
         return None
 
 

@@ -91,7 +91,7 @@ PRESETS = [
     # Measured on held-out images of CIFAR-10, docs/results/students.md: at the usual rate VGG11 answers one class.
     Preset("default", {"lr": 0.01}, models=("vgg11", "mlp")),
 ]
-"""Rows that are applied in this order; a plugin may add some."""
+"""Rows that are applied in this order, one over the other; a plugin may add some."""
 
 
 def protocol_for(name, data, model="convnet"):

@@ -116,6 +116,8 @@ def resumed(args, paths, kind="validation", stored=()):
     may_change = MAY_CHANGE[kind]
     if not any(row.get("teacher") for row in rows) and config.get("keep_above") is None:  # no teacher yet
         may_change = may_change | {field.name for field in flag_fields(Labels) if field.name != "own"}
+    if config.get("factor") is None:  # no set was read by it yet
+        may_change = may_change | {"factor"}
     if not any(row["sampling"] == "all" for row in rows):
         may_change = may_change | {"full_epochs"}
     check_options(vars(args), may_change)

@@ -144,9 +144,9 @@ class Method:
                         nargs="+", type=some_classifiers, action=Flattened, metavar="NAME", first=True)
     pool_training: str = _pool(lambda: "how they are trained; " + "; ".join(f"{name}: {row.words}" for name, row in
                                                                             POOLS.items()), "random", choices=lambda: POOLS)
-    outer: int | None = _pool("steps of matching before the online network (synthetic, real) is replaced by a new one (of dc "
-                              "and dsa by default --ipc)", 1, type=COUNT)
-    inner: int | None = _pool("passes that train the online network between two steps of matching (of dc and dsa by default "
+    outer: int | None = _pool("steps of matching before the online network (synthetic, real) is replaced by a new one "
+                              "(default of dc and dsa: --ipc)", 1, type=COUNT)
+    inner: int | None = _pool("passes that train the online network between two steps of matching (default of dc and dsa: "
                               "1 to 50, by --ipc)", 1, type=COUNT)
     pool_images: int = _pool("real images in each pass that trains the online network", 500, type=COUNT)
     pool_warmup: int = _pool("passes over all real images that a new online network learns from first (DREAM+)", 0,
@@ -327,7 +327,8 @@ def method_for(name, data, ipc, size=32, factor=None):
         method = replace(method, lr=method.lr * ipc / 10 * (size / _BASE_SIZE.get(data, 32)) ** 2)
     if method.unroll is None:  # three passes of steps that take one image of a class each
         method = replace(method, unroll=3 * ipc * (factor or method.factor) ** 2)
-    if None in (method.outer, method.inner):  # of DC and DSA, whose authors say them by the number of images
+    online = POOLS[method.pool_training].online
+    if None in (method.outer, method.inner) or (online and method.steps is None):  # DC and DSA, by the number of images
         outer, inner = loops(ipc)
         published = {"outer": outer, "inner": inner, "steps": 1000 * outer}
         method = replace(method, **{name: value for name, value in published.items() if getattr(method, name) is None})

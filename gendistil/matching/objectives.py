@@ -267,9 +267,9 @@ class Objective:
 
     function: what is called, see above. weight: of the term beside a generator's own loss, unless a flag says otherwise.
     source: what has to agree, and where that was published.
-    options: the fields of a `Method` that it depends on, which the function takes as keywords, unless it is per training: those
-    of `TRAINING_OPTIONS` are then among them, with an expert those of `EXPERT_OPTIONS` too, and perhaps "window". `calibrate`
-    is among those of one that compares embeddings.
+    options: the fields of a `Method` that it depends on, which the function takes as keywords; `calibrate` is among those of
+    one that compares embeddings. An objective per training lists `TRAINING_OPTIONS`, with an expert `EXPERT_OPTIONS` too, and
+    perhaps "window", and takes none of them as keywords.
     per: "class", the function gives the mean over the classes that it is shown, and a step may show them in parts; "set", it is
     shown the classes of a whole step at once and gives one number for all of them; "training", it is called as
     `function(lesson, weights)` with a `Lesson` of `matching.trained` and the weights that training on the synthetic images of
@@ -317,7 +317,6 @@ TRAINING_OPTIONS = ("unroll", "unroll_batch", "unroll_optimizer", "unroll_moment
 """What the options of every objective per training begin with: the training is done by them."""
 EXPERT_OPTIONS = ("expert_epochs", "min_start", "max_start", "first_max_start", "start_grows", "skip_above")
 """What those of one that asks for an expert have besides."""
-
 
 
 def _embeddings(criterion, source, **facts):

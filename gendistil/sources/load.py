@@ -14,7 +14,7 @@ from gendistil.common.source import ROWS
 from gendistil.sources.latents import LatentSet
 from gendistil.sources.pipeline import INDEX, PipelineSource
 from gendistil.sources.pixels import PixelSet
-from gendistil.sources.published import open_set, read_set, set_file, set_files
+from gendistil.sources.published import SET, open_set, read_set, set_file, set_files
 from gendistil.sources.taught import Rows
 from generators import NETWORKS, load_published
 
@@ -36,7 +36,8 @@ def load_source(path, device="cpu", reading=None, spec=None):
     path, place = Path(path), local_copy(path)
     if (place / INDEX).exists():
         return PipelineSource.load(place, device, use_safetensors=is_hub(path) or None)
-    if file := file_of_set(path) if reading or place.is_file() else None:
+    file = file_of_set(path) if reading or place.is_file() else None
+    if file:
         return _of_file(file, device, reading, spec)
     if not place.exists() and not is_hub(path):
         raise UserError(f"{path} does not exist: name a run's folder, a saved model's folder or a checkpoint file")
@@ -65,6 +66,8 @@ def _saved_kind(folder, path, reading):
         name = json.loads((folder / "config.json").read_text())["_class_name"] if folder else None
     except (TypeError, KeyError, ValueError):
         name = None
+    if not isinstance(name, str) and folder and reading and (folder / SET).exists():
+        raise UserError(f"{path} holds a config.json that is not of a model: for the set there name {folder / SET}")
     if not isinstance(name, str):
         raise UserError(f"{path} holds no saved generator{' and no published set' if reading else ''}: name a run of "
                         "gen_condense.py or pool_match.py that has reached its first checkpoint")
@@ -81,7 +84,8 @@ def _of_file(file, device, reading, spec):
     if source is None:
         source = load_published(state, file, " and no published set that is known" if reading else "")
         _check_weights(source, file)
-    return source.to(device)
+        source.to(device)
+    return source
 
 
 @contextlib.contextmanager

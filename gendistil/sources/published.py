@@ -43,21 +43,21 @@ def check_read(args, sources):
 @dataclass
 class Content:
     """What a file holds: images [N, C, H, W] in units of its own, labels int64 [N], perhaps logits float [N, K] that `teacher`
-    answered and a step size, the names of the classes where it has them, and what else to say of it."""
+    answered and a step size, what `sample.py` says of its own, and what else to say of it."""
 
     images: torch.Tensor
     labels: torch.Tensor
     logits: torch.Tensor | None = None
     teacher: str = LEARNED_LABELS
     step_size: float | list | None = None
-    classes: list | None = None
+    facts: dict | None = None
     more: str = ""
 
 
 def _exported(state, path):
     facts = state["set"]
     return Content(state["images"], state["labels"], state.get("logits"), facts.get("teacher", LEARNED_LABELS),
-                   facts.get("step_size"), [*map(str, facts["classes"])] if "name" in facts else None)
+                   facts.get("step_size"), facts)
 
 
 def _last_experiment(state, path):
@@ -111,6 +111,9 @@ def _from_standardised(images, spec, path, norms):
         raise UserError(f"{path} holds standardised images, of which mean and std are known for {', '.join(norms)}, and not "
                         f"for {spec.name}: give the --data that it was distilled from")
     mean, std = torch.tensor(norms[original(spec.name)])[:, :, None, None]
+    if len(mean) != images.shape[1]:
+        raise UserError(f"{path} holds images of {images.shape[1]} channels, and {original(spec.name)} has {len(mean)}: give "
+                        "the --data that it was distilled from")
     return (images * std + mean) * 2 - 1
 
 
@@ -122,9 +125,9 @@ def _from_seen(images, spec, path):
 class Format:
     """One in which sets are saved.
 
-    `words` end "is read as"; `holds(state, path)` is whether what was read from the file `path` is one; `read(state, path)`
-    gives its `Content`; `signed(images, spec, path)` makes its images [N, C, H, W] signed ones; `read_by` names the fields of
-    `Reading` that it needs.
+    `words` end "is read as", with "{seen}" for how networks saw the images; `holds(state, path)` is whether what was read from
+    the file `path` is one; `read(state, path)` gives its `Content`; `signed(images, spec, path)` makes its images [N, C, H, W]
+    signed ones; `read_by` names the fields of `Reading` that it needs.
     """
 
     words: str
@@ -138,17 +141,19 @@ def _is_tensor(state, path):
     return isinstance(state, torch.Tensor) and state.dim() == 4
 
 
+def _is_pair(state, path):
+    return isinstance(state, list) and len(state) == 2 and all(isinstance(part, torch.Tensor) for part in state)
+
+
 FORMATS = (
     Format("a set that sample.py wrote", lambda state, path: isinstance(state, dict) and "set" in state, _exported,
            lambda images, spec, path: to_signed(images)),
     Format("a set of DC, DSA or DM", lambda state, path: isinstance(state, dict) and "data" in state, _last_experiment,
            partial(_from_standardised, norms=_OF_DC)),
-    Format("a set of IDC, DREAM or NCFM", lambda state, path: isinstance(state, list) and len(state) == 2, _pair, _from_unit,
-           ("factor",)),
+    Format("a set of IDC, DREAM or NCFM", _is_pair, _pair, _from_unit, ("factor",)),
     Format("pixels of MTT or DATM", lambda state, path: _is_tensor(state, path) and path.name.startswith("images_zca_"),
            _with_labels, _from_unit),
-    Format("images of MTT or DATM as networks saw them, whitened with --whiten zca and else standardised", _is_tensor,
-           _with_labels, _from_seen),
+    Format("{seen} images of MTT or DATM", _is_tensor, _with_labels, _from_seen),
 )
 """Formats of published sets; the first that holds counts. They are what these write: sample.py; main.py and main_DM.py of
 VICO-UoE/DatasetCondensation; condense.py of snu-mllab/Efficient-Dataset-Condensation and of lyq312318224/DREAM, utils/ddp.py of
@@ -175,15 +180,15 @@ def set_files(file):
 
 
 def open_set(file):
-    """What is in a file, which may be a checkpoint too: what was pickled, without code, or a dict of tensors, with what
-    `sample.py` says of a set as `set`. Raises UserError for one that cannot be read."""
+    """What a file, a set or a checkpoint, holds: what was pickled, or tensors by their names and as `set` what `sample.py` says
+    of them. Raises UserError for one that cannot be read."""
     if file.suffix != ".safetensors":
         return load_checkpoint(file)
     try:
         with safe_open(file, "pt") as opened:
             said = (opened.metadata() or {}).get("set")
         return load_file(file) | ({"set": json.loads(said)} if said else {})
-    except (OSError, SafetensorError, ValueError) as error:
+    except (OSError, SafetensorError, ValueError, RecursionError) as error:
         raise UserError(f"{file} is no readable set ({type(error).__name__}): write it again") from None
 
 
@@ -202,16 +207,22 @@ def read_set(state, path, reading, spec=None, device="cpu"):
         raise UserError(f"{path} does not say how many images each of its own holds: give --factor 1 for one, 2 for four")
     try:
         content = form.read(state, path)
+        if content.images.is_floating_point() == (content.facts is not None):
+            raise ValueError(f"images of {content.images.dtype}")
         classes, ipc = _count(content, path)
         source = PixelSet(content.images.shape[3], content.images.shape[1], classes, ipc, factor, step_size=content.step_size)
-    except (AttributeError, IndexError, KeyError, RuntimeError, TypeError, ValueError) as error:
+    except (ArithmeticError, AttributeError, IndexError, KeyError, RuntimeError, TypeError, ValueError) as error:
         reason = f"{type(error).__name__}: {first_line(error)[:80]}"
         raise UserError(f"{path} holds a damaged set ({reason}): get it again") from None
+    source.facts, facts = content.facts, content.facts or {}
     if spec:
         check_fits(source, spec, f"--pretrain-weight {path}")
-        if content.classes not in (None, [*spec.classes]):
-            raise UserError(f"{path} is of the classes {' '.join(content.classes[:5])} ..., and those of {spec.name} "
+        named = [*map(str, facts["classes"])] if "name" in facts else [*spec.classes]
+        if named != [*spec.classes]:
+            raise UserError(f"{path} is of the classes {' '.join(named[:5])} ..., and those of {spec.name} "
                             f"are {' '.join(spec.classes[:5])} ...: give the --data that it was made of")
+        if "whitening" in facts and not isinstance(spec, Whitened):
+            say(f"{path} was learned for networks that see whitened images: give --whiten zca for such students")
     order = content.labels.argsort(stable=True)
     by_class = lambda values: values.detach().float()[order].unflatten(0, (classes, ipc))
     source.pixels.data = by_class(form.signed(content.images, spec, path))
@@ -220,7 +231,8 @@ def read_set(state, path, reading, spec=None, device="cpu"):
     cut = float(((source.pixels.abs() - 1) * 255 > 1).float().mean() * 100)  # by more than half a level
     source.remark = f"{cut:.1f} % of its values cut to [0, 1]" if cut >= 0.05 else ""
     source.read_by = form.read_by
-    say(f"{path} is read as {form.words}{content.more}; its class i is the i-th of the data set")
+    words = form.words.format(seen="whitened" if isinstance(spec, Whitened) else "standardised")
+    say(f"{path} is read as {words}{content.more}; its class i is the i-th of the data set")
     return source.eval().to(device)
 
 
@@ -229,12 +241,15 @@ def _count(content, path):
     images, labels, logits = content.images, content.labels, content.logits
     (channels, size), count = images.shape[1:3], len(labels)
     classes = int(labels.max()) + 1 if logits is None else logits.shape[1]
-    if images.shape != (count, channels, size, size) or classes > count or (logits is not None and len(logits) != count):
+    if images.shape != (count, channels, size, size) or classes > count or (
+            logits is not None and logits.shape != (count, classes)):
         raise ValueError(f"{count} labels of {classes} classes, images {tuple(images.shape)}")
-    if not all(values.isfinite().all() for values in (images, logits) if values is not None):
+    if not all(values.isfinite().all() for values in (images, labels if logits is None else logits.half())):  # as they are kept
         raise ValueError("NaN or infinite")
     counts = labels.bincount(minlength=classes)
-    if counts.min() != counts.max() or len(counts) != classes:
+    if len(counts) != classes:
+        raise ValueError(f"label {len(counts) - 1} of {classes} classes")
+    if counts.min() != counts.max():
         raise UserError(f"{path} holds {counts.min()} to {counts.max()} images of a class: only sets with as many of each are "
                         "taken")
     return classes, int(counts[0])

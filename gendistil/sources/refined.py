@@ -156,7 +156,7 @@ def refine(source, path, open_pool, values=None, labeller=None, device="cpu"):
     Raises UserError for stored images, and where there is no classifier or it accepts next to nothing.
     """
     values, made = values or {}, made_by(path)
-    kept = {} if values else made.get("refinement") or {}
+    kept = {} if values or not hasattr(source, "images_at") else made.get("refinement") or {}  # not for a set in a run's folder
     if kept.get("weights") and kept["weights"] != weights_digest(path):
         say(f"{path} has learned on since its refinement was found, which is left out: find it anew (benchmarks/refine.py)")
         kept = {}
