@@ -76,8 +76,8 @@ def parse_args(argv=None):
     return args
 
 
-def main():
-    args = parse_args()
+def main(argv=None):
+    args = parse_args(argv)
     accelerator = make_accelerator(args.precision)
     device = accelerator.device
     dataset = load_asked(args, accelerator, "cpu")

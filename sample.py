@@ -139,8 +139,8 @@ def prepare(folder, inputs):
                 raise UserError(f"--output-dir {folder}: {path} would be removed with the earlier set: name another folder")
 
 
-def main():
-    args = parse_args()
+def main(argv=None):
+    args = parse_args(argv)
     source = load_source(args.pretrain_weight, reading=from_flags(Reading, args))
     check_read(args, [source])
     if source.channels not in (1, 3):

@@ -106,8 +106,8 @@ def parse_args(argv=None):
     return args
 
 
-def main():
-    args = parse_args()
+def main(argv=None):
+    args = parse_args(argv)
     paths = named_paths(args)
     inherit_data(args, *paths.values())
     accelerator = make_accelerator(args.precision)

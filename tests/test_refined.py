@@ -272,6 +272,8 @@ def test_a_search_is_kept_by_the_run_and_used(command, fails, capsys, run, pool,
         assert json.loads(file.metadata()["set"])["refined"] == "kept above 0.5, noise 1.2"
     images = load_file(tmp_path / "set" / "set.safetensors")["images"]
     assert torch.equal(DistilledDataset(run, ipc=1).images, images)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert torch.equal(DistilledDataset("~/run", ipc=1).images, images)
     with monkeypatch.context() as patch:
         patch.setattr("os.access", lambda path, mode: path != run)
         error = fails(2, search_script, "--pretrain-weight", run, "--output", tmp_path / "rows.json")

@@ -80,12 +80,13 @@ def repository(text):
 
 
 def local_copy(path):
-    """`path` as a Path; for `hub:owner/name`, perhaps with `@revision`, the folder that the model was downloaded to.
+    """`path` as a Path, in which ~ stands for the user's home; for `hub:owner/name`, perhaps with `@revision`, the folder that
+    the model was downloaded to.
 
     Without a network it is the last one downloaded. Raises UserError, in seconds, if there is none.
     """
     if not is_hub(path):
-        return Path(path)
+        return Path(os.path.expanduser(path))
     name = Path(path).as_posix()
     found = re.fullmatch(r"hub:([^@]+)(?:@(.+))?", name)
     try:

@@ -1,5 +1,6 @@
 """Sets of images drawn from a source: what students are trained on, what `sample.py` writes and what a loader takes."""
 
+import os
 from pathlib import Path
 
 import torch
@@ -107,7 +108,8 @@ class DistilledDataset(torch.utils.data.Dataset):
 
     def __init__(self, source, ipc, seed=0, transform=to_signed, choice="fixed"):
         if isinstance(source, (str, Path)):
-            source = refine(load_source(source), source, KeptClassifiers.open)
+            path = os.path.expanduser(source)
+            source = refine(load_source(path), path, KeptClassifiers.open)
         self.images, self.targets = draw_set(source, ipc, seed, choice=choice)
         self.transform = transform
 

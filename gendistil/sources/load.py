@@ -119,8 +119,10 @@ def _model_folder(place):
 
 def file_of_set(path):
     """The file of a published set or checkpoint at `path`, as `set_file` has it; None in a folder that holds a model."""
-    place = Path(path)
-    return None if is_hub(path) or (place / INDEX).exists() or _model_folder(place) else set_file(place)
+    if is_hub(path):
+        return None
+    place = local_copy(path)
+    return None if (place / INDEX).exists() or _model_folder(place) else set_file(place)
 
 
 def weights_digest(path):
