@@ -54,6 +54,8 @@ cifar10: $(BIN)/.installed
 	    --pretrain-weight stage2=$(OUT)/match
 	$(RUN) validate.py $(call GO,few-rows) --ipc 1 10 --sampling fixed --num-eval 5 --labels rows --pretrain-weight stage2=$(OUT)/match
 	$(RUN) validate.py $(call GO,rep-rows) --ipc 1 10 --sampling representative --num-eval 5 --labels rows --pretrain-weight stage2=$(OUT)/match
+	$(RUN) validate.py $(call GO,fresh-few) --ipc 1 10 --sampling fresh --num-eval 5 --labels hard teacher --compare none \
+	    --pretrain-weight stage2=$(OUT)/match
 	$(RUN) validate.py $(call GO,fresh-hard) $(HARD) --keep-above 0.5 --teacher $(MATCHED) --pretrain-weight stage1=$(OUT)/gan
 	$(RUN) validate.py $(call GO,fresh-resnet) $(HARD) --keep-above 0.5 --teacher $(MATCHED) --pretrain-weight stage1=$(OUT)/gan \
 	    --eval-model resnet18 --num-eval 1
