@@ -84,9 +84,11 @@ cifar10-methods: $(BIN)/.installed
 	    --eval-epochs 150
 	$(RUN) pool_match.py $(call GO,inversion) --method inversion --weight $(OUT)/gan --ipc 10
 	$(RUN) pool_match.py $(call GO,itgan) --method itgan --weight $(OUT)/inversion --match-batch 64 --steps 400
+	$(RUN) pool_match.py $(call GO,dm-one) --ipc 1 --match-batch 64 --eval-interval 1000 --eval-epochs 300 --method dm --steps 500
 	$(RUN) pool_match.py $(call GO,bptt) --ipc 1 --method bptt --unroll 40 --window 20 --match-batch 26 --init real --lr 0.01 \
 	    --steps 400 --eval-interval 100 --eval-epochs 200
-	$(RUN) validate.py $(call GO,one-bptt) --ipc 1 --sampling fixed --num-eval 5 --pretrain-weight bptt=$(OUT)/bptt
+	$(RUN) validate.py $(call GO,one) --ipc 1 --sampling fixed --num-eval 5 --compare random --pretrain-weight bptt=$(OUT)/bptt \
+	    dm=$(OUT)/dm-one
 	$(RUN) validate.py $(call GO,one-bptt-published) --protocol bptt --ipc 1 --sampling fixed --compare random \
 	    --pretrain-weight bptt=$(OUT)/bptt stage1=$(OUT)/gan
 	$(RUN) validate.py $(call GO,methods) --ipc 10 --sampling fixed \
@@ -195,6 +197,7 @@ baselines curves: IDC = --ipc 1 --outer 25 --match-batch 32 --pool-images 128 --
 baselines: JUDGE = $(RUN) validate.py $(call GO,$1) --sampling fixed --num-eval 5
 baselines: $(BIN)/.installed
 	$(RUN) pool_match.py $(call GO,dm) --method dm --ipc 10 --match-batch 64 --steps 1000 --eval-interval 500
+	$(RUN) pool_match.py $(call GO,dm1) --method dm --ipc 1 --match-batch 64 --steps 1000 --eval-interval 500 --eval-epochs 200
 	$(RUN) pool_match.py $(call GO,dc) --method dc $(SHORT) --eval-interval 200
 	$(RUN) pool_match.py $(call GO,dsa) --method dsa $(SHORT) --eval-interval 400
 	$(RUN) pool_match.py $(call GO,idc) --method idc $(IDC)
@@ -202,7 +205,7 @@ baselines: $(BIN)/.installed
 	for ipc in 1 10; do $(RUN) pool_match.py $(call GO,herding$$ipc) --method herding --ipc $$ipc \
 	    --pool-members 1 --pool-epochs 1 --pool-snapshots 1 || exit 1; done
 	$(call JUDGE,one) --ipc 1 --lr 0.003 --aug-type crop_scale_rotate --compare random \
-	    --pretrain-weight $(foreach name,dc dsa idc dream,$(name)=$(OUT)/$(name)) herding=$(OUT)/herding1
+	    --pretrain-weight $(foreach name,dc dsa idc dream,$(name)=$(OUT)/$(name)) dm=$(OUT)/dm1 herding=$(OUT)/herding1
 	$(call JUDGE,ten) --ipc 10 --lr 0.01 --batch-size 25 --aug-type color_crop_cutout_scale_rotate --compare random \
 	    --pretrain-weight dm=$(OUT)/dm herding=$(OUT)/herding10
 
