@@ -9,7 +9,6 @@ from one run to the next.)
 import functools
 import json
 import os
-import re
 import shutil
 from pathlib import Path
 
@@ -24,6 +23,7 @@ from gendistil.common.errors import UserError
 from gendistil.common.files import replacing, writing
 from gendistil.common.flags import add_flags, from_flags, given
 from gendistil.common.run import made_by, same_moments
+from gendistil.data.folders import folder_names
 from gendistil.evaluation.ranking import RankingExport
 from gendistil.sources import (
     CHOICES,
@@ -51,8 +51,8 @@ _REPLACED = ("images", DDRANKING, PIPELINE)
 def parse_args(argv=None):
     parser = Parser(description=__doc__.split("\n")[0])
     parser.add_argument("--pretrain-weight", type=Path, required=True, metavar="PATH",
-                        help="a run's folder, a saved model's folder, hub:OWNER/NAME, or a checkpoint file or a set of "
-                             "published code")
+                        help="a run's folder, a saved model's folder, hub:OWNER/NAME, a checkpoint file or a set of "
+                             "published code, or a folder with pictures of each class in a folder")
     parser.add_argument("--ipc", type=COUNT, default=10, help="images per class")
     parser.add_argument("--seed", type=SEED, default=0, help="name of the set: another seed, other images, but of stored ones")
     parser.add_argument("--sampling", choices=CHOICES, default="fixed",
@@ -92,14 +92,6 @@ def open_teacher(weight, facts, folder):
         raise UserError(f"{folder} has learned from images of {spec.name}, and not from those of {facts['name']} that "
                         f"--pretrain-weight {weight} was distilled from: give --teacher, a folder of classifiers that have")
     return pool
-
-
-def folder_names(classes):
-    """The classes' names as folders that any file system takes, all different."""
-    names = [re.sub(r"[^\w.-]+", "_", str(name)).strip(".")[:100] for name in classes]
-    if "" in names or len({name.lower() for name in names}) < len(names):
-        names = [f"{label:0{len(str(len(names) - 1))}d}_{name}" for label, name in enumerate(names)]
-    return names
 
 
 def to_picture(image):

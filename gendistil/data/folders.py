@@ -4,6 +4,7 @@ import contextlib
 import hashlib
 import json
 import os
+import re
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -55,16 +56,58 @@ def _own_size(splits):
     """The side of the first pictures of all classes, in pixels; 0 where these are not squares of one size. Raises UserError if
     one of them is larger than the networks' images."""
     sides = set()
-    for path, *_ in (group[0] for split in splits for group in split):
-        with contextlib.suppress(Exception), Image.open(path) as image:  # whatever is wrong with it, decoding will say
-            width, height = image.size
-            sides |= {width, height}
-            if max(width, height) > LARGEST:
-                break
-    else:
-        return sides.pop() if len(sides) == 1 else 0
-    raise UserError(f"{path}: has {width}x{height} pixels, and the networks are made for {LARGEST} a side at most: say by "
-                    "--image-size to how many the pictures are to be reduced")
+    for path, width, height in _sizes(group[0][0] for split in splits for group in split):
+        if max(width, height) > LARGEST:
+            raise UserError(f"{path}: has {width}x{height} pixels, and the networks are made for {LARGEST} a side at most: say "
+                            "by --image-size to how many the pictures are to be reduced")
+        sides |= {width, height}
+    return sides.pop() if len(sides) == 1 else 0
+
+
+def _sizes(paths):
+    """(path, width, height) of pictures; of one that cannot be read decoding will say what is wrong with it."""
+    for path in paths:
+        with contextlib.suppress(Exception):
+            with Image.open(path) as image:
+                width, height = image.size
+            yield path, width, height
+
+
+def folder_names(classes):
+    """The classes' names as folders that any file system takes, all different."""
+    names = [re.sub(r"[^\w.-]+", "_", str(name)).strip(".")[:100] for name in classes]
+    if "" in names or len({name.lower() for name in names}) < len(names):
+        names = [f"{label:0{len(str(len(names) - 1))}d}_{name}" for label, name in enumerate(names)]
+    return names
+
+
+def class_folders(folder):
+    """A dict of the names of the folders in `folder` and the paths of the pictures that lie in each, both in the order of their
+    names, of names that are whole numbers by these; an empty one if there is a folder without pictures, or none."""
+    try:
+        found = {name: [entry.path for entry in sorted(os.scandir(folder / name), key=lambda entry: entry.name)
+                        if entry.name.lower().endswith(EXTENSIONS) and not entry.name.startswith(".")]
+                 for name in _classes(folder)}
+    except OSError:
+        return {}
+    order = sorted(found, key=int) if all(name.isdecimal() for name in found) else found
+    return {name: found[name] for name in order} if all(found.values()) else {}
+
+
+def read_pictures(folder, paths, size=None, channels=1):
+    """Pictures of `folder`, decoded as those of `load_folder` are: (uint8 [N, C, size, size], whether any had another size).
+
+    Args: size, if it is not that of the pictures; channels, of which there are as many at least.
+    Raises UserError for a picture that cannot be read, and without a size where they are no squares of one size.
+    """
+    sizes = {(width, height) for _, width, height in _sizes(paths)}
+    if size is None:
+        size = max(map(max, sizes), default=1)
+        if sizes - {(size, size)}:
+            raise UserError(f"{folder} holds pictures of several sizes, or some that are no squares: only validate.py, whose "
+                            "--data says the size, takes them")
+    images = torch.from_numpy(_decode_all(folder, [paths], size, Counter())[0])
+    return images.expand(-1, max(channels, images.shape[1]), -1, -1), bool(sizes - {(size, size)})
 
 
 def make_folder(data_dir):

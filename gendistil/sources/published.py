@@ -16,6 +16,7 @@ from gendistil.common.files import load_checkpoint
 from gendistil.common.flags import flag_of, given, option
 from gendistil.common.source import check_fits
 from gendistil.data import Whitened, original, to_signed
+from gendistil.data.folders import class_folders, folder_names, read_pictures
 from gendistil.sources.pixels import PixelSet
 from gendistil.sources.taught import LEARNED_LABELS, Rows
 
@@ -54,19 +55,19 @@ class Content:
     more: str = ""
 
 
-def _exported(state, path):
+def _exported(state, path, spec):
     facts = state["set"]
     return Content(state["images"], state["labels"], state.get("logits"), facts.get("teacher", LEARNED_LABELS),
                    facts.get("step_size"), facts)
 
 
-def _last_experiment(state, path):
+def _last_experiment(state, path, spec):
     images, labels = state["data"][-1]  # which IDC's evaluation takes too
     count = len(state["data"])
     return Content(images, labels, more=f", the last of its {count} experiments" if count > 1 else "")
 
 
-def _pair(state, path):
+def _pair(state, path, spec):
     return Content(*state)
 
 
@@ -75,7 +76,7 @@ def _beside(path, kind):
     return path.with_name(re.sub("^images_(zca_)?", f"{kind}_", path.name))
 
 
-def _with_labels(images, path):
+def _with_labels(images, path, spec):
     labels, rate = _beside(path, "labels"), _beside(path, "lr")
     if labels == path or not labels.exists():
         raise UserError(f"{path} holds images alone: call it images_NAME.pt, and put their labels beside it as labels_NAME.pt")
@@ -89,6 +90,19 @@ def _with_labels(images, path):
     return Content(images, torch.arange(classes).repeat_interleave(count // classes), labels, step_size=step_size, more=more)
 
 
+def _of_folders(state, path, spec):
+    pictures, known = dict(state), folder_names(spec.classes) if spec else []
+    named = sorted(pictures) == sorted(known)
+    order = known if named else pictures
+    paths = [picture for name in order for picture in pictures[name]]
+    images, resized = read_pictures(path, paths, *((spec.size, spec.channels) if spec else ()))
+    counts = torch.tensor([len(pictures[name]) for name in order])
+    labels = torch.arange(len(order)).repeat_interleave(counts)
+    more = " with the names of the classes" if named else ", by the order of their names"
+    return Content(images, labels, facts={"classes": [*order]},
+                   more=more + (f", brought to {spec.size} pixels a side" if resized else ""))
+
+
 _CIFAR10 = ((0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010))
 _IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 _OF_DC = {"mnist": ((0.1307,), (0.3081,)), "fashion": ((0.2861,), (0.3530,)),
@@ -97,6 +111,10 @@ _OF_DC = {"mnist": ((0.1307,), (0.3081,)), "fashion": ((0.2861,), (0.3530,)),
 _OF_MTT = {"cifar10": _CIFAR10, "cifar100": _CIFAR10, "tinyimagenet": _IMAGENET}
 """Mean and std by which published code standardises: `get_dataset` in utils.py of VICO-UoE/DatasetCondensation, and of
 GeorgeCazenavette/mtt-distillation, which NUS-HPC-AI-Lab/DATM took over."""
+
+
+def _from_bytes(images, spec, path):
+    return to_signed(images)
 
 
 def _from_unit(images, spec, path):
@@ -126,8 +144,8 @@ class Format:
     """One in which sets are saved.
 
     `words` end "is read as", with "{seen}" for how networks saw the images; `holds(state, path)` is whether what was read from
-    the file `path` is one; `read(state, path)` gives its `Content`; `signed(images, spec, path)` makes its images [N, C, H, W]
-    signed ones; `read_by` names the fields of `Reading` that it needs.
+    the file or folder `path` is one; `read(state, path, spec)` gives its `Content`; `signed(images, spec, path)` makes its
+    images [N, C, H, W] signed ones; `read_by` names the fields of `Reading` that it needs.
     """
 
     words: str
@@ -146,8 +164,9 @@ def _is_pair(state, path):
 
 
 FORMATS = (
+    Format("pictures in folders", lambda state, path: path.is_dir(), _of_folders, _from_bytes),
     Format("a set that sample.py wrote", lambda state, path: isinstance(state, dict) and "set" in state, _exported,
-           lambda images, spec, path: to_signed(images)),
+           _from_bytes),
     Format("a set of DC, DSA or DM", lambda state, path: isinstance(state, dict) and "data" in state, _last_experiment,
            partial(_from_standardised, norms=_OF_DC)),
     Format("a set of IDC, DREAM or NCFM", _is_pair, _pair, _from_unit, ("factor",)),
@@ -161,7 +180,8 @@ gszfwsb/NCFM; distill.py of GeorgeCazenavette/mtt-distillation, distill/DATM.py 
 
 
 def set_file(place):
-    """The file of a set at `place`: itself, or of a folder set.safetensors, images_best.pt or its only images_*.pt; else None.
+    """The file of a set at `place`: itself, or of a folder set.safetensors, images_best.pt or its only images_*.pt, or the
+    folder itself if all its folders hold pictures; else None.
 
     Raises UserError where there are several.
     """
@@ -171,17 +191,21 @@ def set_file(place):
     found = found or [file for file in place.glob("images_*.pt") if not file.name.startswith("images_zca_")]
     if len(found) > 1:
         raise UserError(f"{place} holds {len(found)} sets, and none is images_best.pt: name one, as {min(found)}")
-    return found[0] if found else None
+    return found[0] if found else place if place.is_dir() and class_folders(place) else None
 
 
 def set_files(file):
-    """The file of a set, and those beside it that are read with it: a list."""
+    """The file of a set and those beside it that are read with it, or all its pictures: a list."""
+    if file.is_dir():
+        return [picture for pictures in class_folders(file).values() for picture in pictures]
     return [file, *(beside for kind in ("labels", "lr") if (beside := _beside(file, kind)) != file and beside.exists())]
 
 
 def open_set(file):
     """What a file, a set or a checkpoint, holds: what was pickled, or tensors by their names and as `set` what `sample.py` says
-    of them. Raises UserError for one that cannot be read."""
+    of them; of a folder its `class_folders`, as pairs. Raises UserError for a file that cannot be read."""
+    if file.is_dir():
+        return [*class_folders(file).items()]
     if file.suffix != ".safetensors":
         return load_checkpoint(file)
     try:
@@ -206,7 +230,7 @@ def read_set(state, path, reading, spec=None, device="cpu"):
     if factor is None:
         raise UserError(f"{path} does not say how many images each of its own holds: give --factor 1 for one, 2 for four")
     try:
-        content = form.read(state, path)
+        content = form.read(state, path, spec)
         if content.images.is_floating_point() == (content.facts is not None):
             raise ValueError(f"images of {content.images.dtype}")
         classes, ipc = _count(content, path)
