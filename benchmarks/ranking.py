@@ -138,7 +138,8 @@ def main():
                             f"ConvNets on the test set: name one of {', '.join(ours) or 'another run'}")
     make_folder(args.output.parent)
     inherit_data(args, args.run)
-    dataset = load_dataset(args.data, args.data_dir, args.image_size, args.held_out, args.classes, torch.device("cpu"))
+    dataset = load_dataset(args.data, args.data_dir, args.image_size, args.held_out, args.classes, torch.device("cpu"),
+                           mirror=args.mirror)
     if package_data(dataset.spec.name) is None:
         raise UserError(f"--run {args.run}: the package has no data set like {dataset.spec.name}")
     real = ours[args.sets[0][0]]["real"]

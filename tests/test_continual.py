@@ -255,10 +255,12 @@ def test_what_is_stored_counts_as_stored(words, dataset, tmp_path, monkeypatch):
     Path("flow").mkdir()
     memory = Memory.parse(f"one=pool_match.py --method {words}", {"pool_match.py": pool_match})
     args = SimpleNamespace(output_dir=tmp_path, tag="cl", data="digits", held_out=0.1, precision="auto", compile="auto", ipc=2,
-                           data_dir=None, image_size=None, seed=0, labels=("hard",), steps=1)
+                           data_dir=None, image_size=None, mirror=None, seed=0, labels=("hard",), steps=1)
     assert memory.check(args, dataset)
-    (_, words, _, _), = memory._runs(args, "step", [0], 0)
+    args.mirror = True
+    (_, words, options, _), = memory._runs(args, "step", [0], 0)
     assert words[-2:] == ["--ipc", "2"]
+    assert options.mirror
 
 
 def test_hard_labels_are_the_classes_own(command, tmp_path, monkeypatch):
@@ -281,7 +283,7 @@ def test_hard_labels_are_the_classes_own(command, tmp_path, monkeypatch):
 def test_an_interrupted_inversion_goes_on(tmp_path, monkeypatch):
     memory = Memory.parse("itgan=pool_match.py --method itgan --weight gan", {"pool_match.py": pool_match})
     args = SimpleNamespace(output_dir=tmp_path, tag="cl", data="digits", held_out=0.1, precision="auto", compile="auto", ipc=2,
-                           data_dir=None, image_size=None, seed=0, labels=("hard",))
+                           data_dir=None, image_size=None, mirror=None, seed=0, labels=("hard",))
     folder, called = memory.folder(args, "step"), []
     monkeypatch.setattr(pool_match, "match", lambda run: called.append((run.tag, run.resume, run.overwrite)))
     memory.make(args, "step", [0], 0)

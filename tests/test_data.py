@@ -101,6 +101,11 @@ def test_image_size_resizes_every_split():
     assert {part.images.shape[1:] for part in (data.train, data.held_out, data.test)} == {(1, 16, 16)}
 
 
+@pytest.mark.parametrize(("mirror", "flip"), [(None, False), (True, True), (False, False)])
+def test_whether_images_may_be_mirrored_can_be_said(mirror, flip):
+    assert load_dataset(mirror=mirror).spec.flip is flip
+
+
 # --- the held-out split
 
 

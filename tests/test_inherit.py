@@ -5,6 +5,7 @@ import dataclasses
 import pytest
 from checkpoints import assert_same_weights
 from conftest import SMALL_POOL
+from picture_folders import write_folder
 
 import continual
 import gen_condense
@@ -159,3 +160,19 @@ def test_images_that_may_have_been_learned_from_are_told(digits, tmp_path, capsy
         assert ("learned other images of these classes than are here" in capsys.readouterr().err) == said
     name_other_data(tmp_path / "elsewhere" / "published.pt", "--weight", digits.spec, judged=True)
     assert "does not say which images it has learned from" in capsys.readouterr().err
+
+
+def test_whether_images_may_be_mirrored_is_known_to_all_stages(call, fails, tmp_path):
+    results, letters = tmp_path / "results", write_folder(tmp_path / "letters", size=(8, 8))
+    data = ("--data", letters, "--image-size", 8)
+    call(gen_condense, "--tag", "gan", *data, "--no-mirror", "--width", 8, "--batch-size", 4, "--steps", 1)
+    call(pool_match, "--tag", "match", "--weight", results / "gan", *MATCHED, "--steps", 1, *SCORED[2:])
+    call(validate, "--pretrain-weight", results / "match", "--ipc", 1, *QUICK[:-1])
+    for tag in ("gan", "match", "test"):
+        config = read_json(results / tag / "config.json")
+        assert (config["mirror"], config["dataset"]["flip"]) == (False, False)
+    assert {row["data"] for row in read_report(results / "test" / "report.json")} == {"letters, 8 pixels, not mirrored"}
+    assert "--resume: --mirror is not what the run was started with (False)" in fails(
+        2, gen_condense, "--output-dir", results, "--tag", "gan", "--mirror", "--resume")
+    call(validate, "--tag", "usual", *data, "--compare", "random", "--ipc", 1, *QUICK[:-1])
+    assert read_report(results / "usual" / "report.json")[0]["data"] == "letters, 8 pixels"

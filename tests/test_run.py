@@ -307,7 +307,7 @@ def test_a_config_that_cannot_be_read_is_an_error_of_its_own_folder_alone(tmp_pa
 
 @pytest.mark.parametrize(("name", "value"), [
     ("held_out", "0.1"), ("held_out", None), ("given", None), ("dataset", "digits"), ("dataset", {"classes": 3}),
-    ("classes", ["a"]), ("commands", ["a"]), ("data", 3), ("image_size", "8"), ("plugin", "a.py")])
+    ("classes", ["a"]), ("commands", ["a"]), ("data", 3), ("image_size", "8"), ("mirror", "no"), ("plugin", "a.py")])
 def test_a_value_that_no_run_writes_is_named(command, fails, tmp_path, name, value):
     (tmp_path / "gan").mkdir()
     config = {"commands": [], "data": "digits", "held_out": 0.1, "given": {}, "dataset": {"classes": ["0"]}, "data_dir": None}
@@ -315,7 +315,7 @@ def test_a_value_that_no_run_writes_is_named(command, fails, tmp_path, name, val
     error = fails(2, gen_condense, "--output-dir", tmp_path, "--resume")
     assert f"config.json: '{name}' is " in error
     assert error.count("\n") == 1
-    args = argparse.Namespace(data=None, held_out=None, classes=None, image_size=None, data_dir=None)
+    args = argparse.Namespace(data=None, held_out=None, classes=None, image_size=None, data_dir=None, mirror=None)
     with pytest.raises(UserError, match=f"'{name}' is "):
         inherit_data(args, tmp_path / "gan")
 

@@ -21,7 +21,7 @@ from gendistil.common.rng import stream
 from gendistil.data import standardise, to_signed
 from gendistil.evaluation import PROTOCOLS, evaluate
 from gendistil.matching import PixelLearner, initial, objectives
-from gendistil.matching.trained import Lesson, TrainingMatcher
+from gendistil.matching.trained import Reference, TrainingMatcher
 from gendistil.matching.unroll import SGD, Adam, WithGradients, unroll
 from gendistil.sources import PixelSet, Taught, Teacher, draw_set, load_source
 from pools import ClassifierPool, RandomPool, accuracy, build_classifier
@@ -346,10 +346,10 @@ def test_a_generator_learns_from_its_own_loss_alone_where_a_training_is_skipped(
 def test_real_images_are_seen_in_pieces_with_the_same_gradient(monkeypatch):
     images, labels = torch.randn(10, 6, dtype=torch.float64), torch.arange(10) % 3
     weights = [torch.randn(3, 6, dtype=torch.float64, requires_grad=True)]
-    lesson = Lesson(lambda weights, images: images @ weights[0].T, weights, real=images, labels=labels)
+    reference = Reference(lambda weights, images: images @ weights[0].T, weights, real=images, labels=labels)
     whole = F.cross_entropy(images @ weights[0].T, labels)
     monkeypatch.setattr(objectives, "_TAUGHT_PIECE", 4)
-    value = objectives.outcome(lesson, weights)
+    value = objectives.outcome(reference, weights)
     torch.testing.assert_close(value, whole)
     torch.testing.assert_close(*(torch.autograd.grad(each, weights)[0] for each in (value, whole)))
 

@@ -136,13 +136,18 @@ def add_data_arguments(parser, whiten=False):
                        help="a data set's name, or a folder with train/ and test/ (or val/) in ImageFolder layout "
                             "(default: that of the run that is continued or judged, else digits)")
     group.add_argument("--data-dir", type=Path, default=None,
-                       help="where named data sets are downloaded and caches kept (default: $DATA_DIR, else a cache folder)")
+                       help="where named data sets are downloaded, and the caches of folders that cannot be written to are "
+                            "kept (default: $DATA_DIR, else a cache folder)")
     group.add_argument("--image-size", type=number(int, 8, LARGEST, why=", for which the networks are made"), default=None,
                        help="side of the square images, in pixels (default: the data set's own; a folder's: 32, or that "
                             "of its pictures, if every class begins with a square of one larger size)")
     group.add_argument("--classes", type=NATURAL, nargs="+", default=None, metavar="LABEL",
                        help="only these classes, by their labels, in this order (default: those of the run that is continued "
                             "or judged, else all)")
+    group.add_argument("--mirror", action=argparse.BooleanOptionalAction, default=None,
+                       help="whether images keep their class when they are mirrored, so that augmentations may do it (default: "
+                            "that of the run that is continued or judged, else no for digits, mnist, svhn and what is named "
+                            "after them, and yes for others)")
     group.add_argument("--held-out", type=number(float, 0.01, 0.5), default=None,
                        help="fraction of the training images held out for model selection (default: that of the run that is "
                             "continued or judged, else 0.1)")

@@ -56,7 +56,7 @@ def _list_of(kind):
 INHERITED = {"commands": lambda value: isinstance(value, list) and all(map(_list_of(str), value)), "method": is_a(str),
               "image_size": lambda value: isinstance(value, int) and 8 <= value <= LARGEST,
               "classes": lambda value: _list_of(int)(value) and value and min(value) >= 0,
-              "held_out": lambda value: isinstance(value, float) and 0 < value < 1, "whiten": is_a(str),
+              "held_out": lambda value: isinstance(value, float) and 0 < value < 1, "whiten": is_a(str), "mirror": is_a(bool),
               "dataset": lambda value: isinstance(value, dict) and _list_of(str)(value.get("classes")) and value.get("name"),
               "versions": is_a(dict), "commit": is_a(str), "kind": is_a(str)}
 """What is uploaded beside a model, by the names that a run's config.json has for it, and whether a value may be one: never a
@@ -124,7 +124,7 @@ def facts_of(source, config, spec, held_out):
 
     Args: source; spec, a `Spec`; held_out, the fraction of the training images that scored it, where its run does not say one.
     """
-    kept = ("commands", "method", "classes", "whiten", "versions", "commit")
+    kept = ("commands", "method", "classes", "mirror", "whiten", "versions", "commit")
     made = {key: config[key] for key in kept if config.get(key) is not None}
     if "commands" in made:
         made["commands"] = [public(words) for words in made["commands"]]

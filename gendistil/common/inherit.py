@@ -126,8 +126,8 @@ def resume_state(options):
 
 
 def inherit_data(args, weight=None, *others):
-    """Fill --data, --data-dir, --image-size, --classes, --held-out and --whiten where they were not given, from the run of
-    `weight`.
+    """Fill --data, --data-dir, --image-size, --classes, --mirror, --held-out and --whiten where they were not given, from the
+    run of `weight`.
 
     Raises UserError for a model on a hub that has learned a folder of pictures, and where no flag says whether images are
     whitened and the runs of `weight` and `others` differ in that.
@@ -144,6 +144,8 @@ def inherit_data(args, weight=None, *others):
             args.classes = config.get("classes")
         if args.data_dir is None and config.get("data_dir"):
             args.data_dir = Path(config["data_dir"])
+    if args.mirror is None:
+        args.mirror = config.get("mirror")
     if args.held_out is None:
         args.held_out = config.get("held_out", 0.1)
     if "whiten" in args:

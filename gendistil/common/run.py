@@ -252,7 +252,7 @@ def made_by(path):
     return read_config(folder) if folder else read_facts(path)
 
 
-_FITS = {name: INHERITED[name] for name in ("commands", "image_size", "classes", "held_out", "whiten")} | {
+_FITS = {name: INHERITED[name] for name in ("commands", "image_size", "classes", "mirror", "held_out", "whiten")} | {
     "given": is_a(dict), "plugin": is_a(list), "data": is_a(str), "data_dir": is_a(str), "recipe_values": is_a(dict),
     "method_values": is_a(dict), "refinement": is_a(dict), "pool_folder": is_a(str),
     "dataset": lambda value: isinstance(value, dict) and isinstance(value.get("classes", []), list)}

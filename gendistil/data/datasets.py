@@ -209,14 +209,16 @@ def default_data_dir():
     return user_cache()
 
 
-def load_dataset(name="digits", data_dir=None, image_size=None, held_out=0.1, classes=None, device="cpu", whiten=None):
+def load_dataset(name="digits", data_dir=None, image_size=None, held_out=0.1, classes=None, device="cpu", whiten=None,
+                 mirror=None):
     """The data set called `name` (one of `DATASETS`, or a folder in ImageFolder layout), decoded, split and on `device`.
 
     Args: data_dir, where downloads and caches go (default: `default_data_dir()`); image_size, the side in pixels (default: the
     data set's own, of a folder see `load_folder`); held_out, the fraction of each class's training images that are held out, at
     least one image and at most all but one. The split depends on the labels alone: runs with other seeds select by the same
     images; classes, the labels of those that are wanted, in their new order, see `Dataset.of` (default: all); whiten, one of
-    `WHITENINGS`: "zca" for networks that see whitened images, see `Whitened`.
+    `WHITENINGS`: "zca" for networks that see whitened images, see `Whitened`; mirror, the `flip` of its `Spec` (default: as its
+    row of `DATASETS` has it, or that of its `original`, else True).
     Returns a `Dataset`. Raises UserError for whatever is missing, damaged or unusable.
     """
     if whiten not in WHITENINGS:
@@ -242,7 +244,8 @@ def load_dataset(name="digits", data_dir=None, image_size=None, held_out=0.1, cl
                          " say by --image-size to how many to reduce them")
     images, test = resize(images, size), Split(resize(test[0], size), test[1])
     name, *names = (text.encode("utf-8", "backslashreplace").decode() for text in (name, *names))  # of folders: any bytes
-    spec = Spec(name, tuple(names), images.shape[1], size, *moments(images), row.flip, row.published_std)
+    flip = row.flip if mirror is None else mirror
+    spec = Spec(name, tuple(names), images.shape[1], size, *moments(images), flip, row.published_std)
     selected = _held_out(labels, names, held_out, name)
     whole = Split(images, labels)
     dataset = Dataset(spec, whole[~selected], whole[selected], test)
@@ -256,7 +259,7 @@ def load_asked(args, accelerator, device=None):
     """The data set that a command's flags name, `args`, on the accelerator's device or another, see `load_dataset`."""
     with accelerator.local_main_process_first():  # one process downloads and decodes, the others find its cache
         return load_dataset(args.data, args.data_dir, args.image_size, args.held_out, args.classes,
-                            device or accelerator.device, getattr(args, "whiten", None))
+                            device or accelerator.device, getattr(args, "whiten", None), args.mirror)
 
 
 def _held_out(labels, classes, fraction, name):

@@ -157,6 +157,7 @@ class Memory:
                      "--classes", *classes, *weight]
             for flag, value in (("--data-dir", args.data_dir), ("--image-size", args.image_size)):
                 words += [] if value is None else [flag, value]
+            words += [] if args.mirror is None else ["--mirror" if args.mirror else "--no-mirror"]
             words = [str(word) for word in words]
             try:
                 with contextlib.redirect_stderr(io.StringIO()) as said:

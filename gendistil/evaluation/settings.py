@@ -87,10 +87,12 @@ def count_pixels(args, plan, protocols, spec):
 
 def data_words(args, spec):
     """What a report calls the data set that `spec` describes, with the size that --image-size gave one of another or of unknown
-    size, and the classes that --classes gave it."""
+    size, the classes that --classes gave it, and whether its images are mirrored if --mirror says so of it."""
     row = DATASETS.get(original(spec.name))
     size = f", {spec.size} pixels" if args.image_size and (row is None or spec.size != row.size) else ""
-    return spec.title + size + (f", classes {' '.join(map(str, args.classes))}" if args.classes else "")
+    classes = f", classes {' '.join(map(str, args.classes))}" if args.classes else ""
+    usual = row is None or row.flip
+    return spec.title + size + classes + ("" if spec.flip == usual else ", mirrored" if spec.flip else ", not mirrored")
 
 
 def facts_of_all(args, spec, kind, engine):

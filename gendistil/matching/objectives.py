@@ -242,20 +242,20 @@ def _match_gradient(eyes, real, fake, labels, metric="l1", mean_weight=0.0):
     return per_class.mean()
 
 
-def trajectory(lesson, weights):
+def trajectory(reference, weights):
     """Squared distance of a trained network's weights from an expert's, as a share of the start's (MTT, arXiv 2203.11932)."""
-    left, whole = (sum((x - y).square().sum() for x, y in zip(each, lesson.target)) for each in (weights, lesson.start))
+    left, whole = (sum((x - y).square().sum() for x, y in zip(each, reference.target)) for each in (weights, reference.start))
     return left / whole
 
 
-def outcome(lesson, weights):
+def outcome(reference, weights):
     """Cross-entropy of a trained network on real images ("Dataset Distillation", arXiv 1811.10959).
 
     They are many, and seen in pieces, of which each uses the memory of the one before.
     """
     value, gradients = 0, [torch.zeros_like(x) for x in weights]
-    for images, labels in zip(lesson.real.split(_TAUGHT_PIECE), lesson.labels.split(_TAUGHT_PIECE)):
-        loss = F.cross_entropy(lesson.answer(weights, images), labels, reduction="sum") / len(lesson.real)
+    for images, labels in zip(reference.real.split(_TAUGHT_PIECE), reference.labels.split(_TAUGHT_PIECE)):
+        loss = F.cross_entropy(reference.logits(weights, images), labels, reduction="sum") / len(reference.real)
         torch._foreach_add_(gradients, torch.autograd.grad(loss, weights, materialize_grads=True))
         value = value + loss.detach()
     return WithGradients.apply(value, gradients, *weights)
@@ -272,8 +272,8 @@ class Objective:
     perhaps "window", and takes none of them as keywords.
     per: "class", the function gives the mean over the classes that it is shown, and a step may show them in parts; "set", it is
     shown the classes of a whole step at once and gives one number for all of them; "training", it is called as
-    `function(lesson, weights)` with a `Lesson` of `matching.trained` and the weights that training on the synthetic images of
-    all classes leads to. expert: whether the lesson has the later weights of an expert, and no real images.
+    `function(reference, weights)` with a `Reference` of `matching.trained` and the weights that training on the synthetic
+    images of all classes leads to. expert: whether the reference has the later weights of an expert, and no real images.
     paired: for latents, each of which is paired with one real image: "beside", the function also takes those images as
     `paired` [k, n, C, H, W], where the option paired_weight is above 0; "real", they are its real images; None, it has no use
     for them.

@@ -159,7 +159,7 @@ def read_matched(args):
         return {}
     config = made_by(args.control_of)
     unlike = [flag_of(name) for name in (
-        "eval_model", "eval_ipc", "eval_epochs", "seed", "data", "image_size", "classes", "held_out", "whiten")
+        "eval_model", "eval_ipc", "eval_epochs", "seed", "data", "image_size", "classes", "mirror", "held_out", "whiten")
         if config.get(name) != getattr(args, name)]
     if unlike:
         say(f"this run is not compared with --control-of {args.control_of}, which had another {', '.join(unlike)}")

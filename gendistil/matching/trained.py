@@ -34,14 +34,15 @@ def _sgd(values, lr, momentum=0.5):
 
 
 @dataclass(frozen=True)
-class Lesson:
+class Reference:
     """What an objective compares a trained network with.
 
-    start, target: weights, lists of tensors, before the training and, of an expert, later. answer(weights, images [B, C, H, W])
-    gives logits [B, K]. real, labels: real images as the network is shown them, [B, C, H, W], and theirs, int64 [B].
+    start, target: weights, lists of tensors, before the training and, of an expert, later. logits(weights, images [B, C, H, W])
+    gives those of the network, [B, K]. real, labels: real images as the network is shown them, [B, C, H, W], and theirs, int64
+    [B].
     """
 
-    answer: Callable
+    logits: Callable
     start: list
     target: list | None = None
     real: torch.Tensor | None = None
@@ -126,7 +127,7 @@ class TrainingMatcher(Matcher):
         Each process makes the images of its classes, and computes its share of every step of the training.
         """
         learner, options, device = self.learner, self.options, self.learner.accelerator.device
-        lesson = self._lesson(step)
+        reference = self._reference(step)
         mine = send(own_rows(learner.accelerator, torch.arange(self.classes)), device)
         with learner.engine.autocast():
             made = learner.images(mine, mine, (self.classes, self.per_class), step).float()  # k,m,C,H,W
@@ -144,13 +145,13 @@ class TrainingMatcher(Matcher):
             rows = own_rows(learner.accelerator, batches[inner])
             targets = classes[rows] if self.logits is None else inputs[1][rows].softmax(1)
             setting = settings[inner]._replace(uniform=own_rows(learner.accelerator, settings[inner].uniform))
-            logits = lesson.answer(weights, self.augment.apply(inputs[0][rows], setting))
+            logits = reference.logits(weights, self.augment.apply(inputs[0][rows], setting))
             return F.cross_entropy(logits, targets, reduction="sum") / len(batches[inner])
 
         inputs = [images] if self.logits is None else [images, self.logits.flatten(0, 1)]
         limit = options.get("skip_above")
-        value, gradients = unroll(loss, self.optimizer, lesson.start, inputs, self.rates, length,
-                                  lambda weights: self.objective.function(lesson, weights), window,
+        value, gradients = unroll(loss, self.optimizer, reference.start, inputs, self.rates, length,
+                                  lambda weights: self.objective.function(reference, weights), window,
                                   limit and (lambda value: not value <= limit))  # the host waits, once after a whole training
         if gradients is None:
             yield self.weight * value.nan_to_num(limit, limit)  # nobody learns from it, and it may have diverged
@@ -168,7 +169,7 @@ class TrainingMatcher(Matcher):
             0, (-1, count // self.classes)))
         return process_sums([images])[0]
 
-    def _lesson(self, step):
+    def _reference(self, step):
         """The network of a step, its start, and what it is compared with."""
         learner, options, target, real, labels = self.learner, self.options, None, None, None
         self.pool.prepare(step, learner)
@@ -185,10 +186,10 @@ class TrainingMatcher(Matcher):
                                       self._setting(len(rows), "outcome", step))
         names, start = zip(*((name, x.detach()) for name, x in network.named_parameters()))
 
-        def answer(weights, images):
+        def logits(weights, images):
             return functional_call(network, dict(zip(names, weights)), (images,))
 
-        return Lesson(answer, list(start), target, real, labels)
+        return Reference(logits, list(start), target, real, labels)
 
     def max_start(self, step):
         """The epoch of an expert below which step `step` starts: it grows linearly to its final value (DATM)."""
