@@ -40,7 +40,7 @@ def parse_args(argv=None):
     length.add_argument("--save-interval", type=COUNT, default=500, help="steps between checkpoints")
     add_flags(parser, Stopping, told=True)
     length.add_argument("--resume", action="store_true", help="continue the run of this tag from its last checkpoint, by "
-                        "the flags that it was started with")
+                        "the flags that it was started with; its length, learning rates and intervals may be given anew")
     args = parse_flags(parser, argv, exclusive=LENGTH)
     if args.epochs and args.steps:
         parser.error("--epochs and --steps exclude each other: give one")

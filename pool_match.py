@@ -44,7 +44,7 @@ def parse_args(argv=None):
     length = parser.group(LENGTH_GROUP)
     length.add_argument("--log-interval", type=COUNT, default=50, help="steps between log entries")
     length.add_argument("--resume", action="store_true", help="continue the run of this tag from its last checkpoint, by "
-                        "the flags that it was started with")
+                        "the flags that it was started with; its length, learning rates and intervals may be given anew")
     args = parse_flags(parser, argv, exclusive=LENGTH)
     origin.check_given(args)
     check(args)
