@@ -54,8 +54,9 @@ def parse_args(argv=None):
                         help="a run's folder, a saved model's folder, hub:OWNER/NAME, a checkpoint file or a set of "
                              "published code, or a folder with pictures of each class in a folder")
     parser.add_argument("--ipc", type=COUNT, default=10, help="images per class")
-    parser.add_argument("--seed", type=SEED, default=0, help="name of the set: another seed, other images, but of stored ones; what student i of "
-                        "validate.py --sampling fixed learns from is that of its --seed + i")
+    parser.add_argument("--seed", type=SEED, default=0,
+                        help="name of the set: another seed, other images, but of stored ones; student i of validate.py "
+                             "--sampling fixed learns from that of its --seed + i")
     parser.add_argument("--sampling", choices=CHOICES, default="fixed",
                         help="representative: chosen among 500 or more of each class by clustering them")
     parser.add_argument("--teacher", type=Path, metavar="FOLDER",
