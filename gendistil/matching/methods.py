@@ -56,16 +56,17 @@ class Method:
     match_weight: float | None = _method("weight of matching (a generator's default: the objective's)", None, type=WEIGHT)
     match_classes: int = _method("classes compared in one step, 0 for all", 0, type=NATURAL)
     match_batch: int = _method("real images of each class (and generated ones)", 64, type=number(int, 2, 2**31 - 1))
-    match_real: int = _method("instead, so many real images of each class, or all, by the embeddings that the pool keeps: of "
-                              "images as they are, so give --no-match-aug; 0 for none", 0, type=NATURAL)
+    match_real: int = _method("compare with so many real images of each class, at most as many as the smallest has, in place "
+                              "of --match-batch new ones, by embeddings that a pretrained pool keeps; wants --no-match-aug; "
+                              "0: do not", 0, type=NATURAL)
     calibrate: float = _method("weight of the pool's cross-entropy on synthetic images, beside that of their embeddings", 0.0,
                                type=WEIGHT)
     mean_weight: float = _method("weight of the distance of mean embeddings, in the same metric, beside that of gradients "
                                  "(DREAM+)", 0.0, type=WEIGHT)
     match_aug: bool = _method("compare through siamese augmentation: the same for real and synthetic images", True)
     aug_type: str = _method("augmentations, joined by _, or none", "color_crop_cutout", type=augmentations)
-    aug_single: bool = _method("apply one of them at a time (DSA, DM), else all but two of crop, scale and rotate, there and "
-                               "where experts and online networks are trained", False)
+    aug_single: bool = _method("apply only one of them to a batch (DSA, DM), in place of all of them with one of crop, scale "
+                               "and rotate; so too where experts and online networks are trained", False)
     aug_setting: str = _method("one setting of them for each pair of a real and a synthetic image, or for each class", "class",
                                choices=SETTINGS)
     class_batch: int = _method("classes in memory together, 0 for all (the default); the result is the same, but for the units "
@@ -87,7 +88,7 @@ class Method:
                                 choices=ORDERS)
     window: int = _unroll("differentiate only the last so many steps of a training whose length is drawn between this number "
                           "and --unroll (RaT-BPTT); 0: train for --unroll steps and differentiate all", 0, type=NATURAL)
-    step_size: float = _unroll("learning rate of that training, from which it is learned", 0.01, type=POSITIVE)
+    step_size: float = _unroll("learning rate of that training, its first one with --step-size-lr", 0.01, type=POSITIVE)
     step_size_lr: float = _unroll("learning rate of the step size (SGD; of several, Adam), 0 to leave it", 0.0, type=WEIGHT)
     label_lr: float = _unroll("learning rate of a row of label logits for each stored image, 0 for the classes' own labels",
                               0.0, type=WEIGHT, learns=STORED)
