@@ -14,6 +14,7 @@ import validate
 from gendistil.common.files import read_json, write_json
 from gendistil.common.inherit import name_other_data
 from gendistil.common.loop import Interruptible
+from gendistil.data import DATASETS
 from gendistil.evaluation.rows import read_report
 from gendistil.matching import METHODS
 
@@ -126,6 +127,17 @@ def test_a_plugin_has_to_be_given_again_in_any_spelling(call, fails, tmp_path, m
     call(pool_match, "--plugin", "mine.py", "--method", "mine", "--ipc", 1, "--eval-epochs", 1)
     assert "started with --plugin mine.py: give it again" in fails(2, pool_match, "--resume")
     call(pool_match, "--plugin", tmp_path / "mine.py", "--resume")
+
+
+def test_the_plugin_of_a_data_set_is_asked_for(call, fails, tmp_path, monkeypatch):
+    monkeypatch.setitem(DATASETS, "mine", DATASETS["digits"])
+    (tmp_path / "mine.py").write_text("from gendistil.data import DATASETS\nDATASETS['mine'] = DATASETS['digits']\n")
+    call(pool_match, "--plugin", "mine.py", "--data", "mine", "--method", "random", "--ipc", 1, "--eval-epochs", 1)
+    monkeypatch.delitem(DATASETS, "mine")
+    assert "results/match learned 'mine', which is no data set here: its run was given --plugin mine.py" in fails(
+        2, validate, "--pretrain-weight", "results/match")
+    monkeypatch.setitem(DATASETS, "mine", DATASETS["digits"])  # as the plugin does
+    call(validate, "--pretrain-weight", "results/match", "--ipc", 1, *QUICK[:-1])
 
 
 def test_memories_go_on_too(call, tmp_path):

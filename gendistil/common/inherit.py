@@ -10,6 +10,7 @@ from pathlib import Path
 from gendistil.common.cli import path, say
 from gendistil.common.errors import UserError
 from gendistil.common.flags import flag_of, with_tuples
+from gendistil.common.hub import INHERITED
 from gendistil.common.run import CHECKPOINT, CONFIG, check_folder, made_by, read_config, same_moments, training_state
 
 _NAMED = 20  # classes that a message names
@@ -129,8 +130,9 @@ def inherit_data(args, weight=None, *others):
     """Fill --data, --data-dir, --image-size, --classes, --mirror, --held-out and --whiten where they were not given, from the
     run of `weight`.
 
-    Raises UserError for a model on a hub that has learned a folder of pictures, and where no flag says whether images are
-    whitened and the runs of `weight` and `others` differ in that.
+    Raises UserError for a model on a hub that has learned a folder of pictures, for a run that has learned a data set of a
+    plugin which is not there, and where no flag says whether images are whitened and the runs of `weight` and `others` differ
+    in that.
     """
     config = made_by(weight)
     if args.data is None:
@@ -138,6 +140,9 @@ def inherit_data(args, weight=None, *others):
         if name and not config.get("data"):
             raise UserError(f"{weight} learned {name}, a folder of whoever made it: give --data, that of its pictures here")
         args.data = config.get("data") or "digits"
+        plugins = " ".join(f"--plugin {file}" for file in config.get("plugin") or [])
+        if plugins and not INHERITED["data"](args.data) and not Path(args.data).expanduser().exists():
+            raise UserError(f"{weight} learned '{args.data}', which is no data set here: its run was given {plugins}")
         if args.image_size is None:
             args.image_size = config.get("image_size")
         if args.classes is None:
