@@ -102,12 +102,13 @@ def main(argv=None):
     origin.check_runs(args, runs)
     if not args.resume:
         check_folder(vars(args))  # before hours of work
+    # Of two runs, the second may not have come to a checkpoint when the first was interrupted.
+    last = args.resume and (len(runs) == 1 or origin.under_way(args, runs))
     for name, tag in runs:
-        if tag != args.tag and args.resume and (args.output_dir / args.tag / CHECKPOINT).exists():
+        if tag != args.tag and last:
             weight = args.output_dir / tag  # from which the second has started
             continue
-        # Of two runs, the second may not have come to a checkpoint when the first was interrupted.
-        resume = args.resume and (len(runs) == 1 or (args.output_dir / tag / CHECKPOINT).exists())
+        resume = last if tag == args.tag else args.resume and (args.output_dir / tag / CHECKPOINT).exists()
         run = flags_of(args, name, tag)
         run.weight, run.resume, run.overwrite = weight, resume, args.overwrite or resume != args.resume
         match(run)
@@ -178,7 +179,7 @@ def match(args):
         for step in loop:
             loop.report(learner.step(step, matching))
             if loop.saves(args.eval_interval):
-                learner.check(loop.done)
+                (matching or learner).check(loop.done)
                 summary["train_seconds"] = loop.seconds
                 # Latents that have not had their turn score nothing before the end.
                 if loop.last or (loop.due(args.eval_interval) and not method.chunk_steps):

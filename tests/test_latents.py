@@ -318,6 +318,20 @@ def test_two_runs_neither_begin_by_resume_nor_replace_another(command, fails, ru
     assert "cut was stopped in cut-inversion: repeat the flags" in error
 
 
+def test_a_second_run_that_is_older_than_the_first_begins_anew(tmp_path, monkeypatch):
+    """As a kill leaves them while --overwrite replaces both, the first by now."""
+    called = []
+    monkeypatch.setattr(pool_match, "match", lambda run: called.append((run.tag, run.resume, run.overwrite)))
+    words = ["--output-dir", str(tmp_path), "--tag", "x", "--method", "itgan", "--weight", "gan", "--resume"]
+    for first, second in (("2026-01-02T10:00:00Z", "2026-01-02T09:00:00Z"), ("2026-01-02T10:00:00Z", "2026-01-02T11:00:00Z")):
+        for tag, method, started in (("x-inversion", "inversion", first), ("x", "itgan", second)):
+            (tmp_path / tag).mkdir(exist_ok=True)
+            write_json(tmp_path / tag / "config.json", {"commands": [], "method": method, "started": started})
+            (tmp_path / tag / "checkpoint.pt").touch()
+        pool_match.main(words)
+    assert called == [("x-inversion", True, False), ("x", False, True), ("x", True, False)]
+
+
 @pytest.mark.parametrize(("words", "said"), [
     (("--method", "itgan"), "--weight"),
     (("--method", "itgan", "--weight", "{gan}", "--ipc", 999), "--ipc"),

@@ -84,6 +84,13 @@ def test_a_set_is_known_by_all_its_pictures(tmp_path):
     assert weights_digest(folder) != before
 
 
+def test_a_draft_is_no_part_of_a_model(tmp_path):
+    PixelSet(8, 1, 10, ipc=1).save_pretrained(tmp_path / "model")
+    before = weights_digest(tmp_path / "model")
+    (tmp_path / "model" / ".rows.7.partial.safetensors").write_bytes(b"half")
+    assert weights_digest(tmp_path / "model") == before
+
+
 def uneven(folder):
     write(folder, dict.fromkeys("0123456789", 5), mode="L")
     (folder / "3" / "00001.png").unlink()

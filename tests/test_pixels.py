@@ -3,6 +3,7 @@
 import copy
 import dataclasses
 import itertools
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -188,8 +189,27 @@ def test_one_real_image_of_a_class_has_no_distribution(digits):
     row = METHODS["dm"]
     with pytest.raises(UserError, match="--match energy: a class has one training image"):
         build.make_matcher(dataclasses.replace(row, match="energy"), learner, few)
-    for fits in (row, METHODS["random"], dataclasses.replace(row, match="energy", aug_setting="image", match_batch=2)):
+    for fits in (row, METHODS["random"], dataclasses.replace(row, match="energy", aug_setting="image", match_batch=2),
+                 dataclasses.replace(row, match="moments"), dataclasses.replace(row, match="cf", match_classes=5)):
         build.make_matcher(fits, learner, few)
+    for match in ("moments", "cf"):  # in units of all classes that are compared together, here of one
+        with pytest.raises(UserError, match=f"--match {match}: a class has one training image"):
+            build.make_matcher(dataclasses.replace(row, match=match, class_batch=1), learner, few)
+
+
+def test_trainings_that_can_teach_nothing_are_refused(digits):
+    learner, _ = pixel_learner(digits)
+    method = dataclasses.replace(METHODS["mtt"], unroll_batch=1)
+    with pytest.raises(UserError, match="--match trajectory: of one class alone experts learn nothing"):
+        build.make_matcher(method, learner, digits.of([3]))
+    matcher = build.make_matcher(method, learner, digits)
+    matcher.check(1)
+    matcher.rates.fill_(torch.nan)
+    with pytest.raises(UserError, match="what --step-size-lr learns was NaN or infinite after step 2: lower it"):
+        matcher.check(2)
+    learner.accelerator = SimpleNamespace(num_processes=2, device=torch.device("cpu"))
+    with pytest.raises(UserError, match="--unroll-batch 1: 2 processes share these images: give 2 or more"):
+        build.make_matcher(method, learner, digits)
 
 
 @pytest.mark.parametrize(("size", "factor"), [(8, 5), (8, 7), (28, 8), (30, 7), (15, 6)])

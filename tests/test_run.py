@@ -285,12 +285,26 @@ def test_a_run_that_is_killed_while_it_replaces_another_can_be_replaced(tmp_path
     assert not (tmp_path / "run" / "report.json").exists()
 
 
+def test_what_is_replaced_loses_its_checkpoint_first(tmp_path, monkeypatch):
+    Run(options(tmp_path), Accelerator(cpu=True)).close()
+    for name in ("a.json", CHECKPOINT, "z.json"):
+        (tmp_path / "run" / name).write_text("{}")
+    removed = []
+    unlink = Path.unlink
+    monkeypatch.setattr(Path, "unlink", lambda path, **options: (removed.append(path.name), unlink(path, **options)))
+    Run(options(tmp_path, overwrite=True), Accelerator(cpu=True)).close()
+    assert removed[0] == CHECKPOINT
+    assert {"a.json", "z.json"} < {*removed}
+
+
 def test_resuming_removes_what_a_kill_left_half_written(tmp_path):
     Run(options(tmp_path), Accelerator(cpu=True)).close()
     (tmp_path / "run" / ".checkpoint.7.partial.pt").write_bytes(b"half")
     (tmp_path / "run" / ".generator.partial").mkdir()
+    (tmp_path / "run" / "pixels").mkdir()
+    (tmp_path / "run" / "pixels" / ".rows.7.partial.safetensors").write_bytes(b"half")
     Run(options(tmp_path, resume=True), Accelerator(cpu=True)).close()
-    assert not [*(tmp_path / "run").glob(".*")]
+    assert not [*(tmp_path / "run").rglob(".*")]
 
 
 def test_a_config_that_cannot_be_read_is_an_error_of_its_own_folder_alone(tmp_path):

@@ -100,7 +100,9 @@ def _is_remnant(path):
 
 
 def _empty(folder):
-    """Remove what an earlier run has left, but for its config.json, by which it stays a run if this one is killed now."""
+    """Remove what an earlier run has left, but for its config.json, by which it stays a run if this one is killed now. Its
+    checkpoint goes first: a run that goes on has all that belongs to it."""
+    (folder / CHECKPOINT).unlink(missing_ok=True)
     for path in (*folder.iterdir(), *(folder / SAMPLES).iterdir()):
         if path.name not in (CONFIG, SAMPLES):
             shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
@@ -133,7 +135,7 @@ class Run:
                 raise UserError(f"--output-dir: {self.dir} cannot be written ({error.strerror or error}): choose another")
             if resumed:
                 _forget(self.dir / METRICS, step)
-                for draft in self.dir.glob(".*.partial*"):  # which a kill has left
+                for draft in [*self.dir.glob(".*.partial*"), *self.dir.glob("*/.*.partial*")]:  # which a kill has left
                     shutil.rmtree(draft) if draft.is_dir() else draft.unlink()
             kept = made_by(self.dir) if resumed else {}  # such as a refinement that was found for it
             self.commands = [*(words for words in kept.get("commands", ()) if words != self.commands[0]), *self.commands]

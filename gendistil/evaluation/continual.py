@@ -23,7 +23,7 @@ from gendistil.common.hub import is_hub
 from gendistil.common.run import CHECKPOINT
 from gendistil.evaluation.students import SAMPLINGS, Result, evaluate
 from gendistil.evaluation.teachers import keep_student
-from gendistil.matching import METHODS, initial
+from gendistil.matching import METHODS, OBJECTIVES, initial
 from gendistil.matching.build import kind_of
 from gendistil.matching.methods import DRAWN, GENERATOR, LATENTS, PIXELS
 from gendistil.sources import Joined, Taught, Teacher
@@ -183,6 +183,10 @@ class Memory:
                                     "others: make one for each by a command before, with && between the two")
             made.append(folder)
         row = override(METHODS[options.method], options) if "method" in options else None
+        expert = row and row.match in OBJECTIVES and OBJECTIVES[row.match].expert
+        if expert and dataset.spec.num_classes // args.steps == 1:
+            raise UserError(f"--memory {self.name}: --match {row.match}: of one class a step experts learn nothing: lower "
+                            "--steps")
         if row and {PIXELS: row.init != "noise", LATENTS: True, DRAWN: row.pull > 0}.get(kind_of(row)):
             initial.check_count(dataset, args.ipc * row.factor**2, f"--memory {self.name} starts from: lower --ipc")
         if needs_pools(args.labels) and (row is None or row.pool_training != "pretrained" or row.match == "none"):

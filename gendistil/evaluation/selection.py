@@ -70,12 +70,12 @@ class Judge:
                 say(f"step {step}: the loss of the student that scores it was not finite, so its score is 0")
                 score = 0.0
             self.run.log({"held_out_accuracy": score}, step)
-            if self.keep == "last" or score >= self.summary["held_out_accuracy"]:
-                self.summary.update(held_out_accuracy=score, best_step=step)
-                self.run.save_model(source, learner.folder)
             if step == 0:
                 self.summary["held_out_accuracy_before"] = score
             self.run.images(learner.folder, *learner.grid(), step)
+            if self.keep == "last" or score >= self.summary["held_out_accuracy"]:
+                self.summary.update(held_out_accuracy=score, best_step=step)
+                self.run.save_model(source, learner.folder)  # last: the checkpoint that knows of it follows at once
         self.run.accelerator.wait_for_everyone()
 
     def gain(self, matched):

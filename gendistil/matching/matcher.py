@@ -130,6 +130,10 @@ class Matcher:
         setting = setting._replace(uniform=drawn.expand(-1, images.shape[1], -1).flatten(0, 1))
         return self.augment.apply(flat, setting).unflatten(0, images.shape[:2])
 
+    def check(self, step):
+        """Raise UserError if what is learned is NaN or infinite after `step` steps."""
+        self.learner.check(step)
+
     def state_dict(self):
         """What resuming needs beside the learner's own state."""
         return {"pool": self.pool.state_dict(), "selector": self.selector.state_dict()}

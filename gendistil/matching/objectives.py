@@ -278,9 +278,9 @@ class Objective:
     `paired` [k, n, C, H, W], where the option paired_weight is above 0; "real", they are its real images; None, it has no use
     for them.
     draws: whether the function also takes a `generator`, of the step's random draws. pairwise: whether it compares image by
-    image, so that there must be as many of both. spreads: whether its unit is the spread of the real images of each class by
-    itself, which has to have two. suits: called as `suits(method, classifier, images)`, raises UserError for a classifier by
-    which it cannot compare; None, any will do.
+    image, so that there must be as many of both. spreads: "class", its unit is the spread of the real images of each class
+    by itself, which has to have two; "all", that of all classes which are compared together. suits: called as
+    `suits(method, classifier, images)`, raises UserError for a classifier by which it cannot compare; None, any will do.
     """
 
     function: Callable
@@ -292,7 +292,7 @@ class Objective:
     draws: bool = False
     expert: bool = False
     pairwise: bool = False
-    spreads: bool = False
+    spreads: str | None = None
     suits: Callable | None = None
 
     @property
@@ -331,11 +331,11 @@ OBJECTIVES = {
     "grad": Objective(_match_gradient, 0.001, "gradients of a class's loss (DC, DSA, IDC, DREAM, DiM)",
                       options=("metric", "mean_weight"), suits=_has_convolutions),
     "mean": _embeddings(class_means, "mean embeddings of a class (DM)"),
-    "moments": _embeddings(moments, "means and standard deviations of a class's embeddings"),
+    "moments": _embeddings(moments, "means and standard deviations of a class's embeddings", spreads="all"),
     "energy": _embeddings(energy, "distributions of a class's embeddings, by their energy distance (Székely and Rizzo, 2013)",
-                          spreads=True),
+                          spreads="class"),
     "cf": _embeddings(characteristic, "distributions of a class's embeddings, by their characteristic functions (NCFM)",
-                      draws=True),
+                      draws=True, spreads="all"),
     "trajectory": Objective(trajectory, 1.0, "weights that a training leads to, with an expert's (MTT, DATM)",
                             options=TRAINING_OPTIONS + EXPERT_OPTIONS, per="training", expert=True, suits=_has_no_batch_norms),
     "outcome": Objective(outcome, 1.0, "answers to real images after a training (Dataset Distillation, RaT-BPTT)",

@@ -88,6 +88,14 @@ def check_runs(args, runs):
             "again: give another --seed")
 
 
+def under_way(args, runs):
+    """Whether the last of `runs`, methods and tags, has come to a checkpoint since the first was begun: an older one is of a
+    run that --overwrite was replacing."""
+    folders = [args.output_dir / tag for _, tag in runs]
+    begun = [made_by(folder).get("started", "") for folder in folders]
+    return (folders[-1] / CHECKPOINT).exists() and begun == sorted(begun)
+
+
 def check_paths(args):
     """Raise UserError for a path to start from that the run would overwrite, or whose images held-out ones cannot judge."""
     for flag, path in (("--weight", args.weight), ("--control-of", args.control_of), ("--teacher", args.teacher)):

@@ -62,7 +62,10 @@ class TrainingMatcher(Matcher):
     def __init__(self, learner, dataset, method):
         super().__init__(learner, dataset, replace(method, match_classes=0, aug_setting="class"))
         options, device, source = self.options, learner.accelerator.device, learner.source
-        own = options["unroll_order"] == "steps"
+        own, processes = options["unroll_order"] == "steps", learner.accelerator.num_processes
+        if 0 < options["unroll_batch"] < processes:
+            raise UserError(f"--unroll-batch {options['unroll_batch']}: {processes} processes share these images: give "
+                            f"{processes} or more")
         self.optimizer = UNROLLED[options["unroll_optimizer"]](options["unroll_momentum"])
         self.rates = torch.full((options["unroll"] if own else 1,), options["step_size"], device=device)
         stored = isinstance(source, StoredSource)
@@ -229,6 +232,13 @@ class TrainingMatcher(Matcher):
             self.labelling.step()
         self.learning.step()
         self.rates.clamp_(min=_SMALLEST)
+
+    def check(self, step):
+        """Raise UserError if what is learned is NaN or infinite after `step` steps: also where all trainings are skipped."""
+        super().check(step)
+        for values, flag in ((self.rates, "--step-size-lr"), (self.logits, "--label-lr")):
+            if values is not None and not values.isfinite().all():
+                raise UserError(f"what {flag} learns was NaN or infinite after step {step}: lower it")
 
     def state_dict(self):
         labels = {} if self.logits is None else {"logits": self.logits, "labelling": self.labelling.state_dict()}

@@ -131,7 +131,8 @@ def weights_digest(path):
     place, found = local_copy(path), hashlib.blake2b(digest_size=16)
     file = file_of_set(path)
     folder = place if (place / INDEX).exists() else _model_folder(place) or place
-    weights = (file for kind in ("*.safetensors", "*.bin") for file in folder.rglob(kind) if file.name != ROWS)
+    weights = (file for kind in ("*.safetensors", "*.bin") for file in folder.rglob(kind)
+               if file.name != ROWS and not file.name.startswith("."))
     files = set_files(file) if file else sorted(weights)
     if not files:
         raise UserError(f"{path} holds no weights: name the folder of a run, of a saved model or a checkpoint")
