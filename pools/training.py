@@ -184,7 +184,8 @@ def embed_images(model, images, spec, batch_size=512, engine=EAGER, rows=None):
 @torch.no_grad()
 def _outputs(model, images, spec, batch_size, look, rows=None):
     """What the function `look` makes of each standardised batch, while the model is in eval mode, as one tensor."""
-    batches = images.split(batch_size) if rows is None else (take(images, part) for part in rows.split(batch_size))
+    everything = torch.arange(len(images)) if rows is None else rows
+    batches = (take(images, part) for part in split_batches(everything, batch_size))  # a single image alone rounds otherwise
     training = model.training
     model.eval()
     outputs = [look(standardise(to_signed(batch), spec)) for batch in batches]

@@ -15,7 +15,7 @@ from gendistil.common.engine import Engine
 from gendistil.common.errors import UserError
 from gendistil.common.rng import stream
 from gendistil.data import standardise, to_signed
-from pools import ClassifierPool, RandomPool, accuracy, embed_images
+from pools import ClassifierPool, RandomPool, accuracy, build_classifier, embed_images
 from pools.pool import snapshot_steps
 
 SETTINGS = {"members": 2, "epochs": 4, "snapshots": 3, "lr": 0.1, "aug_type": "crop", "options": {"convnet": {"width": 16}}}
@@ -338,3 +338,17 @@ def test_the_precision_of_the_pretraining_is_a_part_of_what_a_pool_is(digits, fo
     small = {**SETTINGS, "members": 1, "epochs": 1, "snapshots": 1}
     exact, mixed = (ClassifierPool(digits, folder, cpu(), **small, engine=engine) for engine in (Engine(cpu()), Half()))
     assert exact.dir != mixed.dir
+
+
+@pytest.mark.parametrize(("count", "seen"), [(1, [1]), (3, [3]), (4, [4]), (5, [5]), (6, [4, 2]), (9, [4, 5])])
+def test_no_image_is_seen_alone_after_others(digits, monkeypatch, count, seen):
+    """Because a network rounds otherwise there, by which what is kept would differ from what is asked for again."""
+    sizes = []
+    network = build_classifier("convnet:depth=1,width=8", 1, 8, 10)
+    monkeypatch.setattr(network, "embed", lambda batch: sizes.append(len(batch)) or batch.flatten(1))
+    images = digits.train.images[:count]
+    for rows in (None, torch.arange(count)):
+        sizes.clear()
+        assert torch.equal(embed_images(network, images, digits.spec, 4, rows=rows), standardise(to_signed(images), digits.spec)
+                           .flatten(1))
+        assert sizes == seen
