@@ -267,8 +267,8 @@ unrolled: $(BIN)/.installed
 	$(RUN) validate.py $(call GO,published) $(STUDENTS) --num-eval 3 --protocol dsa \
 	    --pretrain-weight $(foreach name,mtt datm,$(name)=$(OUT)/$(name))
 
-# The same ten images of a class of MNIST by all methods that learn pixels, matched by ConvNets of half the width, and `dd` by LeNets, as
-# its authors have it: on a thread, three hours, of which experts take 40 minutes and students half.
+# Ten images of a class of MNIST by methods that match gradients or train networks on the images, with ConvNets of half the width; `dd`,
+# of which one image of a class too, with LeNets, as its authors have it. On a thread five hours: experts 40 minutes, students two hours.
 ten: OUT = ten-results
 ten: DATA = mnist
 ten: HALF = --ipc 10 --pool convnet:width=64

@@ -87,14 +87,14 @@ def main(argv=None):
             images, labels = real.batch(own_rows(accelerator, shuffle.indices(step)))
             trainer.pace(step / steps)
             loop.report(trainer.step(to_signed(images), labels, step))
+            if loop.due(args.sample_interval):
+                run.images(MODEL_FOLDER, *trainer.grid(), loop.done)
             scored = judge and loop.due(judge.judging.eval_interval)
             if scored:
                 trainer.check(loop.done)
                 judge.score(learner, loop.done)
                 over = judge.over()
                 loop.last = loop.last or over
-            if loop.due(args.sample_interval):
-                run.images(MODEL_FOLDER, *trainer.grid(), loop.done)
             if loop.saves(1 if scored else args.save_interval):  # the model that a score kept goes with its checkpoint
                 trainer.check(loop.done)
                 if not judge or not judge.summary["best_step"]:

@@ -23,7 +23,7 @@ from gendistil.common.errors import UserError
 from gendistil.common.files import replacing, writing
 from gendistil.common.flags import add_flags, from_flags, given
 from gendistil.common.run import made_by, same_moments
-from gendistil.data.folders import folder_names
+from gendistil.data.folders import folder_names, same_classes
 from gendistil.evaluation.ranking import RankingExport
 from gendistil.sources import (
     CHOICES,
@@ -90,6 +90,9 @@ def open_teacher(weight, facts, folder):
     if pool.definition["images"] is None:
         raise UserError(f"--teacher {folder} was a student of images that are not known: name a pool, or another student")
     same = list(spec.classes) == facts["classes"] and same_moments(facts, vars(spec)) is not False
+    if same_classes(facts["classes"], spec.classes) not in (None, [*range(spec.num_classes)]):
+        raise UserError(f"{folder} has learned the classes of --pretrain-weight {weight} in another order: name another "
+                        "--teacher")
     if "name" in facts and not same:
         raise UserError(f"{folder} has learned from images of {spec.name}, and not from those of {facts['name']} that "
                         f"--pretrain-weight {weight} was distilled from: give --teacher, a folder of classifiers that have")

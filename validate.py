@@ -59,8 +59,8 @@ def parse_args(argv=None):
     add_data_arguments(parser, whiten=True)
     what = parser.add_argument_group("what is judged")
     what.add_argument("--pretrain-weight", nargs="+", default=[], metavar="[NAME=]PATH",
-                      help="runs' folders, saved models' folders, hub:OWNER/NAME, or checkpoint files or sets of published "
-                           "code; NAME is what the report calls one, else its own name")
+                      help="runs' folders, saved models' folders, hub:OWNER/NAME, checkpoint files or sets of published code, "
+                           "or folders with one of pictures for each class; NAME is what the report calls one, else its own")
     what.add_argument("--compare", nargs="*", choices=("random", "whole", "none"), default=None,
                       help=f"also judge {REAL} and the {WHOLE}, or one (default: none, but random beside a teacher's labels)")
     what.add_argument("--ranking", action="store_true", help="also train students without augmentation, and report the scores "

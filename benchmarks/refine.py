@@ -115,6 +115,7 @@ def main():
                 "refined_by": teacher.name if teacher else None, "model": usual_classifier(dataset.spec.size),
                 "students": args.students, "eval_epochs": args.eval_epochs, "seed": args.seed,
                 "image_size": dataset.spec.size, "held_out": args.held_out, "classes": args.classes,
+                "mirror": args.mirror,
                 "whiten": args.whiten, "generator": weights_digest(run),
                 "classifiers": [*teacher.weights] if teacher else []}
     axes = axes_of(args, source, teacher)

@@ -89,6 +89,7 @@ def search(args, variants, engine, dataset, train_one, **facts):
     device = engine.accelerator.device
     make_folder(args.output.parent)
     settings = {"data": dataset.spec.name, "image_size": dataset.spec.size, "held_out": args.held_out,
+                "mirror": args.mirror,
                 "train_seconds": args.seconds, "repeats": args.repeats, "scores": args.scores,
                 "eval_epochs": args.eval_epochs, "model": usual_classifier(dataset.spec.size), "compile": args.compile,
                 "device": device_name(device), **facts}

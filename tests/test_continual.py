@@ -216,7 +216,7 @@ def test_two_processes_judge_what_one_does(command, tmp_path):
     (("--memory", DM, "--steps", 3), "--steps 3 cannot share 10 classes evenly: give one of 1, 2, 5, 10"),
     (("--memory", DM, "--labels", "pool"), "--labels pool: memory 'dm' is matched with no pretrained pool"),
     (("--memory", f"gan={GAN}", "--labels", "pool"), "&& pool_match.py --steps 0 to a generator"),
-    (("--memory", "mtt=pool_match.py --method mtt", "--steps", 10), "--match trajectory: of one class a step experts learn"),
+    (("--memory", "mtt=pool_match.py --method mtt", "--steps", 10), "--match trajectory: networks learn nothing of one class"),
     (("--memory", DM, "--aug-type", "blur"), "blur"),
     (("--memory", DM, "--replay-ipc", 3), "no --memory is one: leave them out"),
     (("--memory", DM, "--eval-model", "convnet:colour=9"), "unknown option of convnet 'colour'"),

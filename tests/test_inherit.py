@@ -134,7 +134,7 @@ def test_the_plugin_of_a_data_set_is_asked_for(call, fails, tmp_path, monkeypatc
     (tmp_path / "mine.py").write_text("from gendistil.data import DATASETS\nDATASETS['mine'] = DATASETS['digits']\n")
     call(pool_match, "--plugin", "mine.py", "--data", "mine", "--method", "random", "--ipc", 1, "--eval-epochs", 1)
     monkeypatch.delitem(DATASETS, "mine")
-    assert "results/match learned 'mine', which is no data set here: its run was given --plugin mine.py" in fails(
+    assert "results/match learned 'mine', which is no data set here: its run was given --plugin mine.py: give it" in fails(
         2, validate, "--pretrain-weight", "results/match")
     monkeypatch.setitem(DATASETS, "mine", DATASETS["digits"])  # as the plugin does
     call(validate, "--pretrain-weight", "results/match", "--ipc", 1, *QUICK[:-1])
@@ -188,3 +188,10 @@ def test_whether_images_may_be_mirrored_is_known_to_all_stages(call, fails, tmp_
         2, gen_condense, "--output-dir", results, "--tag", "gan", "--mirror", "--resume")
     call(validate, "--tag", "usual", *data, "--compare", "random", "--ipc", 1, *QUICK[:-1])
     assert read_report(results / "usual" / "report.json")[0]["data"] == "letters, 8 pixels"
+    call(pool_match, "--tag", "mirrored", *data, "--method", "random", "--ipc", 1, "--eval-epochs", 1)
+    pairs = (results / "gan", results / "mirrored"), (results / "mirrored", results / "gan")
+    for pair in pairs:
+        assert "some were learned by --mirror or --no-mirror and some were not: give one" in fails(
+            2, validate, "--tag", "both", "--pretrain-weight", *pair)
+    args = validate.parse_args(["--pretrain-weight", str(results / "gan"), "--data", "digits"])
+    assert args.mirror is None  # what is said of letters is not said of other data

@@ -318,18 +318,21 @@ def test_two_runs_neither_begin_by_resume_nor_replace_another(command, fails, ru
     assert "cut was stopped in cut-inversion: repeat the flags" in error
 
 
-def test_a_second_run_that_is_older_than_the_first_begins_anew(tmp_path, monkeypatch):
+def test_a_second_run_that_is_older_than_the_first_begins_anew(tmp_path, monkeypatch, capsys):
     """As a kill leaves them while --overwrite replaces both, the first by now."""
     called = []
     monkeypatch.setattr(pool_match, "match", lambda run: called.append((run.tag, run.resume, run.overwrite)))
     words = ["--output-dir", str(tmp_path), "--tag", "x", "--method", "itgan", "--weight", "gan", "--resume"]
-    for first, second in (("2026-01-02T10:00:00Z", "2026-01-02T09:00:00Z"), ("2026-01-02T10:00:00Z", "2026-01-02T11:00:00Z")):
-        for tag, method, started in (("x-inversion", "inversion", first), ("x", "itgan", second)):
+    for first, second in ((10, {"begun": 9, "started": 11}), (10, {"started": 9}), (10, {"begun": 11, "started": 12})):
+        for tag, method, times in (("x-inversion", "inversion", {"begun": first, "started": 20}), ("x", "itgan", second)):
             (tmp_path / tag).mkdir(exist_ok=True)
-            write_json(tmp_path / tag / "config.json", {"commands": [], "method": method, "started": started})
+            times = {name: f"2026-01-02T{hour:02d}:00:00Z" for name, hour in times.items()}
+            write_json(tmp_path / tag / "config.json", {"commands": [], "method": method, **times})
             (tmp_path / tag / "checkpoint.pt").touch()
         pool_match.main(words)
-    assert called == [("x-inversion", True, False), ("x", False, True), ("x", True, False)]
+    anew = [("x-inversion", True, False), ("x", False, True)]
+    assert called == [*anew, *anew, ("x", True, False)]  # which a resumed inversion does not change
+    assert capsys.readouterr().err.count("x was begun before ") == 2
 
 
 @pytest.mark.parametrize(("words", "said"), [

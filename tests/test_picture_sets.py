@@ -43,7 +43,9 @@ def levels_of(folder, spec=None, ipc=2):
     ({"n1": 10, "n2": 200}, ("cat", "ant"), [10, 11, 200, 201], ", by the order of their names; its class i is"),
     ({str(i): i for i in (0, 2, 10, 1, *range(3, 10))}, tuple("abcdefghijk"), None, ", by the order of their names"),
     ({"a_b": 10, "c": 90}, ("c", "a/b"), [90, 91, 10, 11], " with the names of the classes"),
-], ids=["names", "order", "numbers", "spelled"])
+    ({"Ankle boot": 10, "bag": 90}, ("Bag", "Ankle boot"), [90, 91, 10, 11], " with the names of the classes"),
+    ({"A": 10, "a": 90}, ("a", "A"), [90, 91, 10, 11], " with the names of the classes"),
+], ids=["names", "order", "numbers", "spelled", "spaces", "cases"])
 def test_folders_are_classes(tmp_path, capsys, levels, classes, found, words):
     folder = write(tmp_path / "set", levels)
     assert levels_of(folder, replace(SPEC, classes=classes)) == (found or [i + j for i in range(11) for j in (0, 1)])
@@ -57,8 +59,10 @@ def test_pictures_are_brought_to_the_shape_of_the_data(tmp_path, capsys, kind):
     (folder / "ant" / "notes.txt").write_text("of the set")
     (folder / "sheet.png").write_bytes(b"no picture of a class")
     assert levels_of(folder, SPEC) == [200, 201, 10, 11]
-    assert "set is read as pictures in folders with the names of the classes, brought to 8 pixels a side; " in (
-        capsys.readouterr().err)
+    said = capsys.readouterr().err
+    assert "set is read as pictures in folders with the names of the classes, brought to 8 pixels a side; " in said
+    assert "set: 2 of 6 files are not read (.txt, pictures elsewhere)" in said
+    assert load_source(folder, reading=Reading(), spec=replace(SPEC, channels=1)).channels == 1
     source = load_source(folder, reading=Reading())  # without a data set as they are
     assert (source.size, source.channels, source.max_ipc) == (20, 1, 2)
 
@@ -81,7 +85,23 @@ def test_a_set_is_known_by_all_its_pictures(tmp_path):
     folder = write(tmp_path / "set", {"ant": 10, "cat": 200})
     before = weights_digest(folder)
     Image.new("RGB", (8, 8)).save(folder / "cat" / "00001.png")
-    assert weights_digest(folder) != before
+    changed = weights_digest(folder)
+    (folder / "cat").rename(folder / "dog")
+    assert len({before, changed, weights_digest(folder)}) == 3
+
+
+def test_grey_pictures_in_colour_are_of_grey_data(tmp_path):
+    folder = write(tmp_path / "set", {"ant": 10, "cat": 200})
+    source = load_source(folder, reading=Reading(), spec=replace(SPEC, channels=1))
+    assert draw_set(source, 2, 0)[0][:, :, 4, 4].tolist() == [[200], [201], [10], [11]]
+
+
+def test_an_export_of_folders_keeps_their_names(call, fails, tmp_path):
+    write(tmp_path / "set", {"ant": 10, "cat": 200})
+    call(sample, "--pretrain-weight", "set", "--ipc", 2, "--output-dir", "again")
+    source = load_source("again", reading=Reading(), spec=SPEC)
+    assert draw_set(source, 2, 0)[0][:, 0, 4, 4].tolist() == [200, 201, 10, 11]
+    assert source.facts["classes"] == ["cat", "ant"]
 
 
 def test_a_draft_is_no_part_of_a_model(tmp_path):
@@ -101,6 +121,11 @@ def damaged(folder):
     (folder / "3" / "00001.png").write_bytes(b"nothing")
 
 
+def coloured(folder):
+    write(folder, dict.fromkeys("0123456789", 5))
+    Image.new("RGB", (8, 8), (5, 6, 7)).save(folder / "3" / "00001.png")
+
+
 def empty(folder):
     write(folder, dict.fromkeys("0123456789", 5), mode="L")
     (folder / "10").mkdir()
@@ -110,9 +135,10 @@ def empty(folder):
     (uneven, "set holds 1 to 2 images of a class: only sets with as many of each are taken"),
     (damaged, "3/00001.png: is not a readable image ("),
     (empty, "set holds no saved generator and no published set: name"),
-    (lambda path: write(path, dict.fromkeys("0123456789", 5)), "set makes 10 classes of 3x8x8 images, but the data set digits"),
-    (lambda path: write(path, dict.fromkeys("012", 5), mode="L"), "set makes 3 classes of 1x8x8 images, but the data set "),
-], ids=["uneven", "damaged", "empty", "colours", "classes"])
+    (coloured, "set makes 10 classes of 3x8x8 images, but the data set digits"),
+    (lambda path: write(path, dict.fromkeys("abc", 5), mode="L"), "set makes 3 classes of 1x8x8 images, but the data set "),
+    (lambda path: write(path, dict.fromkeys("a3c", 5), mode="L"), "set has a folder of class '3' of digits, and not "),
+], ids=["uneven", "damaged", "empty", "colours", "classes", "some"])
 def test_what_is_wrong_is_said_in_a_line(fails, tmp_path, monkeypatch, make, message):
     monkeypatch.chdir(tmp_path)
     make(tmp_path / "set")

@@ -192,16 +192,18 @@ def test_one_real_image_of_a_class_has_no_distribution(digits):
     for fits in (row, METHODS["random"], dataclasses.replace(row, match="energy", aug_setting="image", match_batch=2),
                  dataclasses.replace(row, match="moments"), dataclasses.replace(row, match="cf", match_classes=5)):
         build.make_matcher(fits, learner, few)
-    for match in ("moments", "cf"):  # in units of all classes that are compared together, here of one
-        with pytest.raises(UserError, match=f"--match {match}: a class has one training image"):
-            build.make_matcher(dataclasses.replace(row, match=match, class_batch=1), learner, few)
+    for match, parts in itertools.product(("moments", "cf"), ({"class_batch": 1}, {"class_batch": 3}, {"match_classes": 1},
+                                                              {"class_batch": 5, "match_classes": 1})):
+        with pytest.raises(UserError, match=f"--match {match}: a class has one training image"):  # and may be compared alone
+            build.make_matcher(dataclasses.replace(row, match=match, **parts), learner, few)
 
 
 def test_trainings_that_can_teach_nothing_are_refused(digits):
     learner, _ = pixel_learner(digits)
     method = dataclasses.replace(METHODS["mtt"], unroll_batch=1)
-    with pytest.raises(UserError, match="--match trajectory: of one class alone experts learn nothing"):
-        build.make_matcher(method, learner, digits.of([3]))
+    for name in ("mtt", "bptt"):
+        with pytest.raises(UserError, match=f"--match {METHODS[name].match}: networks learn nothing of one class alone"):
+            build.make_matcher(METHODS[name], learner, digits.of([3]))
     matcher = build.make_matcher(method, learner, digits)
     matcher.check(1)
     matcher.rates.fill_(torch.nan)

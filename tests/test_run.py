@@ -285,6 +285,16 @@ def test_a_run_that_is_killed_while_it_replaces_another_can_be_replaced(tmp_path
     assert not (tmp_path / "run" / "report.json").exists()
 
 
+def test_a_run_knows_when_it_was_begun(tmp_path, monkeypatch):
+    found = []
+    for hour, resume in ((1, False), (2, True), (3, True)):
+        monkeypatch.setattr(runs.time, "strftime", lambda *words, hour=hour: f"hour {hour}")
+        Run(options(tmp_path, resume=resume), Accelerator(cpu=True)).close()
+        config = json.loads((tmp_path / "run" / "config.json").read_text())
+        found.append((config["begun"], config["started"]))
+    assert found == [("hour 1", "hour 1"), ("hour 1", "hour 2"), ("hour 1", "hour 3")]
+
+
 def test_what_is_replaced_loses_its_checkpoint_first(tmp_path, monkeypatch):
     Run(options(tmp_path), Accelerator(cpu=True)).close()
     for name in ("a.json", CHECKPOINT, "z.json"):

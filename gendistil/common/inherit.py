@@ -131,8 +131,8 @@ def inherit_data(args, weight=None, *others):
     run of `weight`.
 
     Raises UserError for a model on a hub that has learned a folder of pictures, for a run that has learned a data set of a
-    plugin which is not there, and where no flag says whether images are whitened and the runs of `weight` and `others` differ
-    in that.
+    plugin which is not there, and where no flag says whether images are whitened, or may be mirrored, and the runs of `weight`
+    and `others` differ in that.
     """
     config = made_by(weight)
     if args.data is None:
@@ -141,8 +141,9 @@ def inherit_data(args, weight=None, *others):
             raise UserError(f"{weight} learned {name}, a folder of whoever made it: give --data, that of its pictures here")
         args.data = config.get("data") or "digits"
         plugins = " ".join(f"--plugin {file}" for file in config.get("plugin") or [])
-        if plugins and not INHERITED["data"](args.data) and not Path(args.data).expanduser().exists():
-            raise UserError(f"{weight} learned '{args.data}', which is no data set here: its run was given {plugins}")
+        if plugins and os.sep not in args.data and not INHERITED["data"](args.data) and not Path(args.data).exists():
+            raise UserError(f"{weight} learned '{args.data}', which is no data set here: its run was given {plugins}: give it "
+                            "again")
         if args.image_size is None:
             args.image_size = config.get("image_size")
         if args.classes is None:
@@ -150,7 +151,12 @@ def inherit_data(args, weight=None, *others):
         if args.data_dir is None and config.get("data_dir"):
             args.data_dir = Path(config["data_dir"])
     if args.mirror is None:
-        args.mirror = config.get("mirror")
+        runs = [run for run in (config, *map(made_by, others)) if run.get("data") and same_place(args.data, run["data"])]
+        said = {run.get("mirror") for run in runs} or {None}
+        if len(said) > 1:
+            raise UserError("--pretrain-weight: some were learned by --mirror or --no-mirror and some were not: give one of "
+                            "them, for all")
+        args.mirror, = said
     if args.held_out is None:
         args.held_out = config.get("held_out", 0.1)
     if "whiten" in args:

@@ -143,6 +143,7 @@ class Run:
                            "processes": accelerator.num_processes, "device": device_name(accelerator.device),
                            "mixed_precision": accelerator.mixed_precision, "versions": _versions(), "commit": _commit(),
                            "started": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())}
+            self.config["begun"] = kept.get("begun") or kept.get("started") or self.config["started"]  # before all resuming
             write_json(self.dir / CONFIG, self.config)
         accelerator.wait_for_everyone()
 

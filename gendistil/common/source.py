@@ -45,7 +45,7 @@ class Source:
     read_by = ()
     """The names of flags that said how its file is read."""
     facts = None
-    """What `sample.py` says of the set that it was read from, a dict, if it was."""
+    """Of a set that was read: the names of its classes, and what else `sample.py` says of it, a dict, if anything is known."""
     answers = None
     """Where a teacher is kept and asked: `answers(batch, targets, spec)` are soft labels, float [B, K], in place of `targets`,
     int64 [B] or float [B, K], for a batch as students see it, standardised by `spec` and augmented, [B, C, H, W]. None where

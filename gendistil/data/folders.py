@@ -1,4 +1,5 @@
-"""Folders of pictures in ImageFolder layout, decoded once to uint8 and kept in a cache beside them."""
+"""Folders of pictures: data sets in ImageFolder layout, decoded once to uint8 and kept in a cache beside them, and distilled
+sets."""
 
 import contextlib
 import hashlib
@@ -81,6 +82,16 @@ def folder_names(classes):
     return names
 
 
+def same_classes(names, classes):
+    """Which of `classes` each of `names` is, as they are or as folders spell them: a list of indices; None unless both are one
+    set of names."""
+    for spell in (lambda some: [*map(str, some)], folder_names, lambda some: [name.lower() for name in folder_names(some)]):
+        own, known = spell(names), spell(classes)
+        if sorted(own) == sorted(known):
+            return [known.index(name) for name in own]
+    return None
+
+
 def class_folders(folder):
     """A dict of the names of the folders in `folder` and the paths of the pictures that lie in each, both in the order of their
     names, of names that are whole numbers by these; an empty one if there is a folder without pictures, or none."""
@@ -94,10 +105,11 @@ def class_folders(folder):
     return {name: found[name] for name in order} if all(found.values()) else {}
 
 
-def read_pictures(folder, paths, size=None, channels=1):
+def read_pictures(folder, paths, size=None, channels=None):
     """Pictures of `folder`, decoded as those of `load_folder` are: (uint8 [N, C, size, size], whether any had another size).
 
-    Args: size, if it is not that of the pictures; channels, of which there are as many at least.
+    Args: size, if it is not that of the pictures; channels, what they are to have where that changes nothing of them: three of
+    grey ones, one of what is grey and saved in colour. A line says how many other files there are.
     Raises UserError for a picture that cannot be read, and without a size where they are no squares of one size.
     """
     sizes = {(width, height) for _, width, height in _sizes(paths)}
@@ -106,8 +118,13 @@ def read_pictures(folder, paths, size=None, channels=1):
         if sizes - {(size, size)}:
             raise UserError(f"{folder} holds pictures of several sizes, or some that are no squares: only validate.py, whose "
                             "--data says the size, takes them")
-    images = torch.from_numpy(_decode_all(folder, [paths], size, Counter())[0])
-    return images.expand(-1, max(channels, images.shape[1]), -1, -1), bool(sizes - {(size, size)})
+    others = Counter()
+    elsewhere = len(list(_walk(folder, others))) - len(paths)
+    others.update({"pictures elsewhere": elsewhere} if elsewhere else {})
+    images = torch.from_numpy(_decode_all(folder, [paths], size, others)[0])
+    if channels == 1 and bool((images == images[:, :1]).all()):
+        images = images[:, :1]
+    return images.expand(-1, max(channels or 1, images.shape[1]), -1, -1), bool(sizes - {(size, size)})
 
 
 def make_folder(data_dir):

@@ -183,9 +183,9 @@ class Memory:
                                     "others: make one for each by a command before, with && between the two")
             made.append(folder)
         row = override(METHODS[options.method], options) if "method" in options else None
-        expert = row and row.match in OBJECTIVES and OBJECTIVES[row.match].expert
-        if expert and dataset.spec.num_classes // args.steps == 1:
-            raise UserError(f"--memory {self.name}: --match {row.match}: of one class a step experts learn nothing: lower "
+        trains = row and row.match in OBJECTIVES and OBJECTIVES[row.match].per == "training" and row.steps != 0
+        if trains and dataset.spec.num_classes // args.steps == 1:
+            raise UserError(f"--memory {self.name}: --match {row.match}: networks learn nothing of one class alone: lower "
                             "--steps")
         if row and {PIXELS: row.init != "noise", LATENTS: True, DRAWN: row.pull > 0}.get(kind_of(row)):
             initial.check_count(dataset, args.ipc * row.factor**2, f"--memory {self.name} starts from: lower --ipc")

@@ -196,21 +196,24 @@ def make_matcher(method, learner, dataset):
     if row.expert and method.steps != 0 and last > method.pool_epochs:
         raise UserError(f"--max-start {method.max_start} and --expert-epochs {method.expert_epochs} need experts of {last} "
                         f"epochs: raise --pool-epochs, now {method.pool_epochs}")
-    if row.expert and dataset.spec.num_classes == 1:
-        raise UserError(f"--match {method.match}: of one class alone experts learn nothing: give more --classes")
-    if method.steps != 0 and row.spreads and _only_single_images(row, method, dataset):
+    if row.per == "training" and dataset.spec.num_classes == 1 and method.steps != 0:
+        raise UserError(f"--match {method.match}: networks learn nothing of one class alone: give more --classes")
+    if method.steps != 0 and row.spreads and _only_single_images(row, method, dataset, learner.accelerator.num_processes):
         raise UserError(f"--match {method.match}: a class has one training image, which has no distribution: give --match "
                         "mean, or more images")
     kind = TrainingMatcher if row.per == "training" else Matcher
     return kind(learner, dataset, method)
 
 
-def _only_single_images(row, method, dataset):
+def _only_single_images(row, method, dataset, processes):
     """Whether the unit of an objective may be the spread of one real image of each class that is compared, always the same."""
     if method.match_aug and method.aug_setting == "image":
         return False
-    together = {"class": 1, "all": method.class_batch or method.match_classes or dataset.spec.num_classes}
-    return int((dataset.train.labels.bincount() == 1).sum()) >= together[row.spreads]
+    classes = dataset.spec.num_classes
+    own = min(method.match_classes or classes, classes) // processes
+    batch = min(method.class_batch or own, own)
+    together = {"class": 1, "all": (own % batch or batch) * processes}  # the fewest classes that are compared at once
+    return int((dataset.train.labels.bincount(minlength=classes) == 1).sum()) >= together[row.spreads]
 
 
 def count_steps(method, learner, dataset):

@@ -91,9 +91,12 @@ def check_runs(args, runs):
 def under_way(args, runs):
     """Whether the last of `runs`, methods and tags, has come to a checkpoint since the first was begun: an older one is of a
     run that --overwrite was replacing."""
-    folders = [args.output_dir / tag for _, tag in runs]
-    begun = [made_by(folder).get("started", "") for folder in folders]
-    return (folders[-1] / CHECKPOINT).exists() and begun == sorted(begun)
+    first, *_, last = [args.output_dir / tag for _, tag in runs]
+    begun = [made.get("begun") or made.get("started") or "" for made in map(made_by, (first, last))]
+    there = (last / CHECKPOINT).exists()
+    if there and begun[0] > begun[1]:
+        say(f"{last} was begun before {first}, from which it starts, so it begins anew")
+    return there and begun[0] <= begun[1]
 
 
 def check_paths(args):

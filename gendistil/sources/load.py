@@ -4,6 +4,7 @@ import contextlib
 import hashlib
 import json
 import logging
+import os
 from pathlib import Path
 
 import torch
@@ -78,7 +79,8 @@ def _saved_kind(folder, path, reading):
 
 
 def _of_file(file, device, reading, spec):
-    """The source in a file: a published set, where there is a `Reading`, or a generator of published code."""
+    """The source in a file or a folder of pictures: a published set, where there is a `Reading`, or a generator of published
+    code."""
     state = open_set(file)
     source = read_set(state, file, reading, spec, device) if reading else None
     if source is None:
@@ -118,7 +120,7 @@ def _model_folder(place):
 
 
 def file_of_set(path):
-    """The file of a published set or checkpoint at `path`, as `set_file` has it; None in a folder that holds a model."""
+    """The file or folder of a published set or checkpoint at `path`, as `set_file` has it; None in one that holds a model."""
     if is_hub(path):
         return None
     place = local_copy(path)
@@ -136,6 +138,8 @@ def weights_digest(path):
     files = set_files(file) if file else sorted(weights)
     if not files:
         raise UserError(f"{path} holds no weights: name the folder of a run, of a saved model or a checkpoint")
+    for name in files if file and file.is_dir() else ():
+        found.update(os.fsencode(os.path.relpath(name, file)))
     for file in files:
         with open(file, "rb") as opened:
             while part := opened.read(2**24):

@@ -1,4 +1,4 @@
-"""Sets of images in files of other repositories, and in those that `sample.py` writes, as stored pixels of this suite."""
+"""Sets of images as stored pixels of this suite: in files of other repositories and of `sample.py`, and in folders."""
 
 import json
 import re
@@ -16,7 +16,7 @@ from gendistil.common.files import load_checkpoint
 from gendistil.common.flags import flag_of, given, option
 from gendistil.common.source import check_fits
 from gendistil.data import Whitened, original, to_signed
-from gendistil.data.folders import class_folders, folder_names, read_pictures
+from gendistil.data.folders import class_folders, read_pictures, same_classes
 from gendistil.sources.pixels import PixelSet
 from gendistil.sources.taught import LEARNED_LABELS, Rows
 
@@ -43,8 +43,8 @@ def check_read(args, sources):
 
 @dataclass
 class Content:
-    """What a file holds: images [N, C, H, W] in units of its own, labels int64 [N], perhaps logits float [N, K] that `teacher`
-    answered and a step size, what `sample.py` says of its own, and what else to say of it."""
+    """What a file or folder holds: images [N, C, H, W] in units of its own, labels int64 [N], perhaps logits float [N, K] that
+    `teacher` answered and a step size, the names of its classes and what `sample.py` says of its own, and what else to say."""
 
     images: torch.Tensor
     labels: torch.Tensor
@@ -91,15 +91,18 @@ def _with_labels(images, path, spec):
 
 
 def _of_folders(state, path, spec):
-    pictures, known = dict(state), folder_names(spec.classes) if spec else []
-    named = sorted(pictures) == sorted(known)
-    order = known if named else pictures
-    paths = [picture for name in order for picture in pictures[name]]
-    images, resized = read_pictures(path, paths, *((spec.size, spec.channels) if spec else ()))
-    counts = torch.tensor([len(pictures[name]) for name in order])
-    labels = torch.arange(len(order)).repeat_interleave(counts)
-    more = " with the names of the classes" if named else ", by the order of their names"
-    return Content(images, labels, facts={"classes": [*order]},
+    pictures, more = dict(state), ""
+    if spec:
+        named = same_classes(pictures, spec.classes)
+        some = [name for name in pictures if any(same_classes([name], [known]) for known in spec.classes)]
+        if some and not named:
+            raise UserError(f"{path} has a folder of class '{some[0]}' of {spec.name}, and not one for each of its classes and "
+                            "no others: name all folders as the classes, or none")
+        more = " with the names of the classes" if named else ", by the order of their names"
+    images, resized = read_pictures(path, [file for files in pictures.values() for file in files],
+                                    *((spec.size, spec.channels) if spec else ()))
+    labels = torch.arange(len(pictures)).repeat_interleave(torch.tensor([*map(len, pictures.values())]))
+    return Content(images, labels, facts={"classes": [*pictures]},
                    more=more + (f", brought to {spec.size} pixels a side" if resized else ""))
 
 
@@ -217,7 +220,8 @@ def open_set(file):
 
 
 def read_set(state, path, reading, spec=None, device="cpu"):
-    """The `PixelSet` in `state`, which `open_set` read from the file `path`, on a device; None if none of `FORMATS` holds it.
+    """The `PixelSet` in `state`, which `open_set` read from the file or folder `path`, on a device; None if none of `FORMATS`
+    holds it.
 
     Args: reading, a `Reading`; spec, of the data set that it was made from, without which standardised images are refused.
     Values stay as they are, float32, and are cut to [-1, 1] and rounded when students see them; its `remark` says how many are
@@ -231,27 +235,31 @@ def read_set(state, path, reading, spec=None, device="cpu"):
         raise UserError(f"{path} does not say how many images each of its own holds: give --factor 1 for one, 2 for four")
     try:
         content = form.read(state, path, spec)
-        if content.images.is_floating_point() == (content.facts is not None):
+        if content.images.is_floating_point() == (form.signed is _from_bytes):
             raise ValueError(f"images of {content.images.dtype}")
         classes, ipc = _count(content, path)
         source = PixelSet(content.images.shape[3], content.images.shape[1], classes, ipc, factor, step_size=content.step_size)
     except (ArithmeticError, AttributeError, IndexError, KeyError, RuntimeError, TypeError, ValueError) as error:
         reason = f"{type(error).__name__}: {first_line(error)[:80]}"
         raise UserError(f"{path} holds a damaged set ({reason}): get it again") from None
-    source.facts, facts = content.facts, content.facts or {}
+    source.facts, facts, place = content.facts, content.facts or {}, None
     if spec:
         check_fits(source, spec, f"--pretrain-weight {path}")
         named = [*map(str, facts["classes"])] if "name" in facts else [*spec.classes]
         if named != [*spec.classes]:
             raise UserError(f"{path} is of the classes {' '.join(named[:5])} ..., and those of {spec.name} "
                             f"are {' '.join(spec.classes[:5])} ...: give the --data that it was made of")
+        place = same_classes(facts.get("classes", ()), spec.classes)  # where they are in an order of their own
+        source.facts = facts | {"classes": [*spec.classes]} if facts and place else source.facts
         if "whitening" in facts and not isinstance(spec, Whitened):
             say(f"{path} was learned for networks that see whitened images: give --whiten zca for such students")
-    order = content.labels.argsort(stable=True)
+    place = torch.tensor(place or range(classes))
+    order = place[content.labels.long()].argsort(stable=True)
     by_class = lambda values: values.detach().float()[order].unflatten(0, (classes, ipc))
     source.pixels.data = by_class(form.signed(content.images, spec, path))
     if content.logits is not None:
-        source.rows = Rows(by_class(content.logits).to(device), content.teacher, None, content.teacher == LEARNED_LABELS)
+        logits = by_class(content.logits[:, place.argsort()]).to(device)
+        source.rows = Rows(logits, content.teacher, None, content.teacher == LEARNED_LABELS)
     cut = float(((source.pixels.abs() - 1) * 255 > 1).float().mean() * 100)  # by more than half a level
     source.remark = f"{cut:.1f} % of its values cut to [0, 1]" if cut >= 0.05 else ""
     source.read_by = form.read_by
