@@ -8,15 +8,18 @@ from types import SimpleNamespace
 import pytest
 import torch
 from accelerate import Accelerator
+from conftest import SMALL_CLASSIFIER
 from parity_fixtures import load_data
 from prototypes import matcher_for
 
+import pool_match
 from gendistil.common.clustering import herding, k_center
 from gendistil.common.errors import UserError
 from gendistil.common.rng import stream
 from gendistil.data import Dataset, Spec, Split, standardise, to_signed, to_uint8
 from gendistil.evaluation import Protocol, evaluate, students
 from gendistil.matching import METHODS, PixelLearner, build, initial
+from gendistil.matching.trained import TrainingMatcher
 from gendistil.sources import DistilledDataset, draw_set, load_source
 from gendistil.sources.pixels import PixelSet, decode, mosaic, scales, zoom
 from pools import OnlinePool, RandomPool, accuracy
@@ -212,6 +215,14 @@ def test_trainings_that_can_teach_nothing_are_refused(digits):
     learner.accelerator = SimpleNamespace(num_processes=2, device=torch.device("cpu"))
     with pytest.raises(UserError, match="--unroll-batch 1: 2 processes share these images: give 2 or more"):
         build.make_matcher(method, learner, digits)
+
+
+def test_a_run_checks_what_matching_learns_too(call, monkeypatch):
+    checked = []
+    monkeypatch.setattr(TrainingMatcher, "check", lambda self, step: checked.append(step))
+    call(pool_match, "--method", "bptt", "--ipc", 1, "--steps", 1, "--unroll", 1, "--window", 1, "--match-batch", 2,
+         "--eval-epochs", 1, "--pool", SMALL_CLASSIFIER)
+    assert checked == [1]
 
 
 @pytest.mark.parametrize(("size", "factor"), [(8, 5), (8, 7), (28, 8), (30, 7), (15, 6)])
