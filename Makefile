@@ -268,7 +268,7 @@ unrolled: $(BIN)/.installed
 	    --pretrain-weight $(foreach name,mtt datm,$(name)=$(OUT)/$(name))
 
 # Ten images of a class of MNIST by methods that match gradients or train networks on the images, with ConvNets of half the width; `dd`,
-# of which one image of a class too, with LeNets, as its authors have it. On a thread five hours: experts 40 minutes, students two hours.
+# of which one image of a class too, with LeNets, as its authors have it. On a thread four hours: experts 40 minutes, students two hours.
 ten: OUT = ten-results
 ten: DATA = mnist
 ten: HALF = --ipc 10 --pool convnet:width=64

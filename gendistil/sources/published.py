@@ -16,7 +16,7 @@ from gendistil.common.files import load_checkpoint
 from gendistil.common.flags import flag_of, given, option
 from gendistil.common.source import check_fits
 from gendistil.data import Whitened, original, to_signed
-from gendistil.data.folders import class_folders, read_pictures, same_classes
+from gendistil.data.folders import class_folders, folder_names, read_pictures, same_classes
 from gendistil.sources.pixels import PixelSet
 from gendistil.sources.taught import LEARNED_LABELS, Rows
 
@@ -94,9 +94,11 @@ def _of_folders(state, path, spec):
     pictures, more = dict(state), ""
     if spec:
         named = same_classes(pictures, spec.classes)
-        some = [name for name in pictures if any(same_classes([name], [known]) for known in spec.classes)]
-        if some and not named:
-            raise UserError(f"{path} has a folder of class '{some[0]}' of {spec.name}, and not one for each of its classes and "
+        spelled = lambda name: folder_names([name])[0].lower()
+        known = {spelled(name) for name in spec.classes}
+        some = next((name for name in pictures if spelled(name) in known), None)
+        if some is not None and not named:
+            raise UserError(f"{path} has a folder of class '{some}' of {spec.name}, and not one for each of its classes and "
                             "no others: name all folders as the classes, or none")
         more = " with the names of the classes" if named else ", by the order of their names"
     images, resized = read_pictures(path, [file for files in pictures.values() for file in files],
